@@ -1,0 +1,4 @@
+"""Training: one loop, objectives and data sets beside it."""
+
+if __name__ != "vgen.training":
+    raise ImportError("import this package as vgen.training, not as training")

@@ -1,0 +1,1 @@
+"""SpriteWorld: captioned clips with an answer key; see `world.py`."""
