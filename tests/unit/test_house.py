@@ -1,0 +1,81 @@
+"""The house rules that a machine can hold: packaging, links, guards, budgets."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAPPED = ("pipelines", "training", "configs", "assets")
+LIBRARY = ("vgen", *MAPPED)
+
+
+def _python_files() -> list[Path]:
+    return [
+        path
+        for top in LIBRARY
+        for path in sorted((ROOT / top).rglob("*.py"))
+        if not any(parent.is_symlink() for parent in path.parents) and "__pycache__" not in path.parts
+    ]
+
+
+def test_packages_list_equals_the_folders_with_an_init() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = set()
+    for path in _python_files():
+        if path.name == "__init__.py":
+            parts = path.parent.relative_to(ROOT).parts
+            found.add(".".join(parts if parts[0] == "vgen" else ("vgen", *parts)))
+    assert found == listed
+
+
+def test_every_module_lies_in_a_listed_package() -> None:
+    orphans = [str(p.relative_to(ROOT)) for p in _python_files() if not (p.parent / "__init__.py").exists()]
+    assert orphans == []
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_mapped_folders_are_linked_and_guarded(name: str) -> None:
+    link = ROOT / "vgen" / name
+    assert link.is_symlink() and link.resolve() == ROOT / name
+    run = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode != 0 and f"vgen.{name}" in run.stderr
+
+
+def test_no_top_level_package_called_tests() -> None:
+    assert not (ROOT / "tests" / "__init__.py").exists()
+
+
+def test_files_and_functions_keep_their_budget() -> None:
+    """At most 400 lines a file and 100 a function (HOUSE rules, hard limits)."""
+    over = []
+    for path in _python_files():
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 400:
+            over.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                if length > 100:
+                    over.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines")
+    assert over == []
+
+
+def test_generation_imports_nothing_from_training() -> None:
+    code = (
+        "import sys, vgen.pipelines as p; p.TextToVideoPipeline, p.ImageToVideoPipeline, p.MaskedPredictionPipeline, "
+        "p.InterpolationPipeline; print([m for m in sys.modules if m.startswith('vgen.training')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_importing_vgen_is_light() -> None:
+    code = "import sys, vgen; print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
