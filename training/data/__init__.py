@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Data sets: what a training step gets, as a pure function of (seed, step)."""

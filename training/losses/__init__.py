@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Losses and image measures, each a plain function of tensors."""

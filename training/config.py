@@ -1,0 +1,276 @@
+"""Training recipes: YAML with `key=value` overrides, checked before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vgen.errors import RequestError
+
+Share = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Base of all parts of a recipe: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class Stage(Strict):
+    """A stretch of a run with one mixture of clip lengths.
+
+    `frames` gives each clip length its share of the steps, `batch` its batch size.
+    """
+
+    steps: Count
+    frames: dict[int, Share]
+    batch: dict[int, Count]
+
+    @model_validator(mode="after")
+    def _check(self) -> Stage:
+        if sum(self.frames.values()) <= 0:
+            raise ValueError("frames needs at least one clip length with a share above 0")
+        missing = sorted(set(self.frames) - set(self.batch))
+        if missing:
+            raise ValueError(f"batch has no size for num_frames={missing[0]}; give one for each key of frames")
+        if min(self.frames) < 1:
+            raise ValueError(f"num_frames={min(self.frames)} is not a length; use 1 or more")
+        return self
+
+
+class OptimizerConfig(Strict):
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    muon_lr: float | None = Field(None, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+
+
+class ScheduleConfig(Strict):
+    """Warm-up and decay of the learning rate, in steps."""
+
+    name: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: int = Field(50, ge=0)
+    decay_steps: int = Field(0, ge=0)
+    final_ratio: float = Field(0.02, ge=0, le=1)
+
+
+class EmaConfig(Strict):
+    """Averaging of the weights: decay = min(limit, (1 + step) / (10 + step))."""
+
+    limit: float = Field(0.999, ge=0, lt=1)
+
+
+class EveryConfig(Strict):
+    """How often things happen, in steps; 0 switches validation off."""
+
+    log: Count = 25
+    checkpoint: Count = 500
+    validate_: int = Field(500, ge=0, alias="validate")
+
+
+class CheckpointConfig(Strict):
+    """How many checkpoints stay on disk."""
+
+    keep: int = Field(2, ge=2)
+
+
+class SpritesConfig(Strict):
+    """SpriteWorld, rendered on the fly."""
+
+    kind: Literal["sprites"] = "sprites"
+    tier: int | list[int] = 1
+    height: Count = 64
+    width: Count = 64
+    frame_rate: float = Field(8.0, gt=0)
+    num_clips: Count = 1_000_000
+    workers: int = Field(1, ge=0)
+
+
+class VaeObjectiveConfig(Strict):
+    """Reconstruction training of a causal video VAE. `model` holds the arguments of CausalVideoVAE."""
+
+    kind: Literal["vae"]
+    model: dict[str, Any]
+    init: Path | None = None
+    haar_weight: float = Field(0.2, ge=0)
+    haar_levels: Count = 3
+    kl_weight: float = Field(1e-6, ge=0)
+    foreground_weight: float = Field(9.0, ge=1)
+    validation_clips: Count = 16
+    validation_frames: Count = 17
+    statistics_clips: Count = 256
+
+
+class LatentCacheConfig(Strict):
+    """Which clips are encoded once: `groups` maps num_frames to a number of clips."""
+
+    groups: dict[int, Count]
+    folder: Path | None = None
+    batch: Count = 16
+
+
+class TextEncoderConfig(Strict):
+    """A small T5 encoder trained together with the transformer."""
+
+    d_model: Count = 128
+    d_kv: Count = 32
+    d_ff: Count = 256
+    num_layers: Count = 2
+    num_heads: Count = 4
+    vocabulary: int = Field(1024, ge=160)
+    max_length: Count = 64
+
+
+class TaskMix(Strict):
+    """Shares of what is given: nothing but text, the first frame, a prefix, or the last frame / both ends."""
+
+    text: Share = 0.60
+    first: Share = 0.25
+    prefix: Share = 0.10
+    other: Share = 0.05
+
+
+class FlowObjectiveConfig(Strict):
+    """Flow matching of a video transformer on cached latents. `model` holds the arguments of VideoDiT."""
+
+    kind: Literal["flow"]
+    vae: Path
+    model: dict[str, Any]
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    latents: LatentCacheConfig
+    tasks: TaskMix = TaskMix()
+    init: Path | None = None
+    text_drop: float = Field(0.1, ge=0, le=1)
+    uniform_share: float = Field(0.1, ge=0, le=1)
+    shift_terminal: float | None = Field(None, gt=0, lt=1)
+    validation_clips: Count = 64
+    sample_clips: int = Field(8, ge=0)
+    sample_steps: Count = 30
+    guidance_scale: float = Field(4.0, ge=0)
+    defaults: dict[str, Any] = {}
+
+
+class Recipe(Strict):
+    """A whole training run."""
+
+    name: str = Field(min_length=1)
+    seed: int = 0
+    output_dir: Path | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    mixed_precision: Literal["no", "bf16"] = "no"
+    num_threads: int | None = Field(None, ge=1)
+    gradient_accumulation: Count = 1
+    accept_other_data: bool = False
+    export_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    data: SpritesConfig = SpritesConfig()
+    objective: Annotated[VaeObjectiveConfig | FlowObjectiveConfig, Field(discriminator="kind")]
+    stages: list[Stage] = Field(min_length=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    ema: EmaConfig = EmaConfig()
+    every: EveryConfig = EveryConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes: `output_dir`, or runs/NAME."""
+        return self.output_dir if self.output_dir is not None else Path("runs") / self.name
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        path: a YAML file.
+        overrides: "key.subkey=value", values read as YAML; list items by number ("stages.0.steps=10").
+
+    Raises:
+        RequestError: the file is missing or not YAML, a key is unknown, a value is not allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(f"recipe={path}: there is no such file; give the path of a YAML recipe.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise RequestError(f"recipe={path} is not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise RequestError(f"recipe={path} holds no mapping; it must start with keys such as `name:` and `objective:`.")
+    for override in overrides or []:
+        _apply_override(content, override)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise RequestError(f"recipe={path}: {_explain(error)}") from None
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise RequestError(f"override={override!r} is not of the form key=value, e.g. optimizer.lr=1e-3.")
+    *parents, last = key.strip().split(".")
+    place: Any = content
+    for part in parents:
+        place = _child(place, part, key)
+    value = _yaml_value(text)
+    if isinstance(place, list):
+        place[_position(place, last, key)] = value
+    else:
+        place[_mapping_key(place, last)] = value
+
+
+def _child(place: Any, part: str, key: str) -> Any:
+    if isinstance(place, list):
+        return place[_position(place, part, key)]
+    if not isinstance(place, dict):
+        raise RequestError(f"override {key}: {part} lies inside a plain value; only mappings and lists have keys.")
+    child = place.setdefault(_mapping_key(place, part), {})
+    return child
+
+
+def _position(place: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise RequestError(
+            f"override {key}: {part} is no position in a list of {len(place)}; use 0 to {len(place) - 1}."
+        )
+    return int(part)
+
+
+def _mapping_key(place: dict[Any, Any], part: str) -> Any:
+    numbered = part.isdigit() and (int(part) in place or not place or any(isinstance(key, int) for key in place))
+    return int(part) if numbered else part
+
+
+def _yaml_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for problem in error.errors():
+        kind = problem["loc"][1:2] if problem["loc"][:1] == ("objective",) else ()
+        field = ".".join(str(part) for part in (problem["loc"][:1] + problem["loc"][2:] if kind else problem["loc"]))
+        given = "" if problem["type"] in ("missing", "extra_forbidden") else f" (given: {problem['input']!r})"
+        message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+        parts.append(f"{field or 'recipe'}: {message}{given}")
+    return "; ".join(parts)

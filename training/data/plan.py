@@ -1,0 +1,116 @@
+"""Which clip length and which samples each step gets: a pure function of (seed, step, micro, rank)."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vgen.training.config import Stage
+from vgen.training.randomness import Keys, generator
+
+Batch = dict[str, Tensor]
+
+
+class Draw(NamedTuple):
+    """What one micro-step trains on."""
+
+    keys: Keys
+    num_frames: int
+    indices: list[int]
+
+
+class Source(Protocol):
+    """A data set of clips, addressed by index."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a sample's content changes."""
+        ...
+
+    def size(self, num_frames: int) -> int:
+        """Number of different samples of that length."""
+        ...
+
+    def load(self, draw: Draw) -> Batch:
+        """The samples of `draw`, stacked."""
+        ...
+
+
+class BatchPlan:
+    """Clip length and sample indices of every step.
+
+    All processes agree on the length of a step; each draws its own samples, with replacement.
+
+    Args:
+        stages: of the recipe.
+        seed: of the recipe.
+        rank: process index.
+    """
+
+    def __init__(self, stages: Sequence[Stage], seed: int, rank: int = 0) -> None:
+        self.stages = list(stages)
+        self.seed = seed
+        self.rank = rank
+        self._ends = list(accumulate(stage.steps for stage in stages))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return self._ends[-1]
+
+    def stage(self, step: int) -> Stage:
+        """The stage that `step` (counted from 0) belongs to."""
+        return self.stages[min(bisect.bisect_right(self._ends, step), len(self.stages) - 1)]
+
+    def draw(self, step: int, micro: int, source: Source) -> Draw:
+        """Clip length and indices of a micro-step."""
+        stage = self.stage(step)
+        lengths = sorted(length for length, share in stage.frames.items() if share > 0)
+        shares = torch.tensor([stage.frames[length] for length in lengths], dtype=torch.float64)
+        chosen = torch.multinomial(shares, 1, generator=generator(self.seed, "length", step))
+        num_frames = lengths[int(chosen)]
+        keys = Keys(self.seed, step, micro, self.rank)
+        count = source.size(num_frames)
+        indices = torch.randint(count, (stage.batch[num_frames],), generator=keys.generator("order"))
+        return Draw(keys, num_frames, indices.tolist())
+
+
+class StepDataset(Dataset[Batch]):
+    """Batches addressed by micro-step number, so that workers can render ahead without changing anything."""
+
+    def __init__(self, plan: BatchPlan, source: Source, accumulation: int) -> None:
+        self.plan = plan
+        self.source = source
+        self.accumulation = accumulation
+
+    def __len__(self) -> int:
+        return self.plan.total_steps * self.accumulation
+
+    def __getitem__(self, index: int) -> Batch:
+        step, micro = divmod(index, self.accumulation)
+        return self.source.load(self.plan.draw(step, micro, self.source))
+
+
+def batches(plan: BatchPlan, source: Source, start_step: int, accumulation: int, workers: int) -> Iterator[Batch]:
+    """All micro-batches from `start_step` on, in order.
+
+    Args:
+        plan: what each step gets.
+        source: where the samples come from.
+        start_step: first optimiser step to serve.
+        accumulation: micro-batches a step.
+        workers: processes that render ahead; 0 renders in the calling process.
+    """
+    dataset = StepDataset(plan, source, accumulation)
+    numbers = range(start_step * accumulation, len(dataset))
+    return iter(
+        DataLoader(
+            dataset, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4 if workers else None
+        )
+    )

@@ -1,0 +1,73 @@
+"""Pixel losses and measures: weighted L1, PSNR (whole and on a mask), SSIM."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def foreground_weights(masks: Tensor, weight: float, margin: int = 1) -> Tensor:
+    """Pixel weights: `weight` on the objects and `margin` pixels around them, 1 elsewhere.
+
+    Args:
+        masks: bool [B, F, H, W].
+        weight: at least 1.
+        margin: pixels the masks are grown by, so that outlines count.
+    Returns:
+        float32 [B, 1, F, H, W].
+    """
+    grown = functional.max_pool2d(masks.float(), 2 * margin + 1, stride=1, padding=margin)
+    return (1.0 + (weight - 1.0) * grown).unsqueeze(1)
+
+
+def weighted_l1(difference: Tensor, weights: Tensor) -> Tensor:
+    """sum(w |d|) / sum(w) over all pixels and channels.
+
+    Args:
+        difference: [B, C, F, H, W].
+        weights: [B, 1, F, H, W].
+    """
+    return (difference.abs() * weights).sum() / (weights.sum() * difference.shape[1])
+
+
+def psnr(first: Tensor, second: Tensor, masks: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB over all given pixels together, as 8-bit images.
+
+    Args:
+        first: uint8 [B, F, H, W, 3].
+        second: the same shape.
+        masks: bool [B, F, H, W], the pixels that count; None counts all.
+    """
+    error = (first.double() - second.double()).square()
+    mean = float(error.mean() if masks is None else error[masks].mean())
+    return 10 * math.log10(255.0**2 / max(mean, 1e-10))
+
+
+def ssim(first: Tensor, second: Tensor) -> float:
+    """Structural similarity, mean over frames and channels (Wang et al. 2004: 11-pixel Gaussian, sigma 1.5).
+
+    Args:
+        first: uint8 [B, F, H, W, 3].
+        second: the same shape.
+    """
+    offsets = torch.arange(11, dtype=torch.float32) - 5
+    line = torch.exp(-offsets.square() / (2 * 1.5**2))
+    line = line / line.sum()
+    kernel = torch.outer(line, line)[None, None]
+
+    def blur(image: Tensor) -> Tensor:
+        return functional.conv2d(image, kernel)
+
+    a, b = (clip.flatten(0, 1).permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(1).float() for clip in (first, second))
+    mean_a, mean_b = blur(a), blur(b)
+    var_a = blur(a * a) - mean_a.square()
+    var_b = blur(b * b) - mean_b.square()
+    both = blur(a * b) - mean_a * mean_b
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    value = ((2 * mean_a * mean_b + c1) * (2 * both + c2)) / (
+        (mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2)
+    )
+    return float(value.mean())

@@ -1,0 +1,36 @@
+"""What the training loop asks of an objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vgen.training.control import Control
+from vgen.training.data.plan import Batch
+from vgen.training.randomness import Keys
+
+
+class Objective(nn.Module, ABC):
+    """A module that holds what is trained; its forward is the loss.
+
+    Sub-modules assigned as attributes are trained, averaged and checkpointed; what is only used belongs outside them.
+    """
+
+    def forward(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
+        """The same as `loss`: calling the module lets distributed wrappers see it."""
+        return self.loss(batch, keys)
+
+    @abstractmethod
+    def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a micro-batch, and detached scalars to log. All randomness comes from `keys`."""
+
+    @abstractmethod
+    def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
+        """Measure the present weights on held-out data and write a sample sheet into `folder`."""
+
+    @abstractmethod
+    def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
+        """Write the model with the present (averaged) weights to `folder`; returns closing measures."""

@@ -1,0 +1,140 @@
+"""From a recipe to a trained model: build everything, resume, train, export."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from vgen.errors import VgenError
+from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
+from vgen.training.control import Control, StopRequested
+from vgen.training.data.clips import SpriteClips
+from vgen.training.data.plan import BatchPlan, Source, batches
+from vgen.training.ema import Ema
+from vgen.training.journal import Journal
+from vgen.training.loop import Run, train
+from vgen.training.objectives.base import Objective
+from vgen.training.optimizers import LearningRate, build_optimizer, load_optimizer_state
+from vgen.training.state import CheckpointStore, TrainingState
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def run_recipe(
+    path: str | Path, overrides: list[str] | None = None, resume: bool = True, export_only: bool = False
+) -> Path:
+    """Train what a recipe describes, and export the averaged weights.
+
+    Args:
+        path: the YAML recipe.
+        overrides: "key=value" changes, e.g. "optimizer.lr=1e-3".
+        resume: go on from the newest valid checkpoint in the run's folder; False refuses a folder that has one.
+        export_only: train no further; export the newest checkpoint.
+
+    Returns:
+        The run's folder: log.jsonl, samples/, checkpoints/ and, once the recipe is finished, export/.
+
+    Raises:
+        RequestError: the recipe is wrong.
+        CheckpointError: the checkpoint belongs to other data or another model.
+        NonFiniteError: NaN or infinity in the loss or the gradients.
+    """
+    recipe = load_recipe(path, overrides)
+    folder = recipe.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe.num_threads is not None:
+        torch.set_num_threads(recipe.num_threads)
+    store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
+    newest = store.newest()
+    if newest is not None and not resume:
+        raise VgenError(f"output_dir={folder} already holds {newest.name}; resume it, or give another output_dir.")
+    with Control(folder) as control:
+        try:
+            finished = _train_and_export(recipe, folder, store, newest, control, export_only)
+        except StopRequested:
+            finished = False
+        if not finished:
+            control.acknowledge()
+    return folder
+
+
+def _train_and_export(
+    recipe: Recipe, folder: Path, store: CheckpointStore, newest: Path | None, control: Control, export_only: bool
+) -> bool:
+    accelerator = _accelerator(recipe)
+    objective, source = build_objective(recipe, control)
+    optimizer = build_optimizer(objective, recipe.optimizer)
+    learning_rate = LearningRate(optimizer, recipe.total_steps, recipe.schedule)
+    ema = Ema(objective, recipe.ema.limit)
+    fingerprint = source.fingerprint
+    start_step = 0
+    if newest is not None:
+        state = store.load(newest, None if recipe.accept_other_data else fingerprint)
+        restore(state, objective, ema, optimizer)
+        start_step = state.step
+    model, prepared = accelerator.prepare(objective, optimizer)
+    with Journal(folder / "log.jsonl", start_step, recipe.total_steps) as journal:
+        if start_step:
+            journal.say(f"resuming at step {start_step} of {recipe.total_steps}")
+        plan = BatchPlan(recipe.stages, recipe.seed, accelerator.process_index)
+        workers = recipe.data.workers if isinstance(source, SpriteClips) else 0
+        steps = batches(plan, source, start_step, recipe.gradient_accumulation, workers)
+        run = Run(
+            recipe, folder, accelerator, objective, model, prepared, learning_rate, ema, steps, store, journal, control,
+            fingerprint, start_step,
+        )  # fmt: skip
+        if not export_only and not train(run):
+            journal.say("stopped; run the same command again to go on")
+            return False
+        if accelerator.is_main_process:
+            with ema.applied(objective):
+                measured = objective.finish(folder / "export", _DTYPES[recipe.export_dtype], control)
+            journal.say(f"exported to {folder / 'export'} " + " ".join(f"{k} {v:.4g}" for k, v in measured.items()))
+    return True
+
+
+def build_objective(recipe: Recipe, control: Control) -> tuple[Objective, Source]:
+    """The recipe's objective and the source of its batches."""
+    clips = SpriteClips(recipe.data, "train")
+    held_out = SpriteClips(recipe.data, "validation")
+    if isinstance(recipe.objective, VaeObjectiveConfig):
+        from vgen.training.objectives.vae import VaeObjective
+
+        return VaeObjective(recipe.objective, clips, held_out, recipe.seed), clips
+    assert isinstance(recipe.objective, FlowObjectiveConfig)
+    raise NotImplementedError
+
+
+def restore(state: TrainingState, objective: Objective, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's tensors back where they were."""
+    objective.load_state_dict(state.model)
+    ema.load_state_dict(state.ema)
+    load_optimizer_state(optimizer, state.optimizer)
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    if "WORLD_SIZE" not in os.environ:
+        AcceleratorState._reset_state()
+    return Accelerator(cpu=recipe.device == "cpu", mixed_precision=recipe.mixed_precision)
+
+
+def main() -> None:
+    """`python -m vgen.training.run RECIPE [key=value ...]`."""
+    parser = argparse.ArgumentParser(description="Train what a recipe describes.")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("overrides", nargs="*", help="key=value, e.g. optimizer.lr=1e-3")
+    parser.add_argument("--export", action="store_true", help="train no further; export the newest checkpoint")
+    arguments = parser.parse_args()
+    try:
+        run_recipe(arguments.recipe, arguments.overrides, export_only=arguments.export)
+    except VgenError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()
