@@ -1,0 +1,77 @@
+"""3-D convolution that never looks ahead in time (or, where asked, looks both ways), padded by repeated frames."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FramePaddedConv3d(nn.Conv3d):
+    """Conv3d whose temporal border is made of repeated edge frames; zeros beyond the spatial border.
+
+    A causal one repeats the first frame kernel - 1 times in front, the other repeats the first and the last frame
+    (kernel - 1) // 2 times each. The frames are concatenated explicitly: convolution libraries are several times
+    faster that way than with temporal padding of their own.
+
+    A single frame is a special case: every tap of the kernel sees the same frame, so the kernel summed over time
+    is applied in two dimensions, a third of the work for a kernel of three.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int, int],
+        stride: tuple[int, int, int],
+        causal: bool,
+    ) -> None:
+        padding = (0, kernel_size[1] // 2, kernel_size[2] // 2)
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=padding)
+        taps = kernel_size[0] - 1
+        self.frames_before, self.frames_after = (taps, 0) if causal else (taps // 2, taps // 2)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, C, F, H, W] -> [B, D, F', H', W'], F' = (F - 1) // temporal stride + 1."""
+        if hidden_states.shape[2] == 1:
+            return self._one_frame(hidden_states)
+        pieces = [hidden_states]
+        if self.frames_before:
+            pieces.insert(0, hidden_states[:, :, :1].expand(-1, -1, self.frames_before, -1, -1))
+        if self.frames_after:
+            pieces.append(hidden_states[:, :, -1:].expand(-1, -1, self.frames_after, -1, -1))
+        padded = torch.cat(pieces, dim=2) if len(pieces) > 1 else hidden_states
+        return F.conv3d(padded, self.weight, self.bias, self.stride, self.padding)
+
+    def _one_frame(self, hidden_states: Tensor) -> Tensor:
+        kernel = self.weight.sum(dim=2) if self.kernel_size[0] > 1 else self.weight[:, :, 0]
+        frame = F.conv2d(hidden_states[:, :, 0], kernel, self.bias, self.stride[1:], self.padding[1:])
+        return frame.unsqueeze(2)
+
+
+class CausalConv3d(nn.Module):
+    """A convolution over [B, C, F, H, W] that keeps the number of frames (at stride 1).
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        kernel_size: odd; one number for all axes.
+        stride: (frames, rows, columns).
+        causal: output frame f depends on input frames <= f only. Otherwise it looks both ways.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: tuple[int, int, int] = (1, 1, 1),
+        causal: bool = True,
+    ) -> None:
+        super().__init__()
+        self.causal = causal
+        self.conv = FramePaddedConv3d(in_channels, out_channels, (kernel_size,) * 3, stride, causal)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[B, C, F, H, W] -> [B, D, F', H', W']."""
+        return self.conv(hidden_states)

@@ -1,0 +1,126 @@
+"""The decoder of the causal VAE: latents -> pixels, optionally conditioned on a timestep."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vgen.errors import RequestError
+from vgen.models.causal_conv import CausalConv3d
+from vgen.models.layers import PixelNorm, TimestepEmbedder
+from vgen.models.vae_blocks import Generators, MidBlock, UpBlock, modulation, resolution_stride
+
+
+class Decoder(nn.Module):
+    """One convolution, the middle, stages of rising resolution, then patches back to pixels.
+
+    All tuples are given from high to low resolution, as configs have them, and used in the other order.
+
+    Args:
+        latent_channels: of the latents.
+        out_channels: of the pixels.
+        block_out_channels: width of each stage (before division by its `upsample_factor`).
+        spatio_temporal_scaling: whether each stage raises the resolution.
+        upsample_type: how each stage raises it: a name of vae_blocks.STRIDES.
+        layers_per_block: residual blocks of each stage and, last, of the middle.
+        patch_size: pixels of a patch's side.
+        patch_size_t: frames of a patch.
+        eps: of shortcut norms.
+        causal: see CausalConv3d.
+        inject_noise: by stage and, last, for the middle.
+        timestep_conditioning: take a timestep.
+        upsample_residual: see vae_blocks.Upsampler.
+        upsample_factor: see vae_blocks.Upsampler.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        out_channels: int,
+        block_out_channels: tuple[int, ...],
+        spatio_temporal_scaling: tuple[bool, ...],
+        upsample_type: tuple[str, ...],
+        layers_per_block: tuple[int, ...],
+        patch_size: int,
+        patch_size_t: int,
+        eps: float,
+        causal: bool,
+        inject_noise: tuple[bool, ...],
+        timestep_conditioning: bool,
+        upsample_residual: tuple[bool, ...],
+        upsample_factor: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.patch = (patch_size_t, patch_size, patch_size)
+        width = block_out_channels[-1]
+        self.conv_in = CausalConv3d(latent_channels, width, causal=causal)
+        self.mid_block = MidBlock(width, layers_per_block[-1], eps, causal, inject_noise[-1], timestep_conditioning)
+        self.up_blocks = nn.ModuleList()
+        for i in reversed(range(len(block_out_channels))):
+            factor = upsample_factor[i]
+            wide_in, wide_out = width // factor, block_out_channels[i] // factor
+            stride = (
+                resolution_stride("decoder_upsample_type", upsample_type[i]) if spatio_temporal_scaling[i] else None
+            )
+            self.up_blocks.append(
+                UpBlock(
+                    wide_in,
+                    wide_out,
+                    layers_per_block[i],
+                    eps,
+                    causal,
+                    inject_noise[i],
+                    timestep_conditioning,
+                    stride,
+                    upsample_residual[i],
+                    factor,
+                )
+            )
+            width = wide_out
+        self.norm_out = PixelNorm()
+        self.conv_out = CausalConv3d(width, out_channels * patch_size_t * patch_size**2, causal=causal)
+        self.time_embedder = self.scale_shift_table = self.timestep_scale_multiplier = None
+        if timestep_conditioning:
+            self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0))
+            self.time_embedder = TimestepEmbedder(2 * width)
+            self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+
+    def forward(self, latents: Tensor, timesteps: Tensor | None = None, generator: Generators = None) -> Tensor:
+        """Decode.
+
+        Args:
+            latents: [B, C, f, h, w], as the encoder made them (not normalised).
+            timesteps: [B] in [0, 1]; needed with timestep conditioning, else ignored.
+            generator: where injected noise is drawn from.
+        Returns:
+            [B, 3, F, H, W].
+        Raises:
+            RequestError: the decoder takes a timestep and none was given.
+        """
+        if self.timestep_scale_multiplier is not None:
+            timesteps = self._scaled(timesteps, latents.shape[0])
+        hidden_states = self.mid_block(self.conv_in(latents), timesteps, generator)
+        for block in self.up_blocks:
+            hidden_states = block(hidden_states, timesteps, generator)
+        hidden_states = self.norm_out(hidden_states)
+        if self.time_embedder is not None:
+            embedding = self.time_embedder(timesteps, hidden_states.dtype)
+            shift, scale = modulation(embedding, self.scale_shift_table)
+            hidden_states = hidden_states * (1 + scale) + shift
+        hidden_states = self.conv_out(F.silu(hidden_states))
+        frames, rows, columns = self.patch
+        return rearrange(
+            hidden_states, "b (c pt pw ph) f h w -> b c (f pt) (h ph) (w pw)", pt=frames, ph=rows, pw=columns
+        )
+
+    def _scaled(self, timesteps: Tensor | None, batch: int) -> Tensor:
+        if timesteps is None:
+            raise RequestError("temb=None does not fit a timestep-conditioned decoder: give a tensor [B], e.g. 0.05.")
+        timesteps = timesteps.flatten()
+        if timesteps.numel() not in (1, batch):
+            raise RequestError(
+                f"temb has {timesteps.numel()} values for {batch} latents: give one for all or one for each ({batch})."
+            )
+        return timesteps.expand(batch) * self.timestep_scale_multiplier

@@ -1,0 +1,104 @@
+"""The encoder of the causal VAE: pixels -> mean and log-variance of the latents."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vgen.errors import RequestError
+from vgen.models.causal_conv import CausalConv3d
+from vgen.models.layers import PixelNorm
+from vgen.models.vae_blocks import DownBlock, MidBlock
+
+CONV_BLOCK, SPACE_TO_DEPTH_BLOCK = "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D"
+"""The two kinds of `down_block_types`; names as public configs have them."""
+
+
+class Encoder(nn.Module):
+    """Patches, stages of falling resolution, then one convolution to latent_channels + 1 channels.
+
+    The extra channel is a log-variance that all latent channels share.
+
+    Args:
+        in_channels: of the pixels.
+        latent_channels: of the latents.
+        block_out_channels: width of each stage (the kind with space to depth has one more: the last stage's output).
+        down_block_types: kind of each stage.
+        spatio_temporal_scaling: whether each stage reduces the resolution.
+        layers_per_block: residual blocks of each stage and of the middle.
+        downsample_type: how each stage reduces (only the kind with space to depth has a choice).
+        patch_size: pixels of a patch's side.
+        patch_size_t: frames of a patch.
+        eps: of shortcut norms.
+        causal: see CausalConv3d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        latent_channels: int,
+        block_out_channels: tuple[int, ...],
+        down_block_types: tuple[str, ...],
+        spatio_temporal_scaling: tuple[bool, ...],
+        layers_per_block: tuple[int, ...],
+        downsample_type: tuple[str, ...],
+        patch_size: int,
+        patch_size_t: int,
+        eps: float,
+        causal: bool,
+    ) -> None:
+        super().__init__()
+        self.patch = (patch_size_t, patch_size, patch_size)
+        self.conv_in = CausalConv3d(in_channels * patch_size_t * patch_size**2, block_out_channels[0], causal=causal)
+        stages = down_stages(block_out_channels, down_block_types, spatio_temporal_scaling, downsample_type)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(wide_in, wide_out, layers_per_block[i], eps, causal, kind, widen)
+            for i, (wide_in, wide_out, kind, widen) in enumerate(stages)
+        )
+        width = stages[-1][1]
+        self.mid_block = MidBlock(width, layers_per_block[-1], eps, causal)
+        self.norm_out = PixelNorm()
+        self.conv_out = CausalConv3d(width, latent_channels + 1, causal=causal)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """[B, C, F, H, W] -> [B, 2 * latent_channels, f, h, w]: means, then log-variances."""
+        frames, rows, columns = self.patch
+        # A column's index within the patch comes before a row's: the order that public weights were trained with.
+        hidden_states = rearrange(
+            video, "b c (f pt) (h ph) (w pw) -> b (c pt pw ph) f h w", pt=frames, ph=rows, pw=columns
+        )
+        hidden_states = self.conv_in(hidden_states)
+        for block in self.down_blocks:
+            hidden_states = block(hidden_states)
+        hidden_states = self.conv_out(F.silu(self.norm_out(self.mid_block(hidden_states))))
+        mean, logvar = hidden_states[:, :-1], hidden_states[:, -1:]
+        return torch.cat([mean, logvar.expand_as(mean)], dim=1)
+
+
+def down_stages(
+    block_out_channels: tuple[int, ...],
+    down_block_types: tuple[str, ...],
+    spatio_temporal_scaling: tuple[bool, ...],
+    downsample_type: tuple[str, ...],
+) -> list[tuple[int, int, str | None, bool]]:
+    """(channels in, channels out, kind of reduction or None, whether a residual block widens) of every stage.
+
+    Raises:
+        RequestError: an unknown block type.
+    """
+    for kind in down_block_types:
+        if kind not in (CONV_BLOCK, SPACE_TO_DEPTH_BLOCK):
+            raise RequestError(f"down_block_types: {kind!r} is not known: use {CONV_BLOCK} or {SPACE_TO_DEPTH_BLOCK}.")
+    widths = list(block_out_channels)
+    if down_block_types[-1] == CONV_BLOCK:
+        widths.append(widths[-1])
+    stages = []
+    for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
+        by_convolution = down_block_types[i] == CONV_BLOCK
+        reduction = "conv" if by_convolution else downsample_type[i]
+        stages.append((wide_in, wide_out, reduction if spatio_temporal_scaling[i] else None, by_convolution))
+    return stages
