@@ -1,0 +1,159 @@
+"""Sigma schedules for sampling, and the density of sigmas for training.
+
+Sigmas descend from 1 (noise) towards 0 (data). The longer the token sequence, the more noise is needed to hide its
+content, so both sampling and training shift towards noise by e^mu with mu linear in the number of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vgen.errors import RequestError
+
+_Z_LOW = -2.575829  # the standard normal's 0.5 percentile
+_Z_HIGH = 3.090232  # ... and its 99.9 percentile
+
+
+def resolution_shift_mu(
+    num_tokens: int,
+    *,
+    base_tokens: int = 1024,
+    max_tokens: int = 4096,
+    base_shift: float = 0.95,
+    max_shift: float = 2.05,
+    clamp: bool = False,
+) -> float:
+    """The shift mu of a sequence, linear in its number of tokens.
+
+    Args:
+        num_tokens: tokens of the video (extra condition tokens do not count).
+        base_tokens: where mu is `base_shift`.
+        max_tokens: where mu is `max_shift`.
+        base_shift: see above.
+        max_shift: see above.
+        clamp: keep mu between the two shifts; off, as the line was fitted, it goes on to both sides.
+    Returns:
+        mu; sigmas are shifted by e^mu.
+    """
+    share = (num_tokens - base_tokens) / (max_tokens - base_tokens)
+    mu = base_shift + share * (max_shift - base_shift)
+    return min(max(mu, base_shift), max_shift) if clamp else mu
+
+
+def shift_sigmas(sigmas: Tensor, mu: float) -> Tensor:
+    """Shift sigmas towards noise: e^mu / (e^mu + 1 / sigma - 1).
+
+    Args:
+        sigmas: any shape, in [0, 1].
+        mu: 0 changes nothing.
+    Returns:
+        Same shape; 0 stays 0 and 1 stays 1.
+    Source: Esser et al. 2024, eq. 23, with alpha = e^mu.
+    """
+    return math.exp(mu) * sigmas / (1 + (math.exp(mu) - 1) * sigmas)
+
+
+def stretch_to_terminal(sigmas: Tensor, terminal: float) -> Tensor:
+    """Stretch a descending schedule so that its last sigma is `terminal`, leaving 1 where it is.
+
+    Args:
+        sigmas: [steps], without the final 0; the last must be below 1.
+        terminal: in [0, 1).
+    Returns:
+        [steps].
+    Raises:
+        RequestError: `terminal` is outside [0, 1), or the last sigma is 1.
+    """
+    if not 0 <= terminal < 1:
+        raise RequestError(f"terminal={terminal} is not a last sigma: it must be in [0, 1), for instance 0.1.")
+    last = float(sigmas[-1])
+    if last >= 1:
+        raise RequestError(f"A schedule that ends at sigma {last} cannot be stretched: its last sigma must be below 1.")
+    return 1 - (1 - sigmas) * (1 - terminal) / (1 - last)
+
+
+def linspace_sigmas(num_steps: int) -> Tensor:
+    """Evenly spaced sigmas 1, ..., 1 / num_steps, without the final 0: [num_steps], float32."""
+    _check_steps(num_steps)
+    return torch.linspace(1.0, 1.0 / num_steps, num_steps, dtype=torch.float64).float()
+
+
+def linear_quadratic(num_steps: int, threshold: float = 0.025, linear_steps: int | None = None) -> Tensor:
+    """Small even steps near noise, then quadratically growing ones: what LTX-Video 0.9.5 and later sample with.
+
+    The first `linear_steps` steps together remove `threshold` of the noise; a parabola that continues the line with
+    the same slope removes the rest.
+
+    Args:
+        num_steps: number of steps.
+        threshold: noise removed by the linear part, in (0, 1).
+        linear_steps: length of the linear part, default half.
+    Returns:
+        [num_steps], float32, from 1 downwards, without the final 0.
+    Source: Meta, Movie Gen 2024, section 3.4.2.
+    """
+    _check_steps(num_steps)
+    if num_steps < 2:
+        return torch.ones(1)
+    linear = num_steps // 2 if linear_steps is None else linear_steps
+    if not 0 < linear < num_steps:
+        raise RequestError(f"linear_steps={linear} does not fit num_steps={num_steps}: use 1 to {num_steps - 1}.")
+    slope = threshold / linear
+    rest = num_steps - linear
+    curve = (1 - threshold - slope * rest) / rest**2
+    steps = torch.arange(num_steps, dtype=torch.float64)
+    beyond = (steps - linear).clamp(min=0)
+    return (1 - (slope * steps + curve * beyond**2)).float()
+
+
+def flow_sigmas(num_steps: int, num_tokens: int, terminal: float | None = 0.1, *, clamp: bool = False) -> Tensor:
+    """The sampling schedule for a sequence: even, shifted by its token count, stretched, and ended with 0.
+
+    Args:
+        num_steps: number of steps.
+        num_tokens: tokens of the video.
+        terminal: sigma of the last step's start, None leaves it where the shift puts it.
+        clamp: clamp mu, see `resolution_shift_mu`.
+    Returns:
+        [num_steps + 1], float32, from 1 to 0.
+    """
+    sigmas = shift_sigmas(linspace_sigmas(num_steps).double(), resolution_shift_mu(num_tokens, clamp=clamp))
+    if terminal is not None and num_steps > 1:
+        sigmas = stretch_to_terminal(sigmas, terminal)
+    return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
+
+
+def sample_training_sigmas(
+    batch: int, num_tokens: int, generator: torch.Generator | None = None, uniform_share: float = 0.1
+) -> Tensor:
+    """Draw one sigma a sample from the training density.
+
+    sigmoid(N(mu, 1)) with mu from the token count, its 0.5 to 99.9 percentiles stretched onto [0, 1] (what falls
+    below is folded back, what falls above becomes 1), and a uniform share without which the density would collapse
+    towards 1 for long sequences.
+
+    Args:
+        batch: number of samples.
+        num_tokens: tokens of the video.
+        generator: source of all randomness; the draws are made on its device.
+        uniform_share: share of samples that is uniform in [0, 1].
+    Returns:
+        [batch], float32, on the generator's device (CPU without one).
+    Source: Esser et al. 2024, section 3.1; the stretch is that of Lightricks' trainers.
+    """
+    device = generator.device if generator is not None else torch.device("cpu")
+    mu = resolution_shift_mu(num_tokens)
+    low, high = (1 / (1 + math.exp(-(mu + z))) for z in (_Z_LOW, _Z_HIGH))
+    normal = torch.randn(batch, generator=generator, device=device)
+    stretched = ((torch.sigmoid(normal + mu) - low) / (high - low)).abs().clamp(max=1)
+    uniform = torch.rand(batch, generator=generator, device=device)
+    is_uniform = torch.rand(batch, generator=generator, device=device) < uniform_share
+    return torch.where(is_uniform, uniform, stretched)
+
+
+def _check_steps(num_steps: int) -> None:
+    if num_steps < 1:
+        raise RequestError(f"num_inference_steps={num_steps} is not a number of steps: use 1 or more.")
