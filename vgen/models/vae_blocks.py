@@ -28,6 +28,16 @@ def resolution_stride(field: str, kind: str) -> tuple[int, int, int]:
     return STRIDES[kind]
 
 
+def check_lengths(needed: int, owner: str, **fields: Sequence[object]) -> None:
+    """Refuse config tuples that have fewer than the `needed` entries that `owner` asks for.
+
+    Surplus entries are let through: public configs leave defaults of another length beside what they set.
+    """
+    for field, values in fields.items():
+        if len(values) < needed:
+            raise RequestError(f"{field} has {len(values)} entries, but {owner} asks for {needed}; give {needed}.")
+
+
 def space_to_depth(hidden_states: Tensor, stride: tuple[int, int, int]) -> Tensor:
     """[B, C, F * a, H * b, W * c] -> [B, C * a * b * c, F, H, W]."""
     a, b, c = stride

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm, TimestepEmbedder
-from vgen.models.vae_blocks import Generators, MidBlock, UpBlock, modulation, resolution_stride
+from vgen.models.vae_blocks import Generators, MidBlock, UpBlock, check_lengths, modulation, resolution_stride
 
 
 class Decoder(nn.Module):
@@ -53,12 +53,27 @@ class Decoder(nn.Module):
         upsample_factor: tuple[int, ...],
     ) -> None:
         super().__init__()
+        stages = len(block_out_channels)
+        check_lengths(
+            stages,
+            "decoder_block_out_channels",
+            decoder_spatio_temporal_scaling=spatio_temporal_scaling,
+            decoder_upsample_type=upsample_type,
+            upsample_residual=upsample_residual,
+            upsample_factor=upsample_factor,
+        )
+        check_lengths(
+            stages + 1,
+            "decoder_block_out_channels",
+            decoder_layers_per_block=layers_per_block,
+            decoder_inject_noise=inject_noise,
+        )
         self.patch = (patch_size_t, patch_size, patch_size)
         width = block_out_channels[-1]
         self.conv_in = CausalConv3d(latent_channels, width, causal=causal)
         self.mid_block = MidBlock(width, layers_per_block[-1], eps, causal, inject_noise[-1], timestep_conditioning)
         self.up_blocks = nn.ModuleList()
-        for i in reversed(range(len(block_out_channels))):
+        for i in reversed(range(stages)):
             factor = upsample_factor[i]
             wide_in, wide_out = width // factor, block_out_channels[i] // factor
             stride = (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm
-from vgen.models.vae_blocks import DownBlock, MidBlock
+from vgen.models.vae_blocks import DownBlock, MidBlock, check_lengths
 
 CONV_BLOCK, SPACE_TO_DEPTH_BLOCK = "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D"
 """The two kinds of `down_block_types`; names as public configs have them."""
@@ -52,9 +52,10 @@ class Encoder(nn.Module):
         causal: bool,
     ) -> None:
         super().__init__()
+        stages = down_stages(block_out_channels, down_block_types, spatio_temporal_scaling, downsample_type)
+        check_lengths(len(stages) + 1, "block_out_channels", layers_per_block=layers_per_block)
         self.patch = (patch_size_t, patch_size, patch_size)
         self.conv_in = CausalConv3d(in_channels * patch_size_t * patch_size**2, block_out_channels[0], causal=causal)
-        stages = down_stages(block_out_channels, down_block_types, spatio_temporal_scaling, downsample_type)
         self.down_blocks = nn.ModuleList(
             DownBlock(wide_in, wide_out, layers_per_block[i], eps, causal, kind, widen)
             for i, (wide_in, wide_out, kind, widen) in enumerate(stages)
@@ -88,7 +89,7 @@ def down_stages(
     """(channels in, channels out, kind of reduction or None, whether a residual block widens) of every stage.
 
     Raises:
-        RequestError: an unknown block type.
+        RequestError: an unknown block type, or tuples of different lengths.
     """
     for kind in down_block_types:
         if kind not in (CONV_BLOCK, SPACE_TO_DEPTH_BLOCK):
@@ -96,6 +97,13 @@ def down_stages(
     widths = list(block_out_channels)
     if down_block_types[-1] == CONV_BLOCK:
         widths.append(widths[-1])
+    check_lengths(
+        len(widths) - 1,
+        "block_out_channels",
+        down_block_types=down_block_types,
+        spatio_temporal_scaling=spatio_temporal_scaling,
+        downsample_type=downsample_type,
+    )
     stages = []
     for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
         by_convolution = down_block_types[i] == CONV_BLOCK
