@@ -103,4 +103,4 @@ def token_coordinates(
     rows = torch.arange(shape.height, dtype=torch.float32, device=device) * strides.height
     columns = torch.arange(shape.width, dtype=torch.float32, device=device) * strides.width
     grid = torch.stack(torch.meshgrid(seconds, rows, columns, indexing="ij"))
-    return rearrange(grid, "axis f h w -> axis (f h w)").expand(batch, -1, -1)
+    return rearrange(grid, "p f h w -> p (f h w)").expand(batch, -1, -1)
