@@ -1,0 +1,247 @@
+"""SpriteWorld: short captioned clips with an answer key, each a pure function of its index.
+
+Nothing is stored: `SpriteWorld(split, tier).sample(index)` paints the clip anew, in about a millisecond.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vgen.errors import RequestError, ShapeError
+from vgen.training.data.sprites.captions import JUDGED, caption, forms_of
+from vgen.training.data.sprites.keys import AnswerKey
+from vgen.training.data.sprites.palette import COLOURS
+from vgen.training.data.sprites.render import backdrop, cover, paint, surface
+from vgen.training.data.sprites.scene import UNITS, Scene, draw_scene
+from vgen.training.data.sprites.splits import NOMINAL_LENGTH, SPLITS, TIERS, TRIPLES, check_choice, stream
+
+MIN_SIDE: Final = 16
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Where the objects are; pixels from the top left corner of the canvas, N objects.
+
+    Attributes:
+        centres: [N, F, 2] float32, centre of area as (x, y); pixel (row, column) has its middle at
+            (column + 0.5, row + 0.5).
+        radii: [N, F] float32; angles: [N, F] float32, radians, clockwise; alphas: [N, F] float32, 1 = opaque.
+    """
+
+    centres: NDArray[np.float32]
+    radii: NDArray[np.float32]
+    angles: NDArray[np.float32]
+    alphas: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happens at one instant: `time` in frames (also between two)."""
+
+    kind: str
+    time: float
+    object_index: int
+    position: tuple[float, float]
+
+
+@dataclass
+class SpriteClip:
+    """One clip.
+
+    Attributes:
+        frames: uint8 [F, H, W, 3].
+        caption: one caption of the split's forms.
+        key: what the clip shows.
+        tracks: where its objects are.
+        masks: bool [F, H, W], pixels that an object covers at least by half.
+        frame_rate: frames a second.
+        scene: what was painted.
+        split, tier, index: where the clip stands.
+    """
+
+    frames: NDArray[np.uint8]
+    caption: str
+    key: AnswerKey
+    tracks: Tracks
+    masks: NDArray[np.bool_]
+    frame_rate: float
+    scene: Scene = field(repr=False)
+    split: str
+    tier: int
+    index: int
+
+    @cached_property
+    def brief_caption(self) -> str:
+        """Colour, shape and motion only."""
+        return caption(self.key, stream("brief", self.split, self.tier, self.index), form="plain", detail="brief")
+
+    @cached_property
+    def detailed_caption(self) -> str:
+        """Everything that the key knows."""
+        return caption(self.key, stream("detailed", self.split, self.tier, self.index), form="plain", detail="detailed")
+
+    @cached_property
+    def flow(self) -> NDArray[np.float32]:
+        """Exact forward optical flow: float32 [F - 1, H, W, 2] as (x, y) pixels a frame.
+
+        A pixel of an object moves as the point of the object in its middle; the background is at rest.
+        """
+        num_frames, height, width = self.masks.shape
+        rows, columns = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
+        flow = np.zeros((num_frames - 1, height, width, 2), dtype=np.float32)
+        centres, radii, angles = self.tracks.centres[0], self.tracks.radii[0], self.tracks.angles[0]
+        for frame in range(num_frames - 1):
+            across, down = columns - centres[frame, 0], rows - centres[frame, 1]
+            scale = radii[frame + 1] / radii[frame]
+            turn = angles[frame + 1] - angles[frame]
+            cos, sin = scale * np.cos(turn), scale * np.sin(turn)
+            shift = centres[frame + 1] - centres[frame]
+            moved = np.stack([cos * across - sin * down - across, sin * across + cos * down - down], axis=-1) + shift
+            flow[frame] = np.where(self.masks[frame][..., None], moved, 0.0)
+        return flow
+
+    @cached_property
+    def events(self) -> tuple[Event, ...]:
+        """Impacts of a bounce, in order of time."""
+        times = np.arange(len(self.frames))
+        track = self.tracks.centres[0]
+        floor = float(track[:, 1].max())
+        return tuple(
+            Event("impact", time, 0, (float(np.interp(time, times, track[:, 0])), floor))
+            for time in self.scene.path.impacts
+        )
+
+
+class SpriteWorld:
+    """A split of SpriteWorld.
+
+    Args:
+        split: "train", "validation" or "test".
+        tier: 1, 2, or a tuple of tiers, taken in turn.
+        num_frames: frames a clip; 1 = pictures.
+        height, width: size of the canvas, at least 16; positions scale with the short side.
+        frame_rate: frames a second; motions are defined per frame, so it changes no pixel.
+        triples: "seen" or "withheld" keeps only clips of that kind; "all" mixes them. None: "seen" for training,
+            "all" otherwise. Training never shows a withheld triple.
+    Raises:
+        RequestError: an unknown split, tier or kind of triples, or withheld triples for training.
+        ShapeError: a size that cannot be painted.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        tier: int | tuple[int, ...] = 1,
+        num_frames: int = 17,
+        height: int = 64,
+        width: int = 64,
+        frame_rate: float = 8.0,
+        triples: str | None = None,
+    ) -> None:
+        check_choice("split", split, tuple(SPLITS))
+        tiers = (tier,) if isinstance(tier, int) else tuple(tier)
+        for wanted in tiers:
+            if wanted not in TIERS:
+                raise RequestError(f"tier={wanted} is not rendered: use one of {', '.join(map(str, TIERS))}.")
+        if not tiers:
+            raise RequestError("tier=() names no tier: use 1, 2 or (1, 2).")
+        triples = triples or ("seen" if split == "train" else "all")
+        check_choice("triples", triples, TRIPLES)
+        if split == "train" and triples != "seen":
+            raise RequestError(f"triples={triples!r} is refused for split='train': training sees 'seen' only.")
+        _check_shape(num_frames, height, width)
+        if not frame_rate > 0.0:
+            raise RequestError(f"frame_rate={frame_rate} must be above 0; use 8.")
+        self.split, self.tiers, self.triples = split, tiers, triples
+        self.num_frames, self.height, self.width, self.frame_rate = num_frames, height, width, frame_rate
+
+    def __len__(self) -> int:
+        return NOMINAL_LENGTH[self.split]
+
+    def __getitem__(self, index: int) -> SpriteClip:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.sample(index)
+
+    def scene(self, index: int, num_frames: int | None = None) -> Scene:
+        """The scene of clip `index`, unpainted: its key costs a fraction of its pixels."""
+        if index < 0:
+            raise RequestError(f"index={index} must not be negative; use 0 or more.")
+        num_frames = self.num_frames if num_frames is None else num_frames
+        _check_shape(num_frames, self.height, self.width)
+        tier, place = self._locate(index)
+        return draw_scene(self.split, tier, place, num_frames, self.height, self.width, self.triples)
+
+    def sample(self, index: int, num_frames: int | None = None) -> SpriteClip:
+        """Clip `index`.
+
+        Args:
+            index: 0 or more; also beyond `len`.
+            num_frames: overrides the length; 1 paints a picture whose key has no motion.
+        Raises:
+            RequestError: a negative index.
+            ShapeError: a length below 1.
+        """
+        scene = self.scene(index, num_frames)
+        tier, place = self._locate(index)
+        frames, tracks, masks = _paint(scene, self.height, self.width)
+        words = caption(scene.key, stream("caption", self.split, tier, place), forms=forms_of(self.split))
+        return SpriteClip(frames, words, scene.key, tracks, masks, self.frame_rate, scene, self.split, tier, place)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        return self.tiers[index % len(self.tiers)], index // len(self.tiers)
+
+
+def _check_shape(num_frames: int, height: int, width: int) -> None:
+    if num_frames < 1:
+        raise ShapeError(f"num_frames={num_frames} must be at least 1; use 1.")
+    for name, value in (("height", height), ("width", width)):
+        if value < MIN_SIDE:
+            raise ShapeError(f"{name}={value} must be at least {MIN_SIDE}; use {MIN_SIDE}.")
+
+
+def _paint(scene: Scene, height: int, width: int) -> tuple[NDArray[np.uint8], Tracks, NDArray[np.bool_]]:
+    item, background, path = scene.key.objects[0], scene.key.background, scene.path
+    unit = min(height, width) / UNITS
+    centres = ((path.offset + scene.start) * unit).astype(np.float32)
+    radii = (path.radius_scale * scene.radius * unit).astype(np.float32)
+    angles = path.angle.astype(np.float32)
+    alphas = path.alpha.astype(np.float32)
+    frames = np.empty((len(radii), height, width, 3), dtype=np.uint8)
+    frames[:] = backdrop(background.kind, background.colour, background.colour_to, height, width, scene.texture)
+    colours = np.tile(np.array(COLOURS[item.colour], dtype=np.float32), (len(radii), 1))
+    if item.colour_to is not None:
+        target = np.array(COLOURS[item.colour_to], dtype=np.float32)
+        colours += path.mixed.astype(np.float32)[:, None] * (target - colours)
+    windows = cover(item.shape, centres, radii, angles, height, width)
+    shade = surface(item.pattern, windows, centres, radii, angles, scene.surface) if item.pattern else None
+    masks = paint(frames, windows, colours, alphas, shade)
+    return frames, Tracks(centres[None], radii[None], angles[None], alphas[None]), masks
+
+
+def answer_prompts(
+    split: str,
+    tier: int | tuple[int, ...],
+    count: int,
+    triples: str | None = None,
+    forms: tuple[str, ...] | None = None,
+) -> list[tuple[str, AnswerKey]]:
+    """Prompts whose text states all that is judged (colour, shape, motion), with their keys.
+
+    Args:
+        split, tier, triples: as for `SpriteWorld`.
+        count: how many.
+        forms: sentence forms; None takes those of the split, for "test" also the unseen ones.
+    """
+    world = SpriteWorld(split, tier, triples=triples)
+    found = []
+    for index in range(count):
+        key = world.scene(index).key
+        rng = stream("prompt", split, *world._locate(index))
+        found.append((caption(key, rng, forms=forms or forms_of(split), require=JUDGED), key))
+    return found
