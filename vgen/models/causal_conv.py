@@ -31,10 +31,18 @@ class FramePaddedConv3d(nn.Conv3d):
         taps = kernel_size[0] - 1
         self.frames_before, self.frames_after = (taps, 0) if causal else (taps // 2, taps // 2)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, C, F, H, W] -> [B, D, F', H', W'], F' = (F - 1) // temporal stride + 1."""
+    def forward(self, hidden_states: Tensor, last_of: tuple[int, int] | None = None) -> Tensor:
+        """Convolve.
+
+        Args:
+            hidden_states: [B, C, F, H, W].
+            last_of: only for a single frame: output channels are laid out as (D, a, r) and `last_of` = (a, r) asks
+                for those with the last index along a alone.
+        Returns:
+            [B, D, F', H', W'], F' = (F - 1) // temporal stride + 1.
+        """
         if hidden_states.shape[2] == 1:
-            return self._one_frame(hidden_states)
+            return self._one_frame(hidden_states, last_of)
         pieces = [hidden_states]
         if self.frames_before:
             pieces.insert(0, hidden_states[:, :, :1].expand(-1, -1, self.frames_before, -1, -1))
@@ -43,9 +51,12 @@ class FramePaddedConv3d(nn.Conv3d):
         padded = torch.cat(pieces, dim=2) if len(pieces) > 1 else hidden_states
         return F.conv3d(padded, self.weight, self.bias, self.stride, self.padding)
 
-    def _one_frame(self, hidden_states: Tensor) -> Tensor:
-        kernel = self.weight.sum(dim=2) if self.kernel_size[0] > 1 else self.weight[:, :, 0]
-        frame = F.conv2d(hidden_states[:, :, 0], kernel, self.bias, self.stride[1:], self.padding[1:])
+    def _one_frame(self, hidden_states: Tensor, last_of: tuple[int, int] | None) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if last_of is not None:
+            weight, bias = (value.unflatten(0, (-1, *last_of))[:, -1].flatten(0, 1) for value in (weight, bias))
+        kernel = weight.sum(dim=2) if self.kernel_size[0] > 1 else weight[:, :, 0]
+        frame = F.conv2d(hidden_states[:, :, 0], kernel, bias, self.stride[1:], self.padding[1:])
         return frame.unsqueeze(2)
 
 
@@ -72,6 +83,6 @@ class CausalConv3d(nn.Module):
         self.causal = causal
         self.conv = FramePaddedConv3d(in_channels, out_channels, (kernel_size,) * 3, stride, causal)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """[B, C, F, H, W] -> [B, D, F', H', W']."""
-        return self.conv(hidden_states)
+    def forward(self, hidden_states: Tensor, last_of: tuple[int, int] | None = None) -> Tensor:
+        """[B, C, F, H, W] -> [B, D, F', H', W']; see FramePaddedConv3d."""
+        return self.conv(hidden_states, last_of)

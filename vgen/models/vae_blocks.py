@@ -198,10 +198,16 @@ class Upsampler(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, C, F, H, W] -> [B, C // factor, 1 + (F - 1) * a, H * b, W * c]."""
-        upsampled = depth_to_space(self.conv(hidden_states), self.stride)
-        if self.residual:
-            upsampled = upsampled + depth_to_space(hidden_states, self.stride).repeat(1, self.repeats, 1, 1, 1)
-        return upsampled[:, :, self.stride[0] - 1 :]
+        surplus = self.stride[0] - 1
+        if hidden_states.shape[2] == 1 and surplus:  # only the last frame of the group is kept: compute no other
+            upsampled = self.conv(hidden_states, (self.stride[0], self.stride[1] * self.stride[2]))
+            upsampled = depth_to_space(upsampled, (1, *self.stride[1:]))
+        else:
+            upsampled = depth_to_space(self.conv(hidden_states), self.stride)[:, :, surplus:]
+        if not self.residual:
+            return upsampled
+        carried = depth_to_space(hidden_states, self.stride)[:, :, surplus:]
+        return upsampled + carried.repeat(1, self.repeats, 1, 1, 1)
 
 
 class Stage(nn.Module):
