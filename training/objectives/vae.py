@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from vgen.io.images import contact_sheet
 
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE
@@ -19,6 +18,7 @@ from vgen.training.losses.haar import haar_distance
 from vgen.training.losses.pixels import foreground_weights, psnr, ssim, weighted_l1
 from vgen.training.objectives.base import Objective
 from vgen.training.randomness import Keys, generator
+from vgen.training.sheets import save_sheet
 
 _CHUNK = 16
 _SHEET_CLIPS = 4
@@ -72,9 +72,7 @@ class VaeObjective(Objective):
             "difference_psnr": _difference_psnr(clips, restored),
         }
         shown = [clip for index in range(min(_SHEET_CLIPS, len(clips))) for clip in (clips[index], restored[index])]
-        labels = [name for _ in range(len(shown) // 2) for name in ("original", "reconstruction")]
-        folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet([clip.numpy() for clip in shown], labels).save(folder / f"step-{step:08d}.png")
+        save_sheet(folder / f"step-{step:08d}.png", [clip.numpy() for clip in shown])
         return measured
 
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
