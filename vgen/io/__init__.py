@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Pictures and videos from and to local files; see `vgen.io.video` and `vgen.io.images`."""

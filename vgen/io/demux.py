@@ -1,0 +1,96 @@
+"""Opening a video file safely and strictly: the one place that asks PyAV for an input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgen.errors import MediaError
+from vgen.io.containers import Container
+from vgen.io.limits import MAX_PICTURE_PIXELS
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+STRICT = "crccheck+bitstream+buffer+explode"
+"""`err_detect`: a decoder left to itself paints over damage and says nothing."""
+
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+BT2020_PRIMARIES = 9
+
+
+def import_av() -> Any:
+    """PyAV, with libav's own printing off: what went wrong is said by our errors."""
+    import av
+    import av.logging
+
+    av.logging.set_level(None)
+    return av
+
+
+@contextmanager
+def open_video(path: Path, container: Container) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The opened file and its video stream, set to fail on damage.
+
+    Raises:
+        MediaError: no video inside, HDR, an absurd picture size, or damage that decoding meets inside the `with`.
+    """
+    av = import_av()
+    options = {"protocol_whitelist": "file", "err_detect": STRICT}
+    try:
+        with av.open(f"file:{path.absolute()}", format=container.demuxer, options=options) as opened:
+            stream = _video_stream(path, opened)
+            stream.codec_context.options = {"err_detect": STRICT}
+            if stream.codec_context.width * stream.codec_context.height <= 512 * 512:
+                stream.codec_context.thread_count = 1
+            yield opened, stream
+    except av.error.FFmpegError as error:
+        raise MediaError(f"{path} is damaged or not a {container.name} file: {error.strerror or error}.") from None
+    except UnicodeEncodeError:
+        raise MediaError(f"{path!r} has a name that is not valid text; rename the file.") from None
+
+
+def _video_stream(path: Path, opened: InputContainer) -> VideoStream:
+    streams = [s for s in opened.streams.video if not s.disposition & type(s.disposition).attached_pic]
+    if not streams:
+        kinds = sorted({s.type for s in opened.streams})
+        held = f"it holds only {' and '.join(kinds)}" if kinds else "it holds no stream at all"
+        raise MediaError(f"{path} has no video: {held}.")
+    stream = streams[0]
+    context = stream.codec_context
+    if context is None or context.width < 1 or context.height < 1:
+        raise MediaError(f"{path} has a video of an unknown size or codec; it cannot be decoded.")
+    check_picture_size(path, context.width, context.height)
+    check_tone(path, context.color_trc, context.color_primaries)
+    return stream
+
+
+def check_picture_size(path: Path, width: int, height: int) -> None:
+    """Refuse pictures that would take more memory than any use of them here is worth.
+
+    Raises:
+        MediaError: names the size and the limit.
+    """
+    if width * height > MAX_PICTURE_PIXELS:
+        raise MediaError(
+            f"{path} is {width} x {height} pixels; at most {MAX_PICTURE_PIXELS:,} pixels (8192 x 8192) are read. "
+            "Make it smaller first."
+        )
+
+
+def check_tone(path: Path, transfer: int, primaries: int) -> None:
+    """Refuse high dynamic range: its colours would come out wrong without tone mapping.
+
+    Args:
+        path: file, for the message.
+        transfer: transfer characteristics as in ITU-T H.273 (16 = PQ, 18 = HLG).
+        primaries: colour primaries as in ITU-T H.273 (9 = BT.2020).
+    Raises:
+        MediaError: HDR or wide-gamut material.
+    """
+    kind = HDR_TRANSFERS.get(int(transfer)) or ("BT.2020 colours" if int(primaries) == BT2020_PRIMARIES else None)
+    if kind:
+        raise MediaError(f"{path} is high dynamic range or wide gamut ({kind}); convert it to SDR BT.709 first.")

@@ -1,0 +1,49 @@
+"""What a file may ask of this machine before it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vgen.errors import MediaError
+
+MAX_PICTURE_PIXELS = 8192 * 8192
+"""Most pixels of one picture or video frame: 67 million, 200 MB as RGB."""
+
+MAX_FRAMES = 10_000
+"""Most frames that one read returns."""
+
+MAX_DECODED_BYTES = 2 * 1024**3
+"""Most bytes of decoded RGB frames that one read returns."""
+
+READ_SECONDS = 120.0
+"""Longest time that one read may take."""
+
+MAX_FRAME_RATE = 1000.0
+"""Highest frame rate that is written; GIF has its own, lower limit."""
+
+
+def gigabytes(num_bytes: float) -> str:
+    """`num_bytes` as a rounded number of gigabytes for messages."""
+    return f"{num_bytes / 1e9:,.1f} GB"
+
+
+def frame_limit(path: Path, width: int, height: int, max_frames: int | None, declared: int) -> int:
+    """How many frames of this size one read returns at most.
+
+    Args:
+        path: file, for the message.
+        width: pixels.
+        height: pixels.
+        max_frames: what the caller asked for, or None for all.
+        declared: frames that the file says it has, 0 if it says nothing.
+    Raises:
+        MediaError: that many frames are above the limits of this module.
+    """
+    limit = min(MAX_FRAMES, max(1, MAX_DECODED_BYTES // (width * height * 3)))
+    wanted = declared if max_frames is None else min(max_frames, declared or max_frames)
+    if wanted > limit:
+        raise MediaError(
+            f"{path} would give {wanted:,} frames of {width} x {height}, {gigabytes(wanted * width * height * 3)} "
+            f"decoded; at most {limit:,} frames of this size are read at once. Read fewer frames or cut a shorter clip."
+        )
+    return limit if max_frames is None else min(max_frames, limit)

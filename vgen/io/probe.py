@@ -1,0 +1,101 @@
+"""What a video file says about itself, without decoding it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vgen.errors import MediaError
+from vgen.io.comment import load_comment
+from vgen.io.containers import FOLDER, GIF, identify, local_file
+from vgen.io.demux import open_video
+
+
+class VideoInfo(NamedTuple):
+    """Facts from a video's header.
+
+    Attributes:
+        container: "mp4", "webm", "avi", "gif" or "png folder".
+        codec: name of the codec.
+        height: rows as stored, before rotation.
+        width: columns as stored.
+        num_frames: as the file declares it; None if it declares none.
+        frame_rate: frames per second, the mean where it varies; None if not stated.
+        metadata: the request kept in the file, or None.
+    """
+
+    container: str
+    codec: str
+    height: int
+    width: int
+    num_frames: int | None
+    frame_rate: float | None
+    metadata: dict[str, Any] | None
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Read the header of a local video file or folder of PNG frames.
+
+    Raises:
+        MediaError: missing, not a video, empty, truncated; names file and cause.
+    """
+    found = local_file(path, "video")
+    container = identify(found)
+    if container is FOLDER:
+        return _probe_folder(found)
+    if container is GIF:
+        return _probe_gif(found)
+    with open_video(found, container) as (opened, stream):
+        context = stream.codec_context
+        rate = stream.average_rate or stream.guessed_rate
+        comment = {key.lower(): value for key, value in opened.metadata.items()}.get("comment")
+        return VideoInfo(
+            container.name,
+            context.name,
+            context.height,
+            context.width,
+            stream.frames or None,
+            float(rate) if rate else None,
+            load_comment(comment),
+        )
+
+
+def read_metadata(path: str | Path) -> dict[str, Any] | None:
+    """The JSON object that `write_video` kept in a clip; None if the clip holds none.
+
+    Raises:
+        MediaError: as `probe`.
+    """
+    return probe(path).metadata
+
+
+def _probe_folder(path: Path) -> VideoInfo:
+    from vgen.io.frame_folder import frame_files, read_facts
+    from vgen.io.images import read_image
+
+    files, facts = frame_files(path), read_facts(path)
+    width, height = read_image(files[0]).size
+    rate, metadata = facts.get("frame_rate"), facts.get("metadata")
+    return VideoInfo(
+        FOLDER.name,
+        "png",
+        height,
+        width,
+        len(files),
+        float(rate) if isinstance(rate, (int, float)) else None,
+        metadata if isinstance(metadata, dict) and metadata else None,
+    )
+
+
+def _probe_gif(path: Path) -> VideoInfo:
+    from PIL import Image
+
+    from vgen.io.gif import read_gif_comment
+
+    metadata = load_comment(read_gif_comment(path))
+    try:
+        with Image.open(path, formats=["GIF"]) as picture:
+            frames, (width, height) = getattr(picture, "n_frames", 1), picture.size
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise MediaError(f"{path} is damaged: {error}.") from None
+    return VideoInfo(GIF.name, "gif", height, width, frames, None, metadata)
