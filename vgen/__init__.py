@@ -1,1 +1,63 @@
-"""vgen."""
+"""Text, images and known pixels in, video out: a causal 3-D VAE and a diffusion transformer trained by flow matching.
+
+Public names are loaded when first used, so that `import vgen` costs nothing:
+
+    from vgen import TextToVideoPipeline
+    frames = TextToVideoPipeline.from_pretrained("sprites")("a red circle moves to the left").frames[0]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vgen.version import __version__
+
+if TYPE_CHECKING:
+    from vgen.models.video_dit import VideoDiT
+    from vgen.models.video_vae import CausalVideoVAE
+    from vgen.pipelines import (
+        ImageToVideoPipeline,
+        InterpolationPipeline,
+        MaskedPredictionPipeline,
+        TextToVideoPipeline,
+        VideoCondition,
+    )
+
+_HOMES = {
+    "CausalVideoVAE": "vgen.models",
+    "VideoDiT": "vgen.models",
+    "ImageToVideoPipeline": "vgen.pipelines",
+    "InterpolationPipeline": "vgen.pipelines",
+    "MaskedPredictionPipeline": "vgen.pipelines",
+    "TextToVideoPipeline": "vgen.pipelines",
+    "VideoCondition": "vgen.pipelines",
+    # The bases that diffusers looks for in a library whose components it loads.
+    "DiffusionPipeline": "diffusers",
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
+}
+
+__all__ = [
+    "CausalVideoVAE",
+    "ImageToVideoPipeline",
+    "InterpolationPipeline",
+    "MaskedPredictionPipeline",
+    "TextToVideoPipeline",
+    "VideoCondition",
+    "VideoDiT",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from vgen.errors import ShapeError
 from vgen.models.config_io import OptionalConfigKeys
 from vgen.models.latent_distribution import LatentDistribution
+from vgen.models.registration import register_class, register_single_file
 from vgen.models.tiling import TiledCoding
 from vgen.models.vae_blocks import STRIDES, Generators, ResnetBlock
 from vgen.models.vae_decoder import Decoder
@@ -259,3 +260,7 @@ def _slices(
     timesteps = [None] * batch if temb is None else list(temb.flatten().expand(batch).split(1))
     generators = [[source] for source in generator] if isinstance(generator, list) else [generator] * batch
     return list(zip(latents.split(1), timesteps, generators, strict=True))
+
+
+register_class(CausalVideoVAE)
+register_single_file(CausalVideoVAE, "AutoencoderKLLTXVideo")

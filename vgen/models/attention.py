@@ -1,0 +1,119 @@
+"""Attention: one module for self- and cross-attention, and the one call that every backend stands behind."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from vgen.errors import RequestError
+from vgen.models.rope import Rotation, rotate
+
+
+class VideoAttentionProcessor:
+    """Projects, normalises, rotates, attends and projects back; diffusers' machinery sets the two class attributes."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(
+        self,
+        attention: VideoAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+    ) -> Tensor:
+        """See VideoAttention.forward."""
+        query, key, value = attention.project(hidden_states, encoder_hidden_states)
+        query, key = attention.norm_q(query), attention.norm_k(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        attended = dispatch_attention_fn(
+            *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        attended = attended.flatten(2, 3).to(query.dtype)
+        for layer in attention.to_out:
+            attended = layer(attended)
+        return attended
+
+
+class VideoAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head attention with an RMS norm of queries and keys across all heads.
+
+    Args:
+        hidden_size: channels in and out.
+        num_heads: heads.
+        head_dim: channels of a head.
+        cross_attention_dim: channels of what is attended to; None is self-attention.
+        bias: biases of the three input projections.
+        out_bias: bias of the output projection.
+        qk_norm: only "rms_norm_across_heads".
+    """
+
+    _default_processor_cls = VideoAttentionProcessor
+    _available_processors: ClassVar[list[type]] = [VideoAttentionProcessor]
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        head_dim: int,
+        cross_attention_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+        qk_norm: str = "rms_norm_across_heads",
+    ) -> None:
+        super().__init__()
+        if qk_norm != "rms_norm_across_heads":
+            raise RequestError(f"qk_norm={qk_norm!r} is not known: use 'rms_norm_across_heads'.")
+        self.heads, self.use_bias = num_heads, bias
+        self.inner_dim = num_heads * head_dim
+        self.is_cross_attention = cross_attention_dim is not None
+        self.cross_attention_dim = cross_attention_dim or hidden_size
+        self.norm_q = nn.RMSNorm(self.inner_dim, eps=1e-5)
+        self.norm_k = nn.RMSNorm(self.inner_dim, eps=1e-5)
+        self.to_q = nn.Linear(hidden_size, self.inner_dim, bias=bias)
+        self.to_k = nn.Linear(self.cross_attention_dim, self.inner_dim, bias=bias)
+        self.to_v = nn.Linear(self.cross_attention_dim, self.inner_dim, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(self.inner_dim, hidden_size, bias=out_bias), nn.Dropout(0.0)])
+        self.set_processor(VideoAttentionProcessor())
+
+    def project(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [B, N, D] and twice [B, N or L, D]; in one matrix product where fused."""
+        if not self.fused_projections:
+            source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+            return self.to_q(hidden_states), self.to_k(source), self.to_v(source)
+        if encoder_hidden_states is None:
+            query, key, value = self.to_qkv(hidden_states).chunk(3, dim=-1)
+            return query, key, value
+        key, value = self.to_kv(encoder_hidden_states).chunk(2, dim=-1)
+        return self.to_q(hidden_states), key, value
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotation: Rotation | None = None,
+        **processor_arguments: Any,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden_states: [B, N, hidden_size].
+            encoder_hidden_states: [B, L, cross_attention_dim], None for self-attention.
+            attention_mask: bool [B, L], True = keep; or additive and broadcastable to [B, heads, N, L].
+            rotation: of queries and keys, see rope.RotaryPositions.
+            processor_arguments: for a processor of the caller's own.
+        Returns:
+            [B, N, hidden_size].
+        """
+        return self.processor(
+            self, hidden_states, encoder_hidden_states, attention_mask, rotation, **processor_arguments
+        )
