@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 
 from vgen.diffusion.flow import interpolate
-from vgen.diffusion.tokens import pack, token_coordinates
+from vgen.diffusion.tokens import pack, token_coordinates, token_grid, token_strides
 from vgen.errors import ShapeError
 from vgen.types import LatentShape, Strides
 
@@ -188,6 +188,7 @@ def arrange(
     batch: int,
     causal: bool = True,
     prefix_latent_frames: int | None = None,
+    patch_size: int = 1,
     device: torch.device | str | None = None,
 ) -> ConditionSet:
     """Lay given material out as tokens.
@@ -203,6 +204,7 @@ def arrange(
         batch: B.
         causal: coordinates of a causal VAE, see `token_coordinates`.
         prefix_latent_frames: see `num_extra_frames`.
+        patch_size: latents per token along rows and columns; a token is as strong as its weakest latent.
         device: where the result lies.
     Returns:
         The condition set, in float32.
@@ -216,15 +218,16 @@ def arrange(
         _check_piece(piece, shape, strides, channels)
         count = num_extra_frames(piece.frame_index, piece.latents.shape[2], prefix_latent_frames)
         if count:
-            extras.append(_extra_tokens(piece, count, strides, frame_rate, batch, causal))
+            extras.append(_extra_tokens(piece, count, strides, frame_rate, batch, causal, patch_size))
         _place(piece, count, piece.frame_index // strides.temporal, clean, strength)
-    coordinates = token_coordinates(shape, strides, frame_rate, causal, batch=batch, device=device)
-    token_strength = pack(strength).squeeze(-1)
+    grid, pixels = token_grid(shape, patch_size), token_strides(strides, patch_size)
+    coordinates = token_coordinates(grid, pixels, frame_rate, causal, batch=batch, device=device)
+    token_strength = pack(strength, patch_size).amin(dim=-1)
     extra = _concatenate(extras)
     if extra is not None:
         token_strength = torch.cat([extra.strength, token_strength], dim=1)
         coordinates = torch.cat([extra.coordinates, coordinates], dim=2)
-    return ConditionSet(pack(clean), token_strength, coordinates, extra, is_empty=not known)
+    return ConditionSet(pack(clean, patch_size), token_strength, coordinates, extra, is_empty=not known)
 
 
 def _place(piece: KnownLatents, skip: int, start: int, clean: Tensor, strength: Tensor) -> None:
@@ -242,21 +245,21 @@ def _place(piece: KnownLatents, skip: int, start: int, clean: Tensor, strength: 
 
 
 def _extra_tokens(
-    piece: KnownLatents, count: int, strides: Strides, frame_rate: float, batch: int, causal: bool
+    piece: KnownLatents, count: int, strides: Strides, frame_rate: float, batch: int, causal: bool, patch_size: int
 ) -> KnownTokens:
     """The first `count` latent frames of `piece` as tokens; those given in no sample are left out."""
     latents = piece.latents[:, :, :count].float().expand(batch, -1, -1, -1, -1)
-    strength = rearrange(piece.strength_map(batch)[:, :, :count], "b 1 f h w -> b (f h w)")
+    strength = pack(piece.strength_map(batch)[:, :, :count], patch_size).amin(dim=-1)
     noise = piece.noise
     soft = (strength > 0) & (strength < 1)
     if noise is None and bool(soft.any()):
         raise ShapeError(f"The material at frame {piece.frame_index} has a strength between 0 and 1: give its noise.")
     noise = torch.zeros_like(latents) if noise is None else noise.to(latents).expand_as(latents)
-    coordinates = token_coordinates(
-        LatentShape(*latents.shape[2:]), strides, frame_rate, causal, piece.frame_index, batch, latents.device
-    )
+    grid, pixels = token_grid(LatentShape(*latents.shape[2:]), patch_size), token_strides(strides, patch_size)
+    coordinates = token_coordinates(grid, pixels, frame_rate, causal, piece.frame_index, batch, latents.device)
     keep = (strength > 0).any(dim=0)
-    return KnownTokens(pack(latents)[:, keep], coordinates[:, :, keep], strength[:, keep], pack(noise)[:, keep])
+    tokens, noise_tokens = pack(latents, patch_size), pack(noise, patch_size)
+    return KnownTokens(tokens[:, keep], coordinates[:, :, keep], strength[:, keep], noise_tokens[:, keep])
 
 
 def _concatenate(extras: Sequence[KnownTokens]) -> KnownTokens | None:
