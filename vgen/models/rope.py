@@ -121,6 +121,10 @@ def rotate(hidden_states: Tensor, rotation: Rotation) -> Tensor:
         [B, N, D], dtype of `hidden_states`; computed in float32.
     """
     cosines, sines = rotation
-    first, second = hidden_states.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+    pairs = hidden_states.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():  # real arithmetic fuses there; complex numbers would not
+        first, second = pairs.unbind(-1)
+        turned = torch.stack([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosines, sines))
     return turned.flatten(-2).to(hidden_states.dtype)

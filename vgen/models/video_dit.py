@@ -84,15 +84,16 @@ class VideoDiTBlock(nn.Module):
         """
         modulation = temb.unflatten(-1, self.scale_shift_table.shape) + self.scale_shift_table
         shift_attention, scale_attention, gate_attention, shift_ff, scale_ff, gate_ff = modulation.unbind(dim=2)
-        modulated = self.norm1(hidden_states) * (1 + scale_attention) + shift_attention
-        hidden_states = hidden_states + self.attn1(hidden_states=modulated, rotation=rotation) * gate_attention
+        modulated = torch.addcmul(shift_attention, self.norm1(hidden_states), 1 + scale_attention)
+        attended = self.attn1(hidden_states=modulated, rotation=rotation)
+        hidden_states = torch.addcmul(hidden_states, attended, gate_attention)
         hidden_states = hidden_states + self.attn2(
             hidden_states=hidden_states,
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=encoder_attention_mask,
         )
-        modulated = self.norm2(hidden_states) * (1 + scale_ff) + shift_ff
-        return hidden_states + self.ff(modulated) * gate_ff
+        modulated = torch.addcmul(shift_ff, self.norm2(hidden_states), 1 + scale_ff)
+        return torch.addcmul(hidden_states, self.ff(modulated), gate_ff)
 
 
 class VideoDiT(
@@ -249,7 +250,7 @@ class VideoDiT(
                 )
 
         shift, scale = (embedded.unsqueeze(2) + self.scale_shift_table).unbind(dim=2)
-        velocity = self.proj_out(self.norm_out(hidden_states) * (1 + scale) + shift)
+        velocity = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), 1 + scale))
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     def set_attention_backend(self, backend: str) -> None:
