@@ -1,4 +1,28 @@
-"""Pipelines: a task is a choice of known tokens; the denoising loop lives in `base.py`."""
+"""Pipelines: text, images and known pixels to clips. Importing this makes them known to diffusers."""
+
+from __future__ import annotations
 
 if __name__ != "vgen.pipelines":
-    raise ImportError("import this package as vgen.pipelines, not as pipelines")
+    raise ImportError("import vgen.pipelines, not the folder pipelines/ itself")
+
+from vgen.models.registration import register_class
+from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.conditioning import VideoCondition
+from vgen.pipelines.image_to_video import ImageToVideoPipeline
+from vgen.pipelines.interpolation import InterpolationPipeline
+from vgen.pipelines.masked_prediction import MaskedPredictionPipeline
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.text_to_video import TextToVideoPipeline
+
+for _pipeline in (TextToVideoPipeline, ImageToVideoPipeline, MaskedPredictionPipeline, InterpolationPipeline):
+    register_class(_pipeline)
+
+__all__ = [
+    "BasePipeline",
+    "ImageToVideoPipeline",
+    "InterpolationPipeline",
+    "MaskedPredictionPipeline",
+    "TextToVideoPipeline",
+    "VideoCondition",
+    "VideoPipelineOutput",
+]

@@ -1,0 +1,361 @@
+"""The base of all pipelines: check, encode, denoise, decode. Here is the only denoising loop.
+
+A task is a choice of known tokens; the loop knows none by name. Its strategies (guidance, schedule, numerical
+conventions) are handed to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.loaders import LTXVideoLoraLoaderMixin
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+
+from vgen.diffusion.conditions import ConditionSet, arrange, token_sigmas
+from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
+from vgen.diffusion.samplers import advance, renoise_hard
+from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas, resolution_shift_mu
+from vgen.diffusion.tokens import unpack
+from vgen.errors import NonFiniteError
+from vgen.models import CausalVideoVAE, VideoDiT
+from vgen.pipelines.checks import check_settings
+from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
+from vgen.pipelines.conventions import Convention, convention_named
+from vgen.pipelines.decoding import decode_latents, paste_known
+from vgen.pipelines.loading import PipelineLoading
+from vgen.pipelines.noise import draw, prepare_noise_and_known
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.settings import GenerationSettings
+from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings, encode_texts
+from vgen.types import LatentShape, VideoShape
+
+Conditions = Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]]
+
+
+class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
+    """Components, and the way from a prompt and known pixels to frames.
+
+    Args:
+        scheduler: does the stepping.
+        vae: pixels <-> latents.
+        text_encoder: prompts to embeddings.
+        tokenizer: of the text encoder.
+        transformer: predicts velocities.
+        convention: numerical conventions of the model, see vgen.pipelines.conventions.
+        defaults: the model's own values for what a caller leaves out (height, width, num_frames, frame_rate,
+            num_inference_steps, guidance_scale, negative_prompt ...); saved in model_index.json.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+    _optional_components: ClassVar[list[str]] = []
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _conditions_anywhere: ClassVar[bool] = False
+    """Whether the task takes conditions at any frame; picks the convention of such tasks."""
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: CausalVideoVAE,
+        text_encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        transformer: VideoDiT,
+        convention: str = "vgen",
+        defaults: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        convention_named(convention)
+        self.register_modules(
+            scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
+        )
+        self.register_to_config(convention=convention, defaults=dict(defaults or {}))
+        self.video_processor = VideoProcessor(vae_scale_factor=vae.strides.height)
+        self._settings: GenerationSettings | None = None
+        self._guidance: Guidance = ClassifierFreeGuidance()
+        self._interrupt = False
+        self._current_timestep: Tensor | None = None
+
+    @property
+    def convention(self) -> Convention:
+        """The conventions of this task with this model."""
+        convention = self.model_convention
+        return convention_named(convention.conditions_name) if self._conditions_anywhere else convention
+
+    @property
+    def patch_size(self) -> int:
+        """Latents per token along rows and columns."""
+        return self.transformer.config.patch_size
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance scale of the current or last call."""
+        return self._settings.guidance_scale if self._settings else 1.0
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the current or last call uses the negative prompt."""
+        return self._guidance.needs_negative
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the current or last call."""
+        return len(self.scheduler.timesteps)
+
+    @property
+    def current_timestep(self) -> Tensor | None:
+        """Timestep of the current step, None outside the loop."""
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` (in a callback) to leave out all further steps."""
+        return self._interrupt
+
+    def fill_settings(self, given: Mapping[str, Any]) -> GenerationSettings:
+        """The settings of a call: the caller's, then the model's defaults, then the convention's."""
+        return GenerationSettings.fill(given, self.config.defaults, self.convention.defaults)
+
+    def check_inputs(
+        self, settings: GenerationSettings, conditions: Conditions = ()
+    ) -> tuple[LatentShape, list[GivenPixels]]:
+        """Refuse what cannot work, before anything is computed.
+
+        Returns:
+            The latent size, and the conditions as pixels.
+        Raises:
+            RequestError: names the field, the value, the rule and what would fit.
+        """
+        shape = check_settings(
+            settings, self.vae.strides, self.vae.config.latent_channels, self.patch_size, self._callback_tensor_inputs
+        )
+        video_shape = VideoShape(settings.num_frames, settings.height, settings.width)
+        given = read_conditions(
+            conditions, video_shape, self.vae.strides, settings.num_prompts, self.convention.prefix_latent_frames
+        )
+        return shape, given
+
+    @torch.no_grad()
+    def encode_prompt(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        max_sequence_length: int = 128,
+        device: torch.device | None = None,
+    ) -> TextEmbeddings:
+        """Encode prompts, or take embeddings as they are; one entry a clip.
+
+        Args:
+            prompt, negative_prompt: text; the negative one may be one for all, None is "".
+            do_classifier_free_guidance: whether the negative prompt is needed.
+            num_videos_per_prompt: entries for each prompt.
+            prompt_embeds, prompt_attention_mask: in place of `prompt`, [P, L, D] and [P, L].
+            negative_prompt_embeds, negative_prompt_attention_mask: in place of `negative_prompt`.
+            max_sequence_length: L.
+            device: where to encode.
+        Returns:
+            Embeddings [B, L, D] and masks [B, L].
+        """
+        device = device or self._execution_device
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+        count = len(prompts) if prompt_embeds is None else prompt_embeds.shape[0]
+        texts = prompts if prompt_embeds is None else []
+        encodes_negative = do_classifier_free_guidance and negative_prompt_embeds is None
+        if encodes_negative:
+            negative = negative_prompt if negative_prompt is not None else ""
+            texts = texts + ([negative] * count if isinstance(negative, str) else list(negative))
+        if texts:
+            length = max_sequence_length if prompt_embeds is None else prompt_embeds.shape[1]
+            embeds, mask = encode_texts(
+                self.tokenizer,
+                self.text_encoder,
+                texts,
+                length,
+                masked=self.convention.mask_text_encoder,
+                device=device,
+            )
+            if prompt_embeds is None:
+                prompt_embeds, prompt_attention_mask = embeds[:count], mask[:count]
+            if encodes_negative:
+                negative_prompt_embeds, negative_prompt_attention_mask = embeds[-count:], mask[-count:]
+        rows = (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)
+        return TextEmbeddings(
+            *(None if row is None else row.to(device).repeat_interleave(num_videos_per_prompt, dim=0) for row in rows)
+        )
+
+    def prepare_latents(
+        self, settings: GenerationSettings, shape: LatentShape, given: Sequence[GivenPixels], device: torch.device
+    ) -> tuple[Tensor, ConditionSet]:
+        """Draw the noise, encode what is given, and lay it out as tokens.
+
+        Returns:
+            Noise tokens [B, N, C], and the known tokens.
+        """
+        noise, known = prepare_noise_and_known(
+            self.vae, given, settings, shape, self.patch_size, self.convention, device
+        )
+        conditions = arrange(
+            known,
+            shape,
+            self.vae.strides,
+            settings.frame_rate,
+            channels=self.vae.config.latent_channels,
+            batch=settings.batch_size,
+            causal=self.convention.causal_coordinates,
+            prefix_latent_frames=self.convention.prefix_latent_frames,
+            patch_size=self.patch_size,
+            device=device,
+        )
+        return noise, conditions
+
+    def set_timesteps(self, num_inference_steps: int, num_tokens: int, device: torch.device) -> None:
+        """Give the scheduler this task's sigmas; its own configuration shifts and stretches them."""
+        config = self.scheduler.config
+        if self.convention.schedule == "linear_quadratic" and not config.use_dynamic_shifting:
+            sigmas = linear_quadratic(num_inference_steps)
+            timesteps = (sigmas * config.num_train_timesteps).tolist()
+            self.scheduler.set_timesteps(sigmas=sigmas.tolist(), timesteps=timesteps, device=device)
+            return
+        mu = resolution_shift_mu(
+            num_tokens,
+            base_tokens=config.base_image_seq_len,
+            max_tokens=config.max_image_seq_len,
+            base_shift=config.base_shift,
+            max_shift=config.max_shift,
+        )
+        self.scheduler.set_timesteps(sigmas=linspace_sigmas(num_inference_steps).tolist(), mu=mu, device=device)
+
+    @torch.no_grad()
+    def _generate(self, given_settings: Mapping[str, Any], conditions: Conditions = ()) -> Any:
+        """A call of any task: settings and conditions in, clips out."""
+        settings = self.fill_settings(given_settings)
+        if isinstance(settings.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            given_settings = {
+                **given_settings, "callback_on_step_end_tensor_inputs": settings.callback_on_step_end.tensor_inputs
+            }  # fmt: skip
+            settings = self.fill_settings(given_settings)
+        guidance = settings.guidance or ClassifierFreeGuidance(settings.guidance_scale, settings.guidance_rescale)
+        shape, given = self.check_inputs(settings, conditions)
+        self._settings, self._guidance, self._interrupt = settings, guidance, False
+        device = self._execution_device
+        text = self.encode_prompt(
+            settings.prompt,
+            settings.negative_prompt,
+            guidance.needs_negative,
+            settings.num_videos_per_prompt,
+            settings.prompt_embeds,
+            settings.prompt_attention_mask,
+            settings.negative_prompt_embeds,
+            settings.negative_prompt_attention_mask,
+            settings.max_sequence_length,
+            device,
+        )
+        noise, known = self.prepare_latents(settings, shape, given, device)
+        self.set_timesteps(settings.num_inference_steps, noise.shape[1], device)
+        latents = unpack(self._denoise(noise, known, text, guidance, settings), shape, self.patch_size)
+        if settings.output_type == "latent":
+            frames = latents
+        else:
+            video = decode_latents(self.vae, latents, settings, self.convention, self.transformer.dtype)
+            video = paste_known(video, given, settings.keep_known_pixels, settings.num_videos_per_prompt)
+            frames = self.video_processor.postprocess_video(video, output_type=settings.output_type)
+        self.maybe_free_model_hooks()
+        return VideoPipelineOutput(frames=frames) if settings.return_dict else (frames,)
+
+    def _denoise(
+        self,
+        noise: Tensor,
+        known: ConditionSet,
+        text: TextEmbeddings,
+        guidance: Guidance,
+        settings: GenerationSettings,
+    ) -> Tensor:
+        """The denoising loop: noise tokens [B, N, C] to latent tokens [B, N, C]."""
+        timesteps = self.scheduler.timesteps
+        strength = None if known.is_empty else known.strength
+        start = tokens = known.noised(noise, torch.ones((), device=noise.device))
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for index, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = timestep
+                sigma = timestep / self.scheduler.config.num_train_timesteps
+                if strength is not None and settings.image_cond_noise_scale > 0:
+                    fresh = draw(tuple(tokens.shape), settings.generator, tokens.device)
+                    tokens = renoise_hard(tokens, start, fresh, settings.image_cond_noise_scale, sigma, strength)
+                step = StepState(index, len(timesteps), sigma, tokens)
+                predictions = self._predict(guidance.branches(step), step, known, text, settings.attention_kwargs)
+                velocity = guidance.combine(predictions, step)
+                tokens = advance(self.scheduler, velocity, timestep, tokens, strength, settings.generator)
+                self._check_finite(tokens, step)
+                tokens, text = self._end_step(step, timestep, tokens, text, settings)
+                progress_bar.update()
+        self._current_timestep = None
+        return known.video_tokens(tokens)
+
+    def _predict(
+        self,
+        branches: Sequence[Branch],
+        step: StepState,
+        known: ConditionSet,
+        text: TextEmbeddings,
+        attention_kwargs: dict[str, Any] | None,
+    ) -> dict[str, Tensor]:
+        """Run the transformer for each branch; branches that need the same forward run as one batch."""
+        predictions: dict[str, Tensor] = {}
+        timesteps = step.sigma.expand(step.latents.shape[0])
+        if not known.is_empty:
+            timesteps = token_sigmas(step.sigma, known.strength)
+        timesteps = timesteps * self.scheduler.config.num_train_timesteps
+        remaining = list(branches)
+        while remaining:
+            group = [branch for branch in remaining if branch.model_kwargs == remaining[0].model_kwargs]
+            remaining = [branch for branch in remaining if branch not in group]
+            embeds, masks = zip(*(text.branch(branch.negative) for branch in group), strict=True)
+            with self.transformer.cache_context("_".join(branch.name for branch in group)):
+                velocity = self.transformer(
+                    hidden_states=torch.cat([step.latents.to(self.transformer.dtype)] * len(group)),
+                    encoder_hidden_states=torch.cat(embeds).to(self.transformer.dtype),
+                    timestep=torch.cat([timesteps] * len(group)),
+                    encoder_attention_mask=torch.cat(masks),
+                    video_coords=known.coordinates[:1],
+                    attention_kwargs=attention_kwargs,
+                    return_dict=False,
+                    **group[0].model_kwargs,
+                )[0]
+            names = [branch.name for branch in group]
+            predictions.update(zip(names, velocity.float().chunk(len(group)), strict=True))
+        return predictions
+
+    def _check_finite(self, tokens: Tensor, step: StepState) -> None:
+        if not bool(torch.isfinite(tokens).all()):
+            raise NonFiniteError(
+                f"Step {step.index + 1} of {step.num_steps} (sigma {float(step.sigma):.4f}) gave NaN or infinity with "
+                f"the transformer in {self.transformer.dtype}: check the weights, or load with a wider torch_dtype "
+                "(torch.bfloat16 or torch.float32)."
+            )
+
+    def _end_step(
+        self, step: StepState, timestep: Tensor, tokens: Tensor, text: TextEmbeddings, settings: GenerationSettings
+    ) -> tuple[Tensor, TextEmbeddings]:
+        """Call the caller's callback, and take what it gives back."""
+        if settings.callback_on_step_end is None:
+            return tokens, text
+        available = {
+            "latents": tokens,
+            "prompt_embeds": text.prompt_embeds,
+            "negative_prompt_embeds": text.negative_prompt_embeds,
+        }
+        wanted = {name: available[name] for name in settings.callback_on_step_end_tensor_inputs}
+        changed = settings.callback_on_step_end(self, step.index, timestep, wanted) or {}
+        text = text.updated(changed.get("prompt_embeds"), changed.get("negative_prompt_embeds"))
+        return changed.get("latents", tokens), text

@@ -1,0 +1,130 @@
+"""What a pipeline refuses before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from torch import Tensor
+
+from vgen.diffusion.tokens import token_grid, token_strides
+from vgen.errors import RequestError, ShapeError
+from vgen.pipelines.settings import GenerationSettings
+from vgen.types import LatentShape, Strides, VideoShape
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_settings(
+    settings: GenerationSettings, strides: Strides, channels: int, patch_size: int, callback_tensors: Sequence[str]
+) -> LatentShape:
+    """Check everything that does not need a component to be run.
+
+    Args:
+        settings: of the call.
+        strides: pixels per latent.
+        channels: latent channels.
+        patch_size: latents per token along rows and columns; sizes must fit whole tokens.
+        callback_tensors: names that `callback_on_step_end_tensor_inputs` may hold.
+    Returns:
+        The latent size of the clip.
+    Raises:
+        RequestError: names the field, the value, the rule and what would fit.
+    """
+    _check_numbers(settings)
+    _check_text(settings)
+    video_shape = VideoShape(settings.num_frames, settings.height, settings.width)
+    video_shape.check(token_strides(strides, patch_size))
+    shape = video_shape.latent(strides)
+    _check_decoding(settings)
+    generators = settings.generator
+    if isinstance(generators, list) and len(generators) != settings.batch_size:
+        raise RequestError(f"generator holds {len(generators)} generators for {settings.batch_size} clips.")
+    if settings.latents is not None:
+        _check_latents(settings.latents, settings.batch_size, channels, shape, patch_size)
+    if settings.output_type not in OUTPUT_TYPES:
+        raise RequestError(f"output_type={settings.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}.")
+    unknown = [name for name in settings.callback_on_step_end_tensor_inputs if name not in callback_tensors]
+    if unknown:
+        raise RequestError(f"callback_on_step_end_tensor_inputs={unknown} must be among {', '.join(callback_tensors)}.")
+    return shape
+
+
+def _check_numbers(settings: GenerationSettings) -> None:
+    counts = ("height", "width", "num_frames", "num_inference_steps", "max_sequence_length", "num_videos_per_prompt")
+    for name in counts:
+        value = getattr(settings, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise RequestError(f"{name}={value!r} must be a whole number of 1 or more.")
+    if not _is_number(settings.frame_rate) or settings.frame_rate <= 0:
+        raise RequestError(f"frame_rate={settings.frame_rate!r} must be a number above 0, for instance 24.")
+    for name in ("guidance_scale", "guidance_rescale", "image_cond_noise_scale"):
+        value = getattr(settings, name)
+        if not _is_number(value) or value < 0:
+            raise RequestError(f"{name}={value!r} must be a number of 0 or more.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(float(value))
+
+
+def _check_text(settings: GenerationSettings) -> None:
+    prompt, embeds = settings.prompt, settings.prompt_embeds
+    if (prompt is None) == (embeds is None):
+        raise RequestError('Give either prompt or prompt_embeds, and not both; prompt="" is allowed.')
+    if prompt is not None and not _is_text(prompt):
+        raise RequestError(f"prompt is a {type(prompt).__name__}: it must be a string or a list of one or more.")
+    negative = settings.negative_prompt
+    if negative is not None:
+        if not _is_text(negative):
+            raise RequestError(f"negative_prompt is a {type(negative).__name__}: it must be a string or a list.")
+        if isinstance(negative, list) and len(negative) != settings.num_prompts:
+            raise RequestError(f"negative_prompt holds {len(negative)} texts for {settings.num_prompts} prompts.")
+    for kind in ("prompt", "negative_prompt"):
+        _check_embeds(
+            kind, getattr(settings, f"{kind}_embeds"), getattr(settings, f"{kind}_attention_mask"), settings.num_prompts
+        )
+    negative_embeds = settings.negative_prompt_embeds
+    if embeds is not None and negative_embeds is not None and embeds.shape != negative_embeds.shape:
+        raise ShapeError(
+            f"prompt_embeds {tuple(embeds.shape)} and negative_prompt_embeds {tuple(negative_embeds.shape)} differ: "
+            "they must have the same shape."
+        )
+
+
+def _is_text(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return bool(texts) and all(isinstance(text, str) for text in texts)
+
+
+def _check_embeds(kind: str, embeds: Tensor | None, mask: Tensor | None, num_prompts: int) -> None:
+    if embeds is None:
+        return
+    if embeds.ndim != 3 or embeds.shape[0] != num_prompts:
+        raise ShapeError(f"{kind}_embeds has shape {tuple(embeds.shape)}: it must be [{num_prompts}, L, D].")
+    if mask is None or mask.shape != embeds.shape[:2]:
+        shown = None if mask is None else tuple(mask.shape)
+        raise ShapeError(
+            f"{kind}_attention_mask has shape {shown}: with {kind}_embeds it must be {tuple(embeds.shape[:2])}."
+        )
+
+
+def _check_decoding(settings: GenerationSettings) -> None:
+    for name in ("decode_timestep", "decode_noise_scale"):
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        if len(values) not in (1, settings.num_prompts):
+            raise RequestError(f"{name} holds {len(values)} numbers for {settings.num_prompts} prompts.")
+        if not all(_is_number(entry) and 0 <= entry <= 1 for entry in values):
+            raise RequestError(f"{name}={value!r} must be in [0, 1].")
+
+
+def _check_latents(latents: Tensor, batch: int, channels: int, shape: LatentShape, patch_size: int) -> None:
+    tokens = (batch, token_grid(shape, patch_size).num_tokens, channels * patch_size**2)
+    legal = ((batch, channels, *shape), tokens)
+    if tuple(latents.shape) not in legal:
+        raise ShapeError(f"latents has shape {tuple(latents.shape)}: it must be {legal[0]} or {legal[1]}.")

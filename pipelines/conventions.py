@@ -1,0 +1,133 @@
+"""Numerical conventions as data: what differs between our own models and public LTX-Video weights.
+
+A pipeline looks up what it needs here and branches on nothing else. Folders saved by diffusers' LTX pipelines follow
+diffusers exactly (see `from_model_index`); folders of our own models carry the name "vgen".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from vgen.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One set of conventions.
+
+    Attributes:
+        name: as in model_index.json.
+        causal_coordinates: token times of a causal VAE (frame 0 alone, then groups); else evenly spaced.
+        mask_text_encoder: the text encoder is told which tokens are padding.
+        schedule: sigmas before the scheduler's own shift.
+        sample_posterior: given pixels are encoded to a draw from the posterior; else to its mean.
+        encode_before_noise: given pixels are encoded (and their draws made) before the noise is drawn.
+        prefix_latent_frames: of a clip given later than frame 0, how many latent frames become extra tokens (the rest
+            lies in place); None: all.
+        mix_decode_noise_normalized: noise for a timestep-conditioned decoder is mixed in before denormalising.
+        conditions_name: the convention of tasks with conditions anywhere in the clip.
+        defaults: what the caller and the model leave out.
+    """
+
+    name: str
+    causal_coordinates: bool
+    mask_text_encoder: bool
+    schedule: Literal["linspace", "linear_quadratic"]
+    sample_posterior: bool
+    encode_before_noise: bool
+    prefix_latent_frames: int | None
+    mix_decode_noise_normalized: bool
+    conditions_name: str
+    defaults: Mapping[str, Any] = field(repr=False)
+
+
+_COMMON = {
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.0,
+    "num_inference_steps": 50,
+    "max_sequence_length": 128,
+    "decode_timestep": 0.0,
+    "image_cond_noise_scale": 0.0,
+}
+_LTX_SIZE = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25}
+
+NATIVE = Convention(
+    name="vgen",
+    causal_coordinates=True,
+    mask_text_encoder=True,
+    schedule="linspace",
+    sample_posterior=False,
+    encode_before_noise=False,
+    prefix_latent_frames=None,
+    mix_decode_noise_normalized=True,
+    conditions_name="vgen",
+    defaults=_COMMON,
+)
+LTX = Convention(
+    name="ltx",
+    causal_coordinates=False,
+    mask_text_encoder=False,
+    schedule="linspace",
+    sample_posterior=True,
+    encode_before_noise=True,
+    prefix_latent_frames=2,
+    mix_decode_noise_normalized=False,
+    conditions_name="ltx-condition",
+    defaults={**_COMMON, **_LTX_SIZE},
+)
+LTX_CONDITION = Convention(
+    name="ltx-condition",
+    causal_coordinates=True,
+    mask_text_encoder=True,
+    schedule="linear_quadratic",
+    sample_posterior=True,
+    encode_before_noise=False,
+    prefix_latent_frames=2,
+    mix_decode_noise_normalized=False,
+    conditions_name="ltx-condition",
+    defaults={**_COMMON, **_LTX_SIZE, "max_sequence_length": 256, "image_cond_noise_scale": 0.15},
+)
+
+CONVENTIONS: Mapping[str, Convention] = {entry.name: entry for entry in (NATIVE, LTX, LTX_CONDITION)}
+
+_OF_CLASS = {
+    "LTXPipeline": LTX.name,
+    "LTXImageToVideoPipeline": LTX.name,
+    "LTXConditionPipeline": LTX_CONDITION.name,
+}
+_OF_COMPONENT = {
+    "LTXVideoTransformer3DModel": ["vgen", "VideoDiT"],
+    "AutoencoderKLLTXVideo": ["vgen", "CausalVideoVAE"],
+}
+
+
+def convention_named(name: str) -> Convention:
+    """The convention of that name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if name not in CONVENTIONS:
+        raise CheckpointError(f"convention={name!r} is not known: use one of {', '.join(CONVENTIONS)}.")
+    return CONVENTIONS[name]
+
+
+def from_model_index(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate a diffusers LTX model_index.json to ours; every other index is returned as it is.
+
+    Args:
+        index: the parsed file.
+    Returns:
+        The index with our model classes in place of diffusers' LTX ones, and the convention that its pipeline class
+        stands for.
+    """
+    name = index.get("_class_name")
+    if name not in _OF_CLASS:
+        return dict(index)
+    translated = {
+        key: _OF_COMPONENT.get(value[1], value) if isinstance(value, (list, tuple)) and len(value) == 2 else value
+        for key, value in index.items()
+    }
+    return {**translated, "convention": _OF_CLASS[name]}

@@ -1,0 +1,44 @@
+"""Image to video: the first frame is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vgen.errors import RequestError
+from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.conditioning import VideoCondition, per_prompt
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.settings import with_settings
+
+
+class ImageToVideoPipeline(BasePipeline):
+    """Generate clips that start with a given picture."""
+
+    @with_settings
+    def __call__(
+        self,
+        image: Any = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        **settings: Any,
+    ) -> VideoPipelineOutput | tuple[Any, ...]:
+        """Generate.
+
+        Args:
+            image: the first frame, of the clip's size: a PIL image, uint8 [H, W, 3] or float tensor [3, H, W] in
+                [0, 1]; or as many as prompts (a list, or a batch), one each.
+            prompt: what happens.
+            negative_prompt: what to keep away from.
+            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
+        Returns:
+            `.frames`, or a tuple of them.
+        Raises:
+            RequestError: something cannot be done as asked; nothing was computed.
+            NonFiniteError: the model gave NaN or infinity.
+        """
+        if image is None:
+            raise RequestError("image is not given: pass the first frame, or use TextToVideoPipeline.")
+        given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
+        images = per_prompt(image, self.fill_settings(given).num_prompts, "image")
+        first = [VideoCondition(entry) for entry in images]
+        return self._generate(given, first if len(first) == 1 else [[entry] for entry in first])

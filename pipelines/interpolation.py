@@ -1,0 +1,56 @@
+"""Interpolation: the first and the last frame are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vgen.errors import RequestError
+from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.conditioning import VideoCondition, per_prompt
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.settings import with_settings
+
+
+class InterpolationPipeline(BasePipeline):
+    """Generate clips that lead from one picture to another."""
+
+    _conditions_anywhere = True
+
+    @with_settings
+    def __call__(
+        self,
+        first: Any = None,
+        last: Any = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        **settings: Any,
+    ) -> VideoPipelineOutput | tuple[Any, ...]:
+        """Generate.
+
+        Args:
+            first: the first frame, of the clip's size: a PIL image, uint8 [H, W, 3] or float tensor [3, H, W] in
+                [0, 1]; or as many as prompts (a list, or a batch), one each.
+            last: the last frame, likewise.
+            prompt: what happens between them; None is "".
+            negative_prompt: what to keep away from.
+            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
+        Returns:
+            `.frames`, or a tuple of them.
+        Raises:
+            RequestError: something cannot be done as asked; nothing was computed.
+            NonFiniteError: the model gave NaN or infinity.
+        """
+        if first is None or last is None:
+            raise RequestError(f"{'first' if first is None else 'last'} is not given: pass both pictures.")
+        if prompt is None and settings.get("prompt_embeds") is None:
+            prompt = ""
+        given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
+        filled = self.fill_settings(given)
+        firsts, lasts = (
+            [VideoCondition(image, frame_index=index) for image in per_prompt(images, filled.num_prompts, name)]
+            for images, index, name in ((first, 0, "first"), (last, -1, "last"))
+        )
+        if len(firsts) == len(lasts) == 1:
+            return self._generate(given, [firsts[0], lasts[0]])
+        firsts, lasts = (ends * filled.num_prompts if len(ends) == 1 else ends for ends in (firsts, lasts))
+        return self._generate(given, [list(pair) for pair in zip(firsts, lasts, strict=True)])

@@ -1,0 +1,43 @@
+"""Masked prediction: any frames or regions are known, the rest is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.conditioning import VideoCondition
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.settings import with_settings
+
+
+class MaskedPredictionPipeline(BasePipeline):
+    """Generate clips in which pictures, clips or regions are given: continue, complete, inpaint."""
+
+    _conditions_anywhere = True
+
+    @with_settings
+    def __call__(
+        self,
+        conditions: VideoCondition | Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]] | None = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        **settings: Any,
+    ) -> VideoPipelineOutput | tuple[Any, ...]:
+        """Generate.
+
+        Args:
+            conditions: what is known, for all prompts; or a list of lists, one a prompt, that agree in frame_index,
+                length and having a mask. None: nothing.
+            prompt: what happens; "" is allowed.
+            negative_prompt: what to keep away from.
+            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
+        Returns:
+            `.frames`, or a tuple of them.
+        Raises:
+            RequestError: something cannot be done as asked; nothing was computed.
+            NonFiniteError: the model gave NaN or infinity.
+        """
+        if isinstance(conditions, VideoCondition):
+            conditions = [conditions]
+        return self._generate({"prompt": prompt, "negative_prompt": negative_prompt, **settings}, conditions or ())

@@ -1,0 +1,133 @@
+"""The arguments that every pipeline takes, and where those left out come from."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgen.diffusion.guidance import Guidance
+from vgen.errors import RequestError
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """One call, with everything filled in. Fields without a default here come from the model where left out.
+
+    Attributes:
+        height, width: pixels.
+        num_frames: pixel frames.
+        frame_rate: frames per second of the result; the model sees it.
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 and below is off.
+        guidance_rescale: in [0, 1], see vgen.diffusion.guidance.
+        max_sequence_length: text tokens.
+        decode_timestep: of a timestep-conditioned decoder, in [0, 1]; one, or one a prompt.
+        image_cond_noise_scale: noise put on hard-known tokens at every step.
+        prompt: one, or a list; "" is allowed.
+        negative_prompt: what to keep away from; one for all, or one a prompt.
+        num_videos_per_prompt: clips for each prompt.
+        generator: one draws for the whole batch; a list gives each clip what it would get alone.
+        latents: the noise to start from, [B, C, f, h, w] or tokens [B, N, C].
+        prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask: in place of text;
+            [P, L, D] and [P, L], True = keep.
+        decode_noise_scale: noise mixed into the latents of a timestep-conditioned decoder, None: decode_timestep.
+        keep_known_pixels: True pastes pixels given with strength 1 back after decoding; None only those of conditions
+            with a mask; False none.
+        guidance: a strategy in place of guidance_scale and guidance_rescale.
+        attention_kwargs: handed to the transformer (for instance {"scale": 0.8} for LoRA).
+        output_type: "pil", "np", "pt" or "latent".
+        return_dict: False returns a tuple.
+        callback_on_step_end: called as (pipeline, step, timestep, {name: tensor}); tensors it returns are used.
+        callback_on_step_end_tensor_inputs: which tensors it gets.
+    """
+
+    height: int
+    width: int
+    num_frames: int
+    frame_rate: float
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    max_sequence_length: int
+    decode_timestep: float | list[float]
+    image_cond_noise_scale: float
+    prompt: str | list[str] | None = None
+    negative_prompt: str | list[str] | None = None
+    num_videos_per_prompt: int = 1
+    generator: Generators = None
+    latents: Tensor | None = None
+    prompt_embeds: Tensor | None = None
+    prompt_attention_mask: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    negative_prompt_attention_mask: Tensor | None = None
+    decode_noise_scale: float | list[float] | None = None
+    keep_known_pixels: bool | None = None
+    guidance: Guidance | None = None
+    attention_kwargs: dict[str, Any] | None = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    callback_on_step_end: Callable[..., Mapping[str, Any]] | None = None
+    callback_on_step_end_tensor_inputs: tuple[str, ...] | list[str] = ("latents",)
+
+    @classmethod
+    def fill(cls, given: Mapping[str, Any], *defaults: Mapping[str, Any]) -> GenerationSettings:
+        """Fill in what the caller left out (or gave as None).
+
+        Args:
+            given: the caller's arguments.
+            *defaults: looked up in this order.
+        Raises:
+            TypeError: an argument that does not exist; names the nearest one.
+            RequestError: a size that neither the caller nor any default gives.
+        """
+        known = {field.name: field for field in fields(cls)}
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise TypeError(f"unexpected argument {name!r}" + (f": did you mean {near[0]!r}?" if near else "."))
+        values = {name: value for name, value in given.items() if value is not None}
+        for name, field in known.items():
+            for source in defaults:
+                if name not in values and source.get(name) is not None:
+                    values[name] = source[name]
+            if name not in values and field.default is MISSING:
+                raise RequestError(f"{name} is not given, and the model has no default for it: pass {name}=.")
+        return cls(**values)
+
+    @property
+    def num_prompts(self) -> int:
+        """P, the number of prompts."""
+        if self.prompt_embeds is not None:
+            return self.prompt_embeds.shape[0]
+        return len(self.prompt) if isinstance(self.prompt, list) else 1
+
+    @property
+    def batch_size(self) -> int:
+        """B, the number of clips: prompts times clips for each."""
+        return self.num_prompts * self.num_videos_per_prompt
+
+
+def with_settings(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Show the settings in the signature of a pipeline's `__call__`, whose `**settings` takes them."""
+    signature = inspect.signature(call)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    shared = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if field.default is MISSING else field.default,
+            annotation=f"{field.type} | None" if field.default is MISSING else field.type,
+        )
+        for field in fields(GenerationSettings)
+        if field.name not in signature.parameters
+    ]
+    call.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,97 @@
+"""Prompts to embeddings. The only file that imports transformers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+__all__ = ["PreTrainedTokenizerBase", "T5EncoderModel", "TextEmbeddings", "encode_texts"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """What the transformer is told: prompts [B, L, D] with bool masks [B, L] (True = keep), and the negative ones."""
+
+    prompt_embeds: Tensor
+    prompt_attention_mask: Tensor
+    negative_prompt_embeds: Tensor | None = None
+    negative_prompt_attention_mask: Tensor | None = None
+
+    def branch(self, negative: bool) -> tuple[Tensor, Tensor]:
+        """Embeddings and mask of the prompts, or of the negative prompts."""
+        if not negative:
+            return self.prompt_embeds, self.prompt_attention_mask
+        assert self.negative_prompt_embeds is not None and self.negative_prompt_attention_mask is not None
+        return self.negative_prompt_embeds, self.negative_prompt_attention_mask
+
+    def updated(self, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None) -> TextEmbeddings:
+        """With other embeddings where given."""
+        return replace(
+            self,
+            prompt_embeds=self.prompt_embeds if prompt_embeds is None else prompt_embeds,
+            negative_prompt_embeds=(
+                self.negative_prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
+            ),
+        )
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: T5EncoderModel,
+    texts: Sequence[str],
+    max_sequence_length: int,
+    *,
+    masked: bool,
+    device: torch.device | str,
+) -> tuple[Tensor, Tensor]:
+    """Encode texts; equal ones are encoded once.
+
+    Args:
+        tokenizer: pads and truncates to `max_sequence_length`; what it cuts off is logged as a warning.
+        text_encoder: T5.
+        texts: P of them, "" allowed.
+        max_sequence_length: L.
+        masked: tell the encoder which tokens are padding.
+        device: where to encode.
+    Returns:
+        Embeddings [P, L, D] in the encoder's dtype, and their mask [P, L], bool.
+    """
+    distinct = list(dict.fromkeys(texts))
+    tokens = tokenizer(
+        distinct,
+        padding="max_length",
+        max_length=max_sequence_length,
+        truncation=True,
+        add_special_tokens=True,
+        return_tensors="pt",
+    )
+    _warn_of_truncation(tokenizer, distinct, tokens.attention_mask, max_sequence_length)
+    mask = tokens.attention_mask.bool().to(device)
+    embeds = text_encoder(tokens.input_ids.to(device), attention_mask=mask if masked else None)[0]
+    rows = torch.tensor([distinct.index(text) for text in texts], device=device)
+    return embeds.to(text_encoder.dtype)[rows], mask[rows]
+
+
+def _warn_of_truncation(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mask: Tensor, max_sequence_length: int
+) -> None:
+    """Log the end of each text that did not fit."""
+    for text, full in zip(texts, mask.all(dim=1).tolist(), strict=True):
+        if not full:
+            continue
+        ids = tokenizer(text, add_special_tokens=True).input_ids
+        if len(ids) > max_sequence_length:
+            lost = tokenizer.decode(ids[max_sequence_length - 1 : -1])
+            logger.warning(
+                "The prompt has %d tokens and max_sequence_length is %d: %r is left out.",
+                len(ids),
+                max_sequence_length,
+                lost,
+            )

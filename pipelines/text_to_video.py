@@ -1,0 +1,34 @@
+"""Text to video: nothing is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.settings import with_settings
+
+
+class TextToVideoPipeline(BasePipeline):
+    """Generate clips from prompts."""
+
+    @with_settings
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        **settings: Any,
+    ) -> VideoPipelineOutput | tuple[Any, ...]:
+        """Generate.
+
+        Args:
+            prompt: what to show; one, or a list.
+            negative_prompt: what to keep away from.
+            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
+        Returns:
+            `.frames`, or a tuple of them.
+        Raises:
+            RequestError: something cannot be done as asked; nothing was computed.
+            NonFiniteError: the model gave NaN or infinity.
+        """
+        return self._generate({"prompt": prompt, "negative_prompt": negative_prompt, **settings})
