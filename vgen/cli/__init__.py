@@ -1,1 +1,83 @@
-"""See the modules."""
+"""The `vgen` command: one thin file a subcommand. Nothing heavy is imported before a subcommand runs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+
+from vgen.cli import animate, evaluate, generate, info, interpolate, predict, train
+from vgen.errors import VgenError
+from vgen.version import __version__
+
+INTERRUPTED = 130
+TERMINATED = 143
+
+app = typer.Typer(
+    name="vgen",
+    help="Text, pictures and known frames to video, on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", is_eager=True, callback=_show_version, help="Print the version."),
+) -> None:
+    """Text, pictures and known frames to video, on this machine."""
+
+
+app.command("generate")(generate.generate)
+app.command("animate")(animate.animate)
+app.command("interpolate")(interpolate.interpolate)
+app.command("predict")(predict.predict)
+app.command("info")(info.info)
+app.add_typer(train.app, name="train")
+app.command("evaluate")(evaluate.evaluate)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command and leave with its exit code: 0, 1 (runtime), 2 (input), 130 (interrupt), 143 (terminated).
+
+    Args:
+        arguments: the words after `vgen`; those of this process if left out.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(args=arguments, prog_name="vgen")
+    except VgenError as error:
+        typer.echo(f"vgen: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say_interrupted()
+        sys.exit(INTERRUPTED)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            _say_interrupted()
+        raise
+    sys.exit(0)
+
+
+def _say_interrupted() -> None:
+    typer.echo("vgen: interrupted; no unfinished file was left behind.", err=True)
+
+
+def _terminate(number: int, frame: FrameType | None) -> Any:
+    raise SystemExit(TERMINATED)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ def frame_files(path: Path) -> list[Path]:
     if not found:
         raise MediaError(f"{path} is a folder without a single .png frame.")
     numbers = [_number(p) for p in found]
-    for before, after in zip(numbers, numbers[1:], strict=False):
+    for before, after in pairwise(numbers):
         if before is not None and after is not None and after != before + 1:
             raise MediaError(f"{path} lacks the frames between number {before} and number {after}.")
     return found

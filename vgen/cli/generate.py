@@ -1,0 +1,40 @@
+"""`vgen generate`: a clip from text, or a folder of clips from a file of prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vgen.cli.options import JobOptions, with_job_options
+from vgen.errors import RequestError
+
+
+@with_job_options
+def generate(
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="What the clip shows.")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help="A prompt a line; -o names a folder for 0000.mp4, 0001.mp4 and so on. "
+            "Clip number i takes the seed --seed + i.",
+        ),
+    ] = None,
+    *,
+    options: JobOptions,
+) -> None:
+    """Make a clip from text."""
+    if prompts is not None:
+        if prompt is not None:
+            raise RequestError(f"prompt={prompt[:60]!r} and --prompts were both given; use one of them.")
+        from vgen.cli.prompt_file import generate_all
+
+        generate_all(prompts, options)
+        return
+    from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan
+
+    request = ask("generate", options.output, options.overwrite, {"prompt": prompt or "", **options.fields})
+    job = plan(request, Model.find(request.model), options.output, options.overwrite)
+    make_clip(load_pipeline("TextToVideoPipeline", job), job)

@@ -1,0 +1,30 @@
+"""`vgen info`: the request stored in an output."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def info(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A clip that vgen wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the request as JSON.")] = False,
+) -> None:
+    """Print the request that made a clip: prompt, seed, every parameter, model, versions."""
+    from vgen.errors import MediaError
+    from vgen.io.video import probe
+
+    found = probe(file)
+    if found.metadata is None:
+        raise MediaError(f"{file} is a {found.container} of {found.width} x {found.height} that holds no vgen request.")
+    if as_json:
+        typer.echo(json.dumps(found.metadata, indent=1))
+        return
+    frames = f"{found.num_frames} frames of " if found.num_frames else ""
+    typer.echo(f"{file}: {found.container} ({found.codec}), {frames}{found.width} x {found.height}")
+    width = max(len(key) for key in found.metadata) if found.metadata else 0
+    for key, value in found.metadata.items():
+        shown = value if isinstance(value, (int, float)) else json.dumps(value, ensure_ascii=False)
+        typer.echo(f"  {key:<{width}}  {shown}")

@@ -1,0 +1,200 @@
+"""From checked options to a written clip: what the four commands that make clips have in common.
+
+The order matters: everything that can be refused is checked before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vgen.errors import OutOfMemoryError, RequestError
+from vgen.hub import model_defaults, model_hash, model_strides, resolve_model
+from vgen.io.output import check_output, check_output_size
+from vgen.types import Strides
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vgen.request import GenerateRequest, ResolvedRequest
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's folder and what its JSON says."""
+
+    folder: Path
+    defaults: Mapping[str, Any]
+    strides: Strides
+
+    @classmethod
+    def find(cls, name: str) -> Model:
+        """Look up and check a model; see `vgen.hub.resolve_model`."""
+        folder = resolve_model(name)
+        return cls(folder, model_defaults(folder), model_strides(folder))
+
+
+@dataclass
+class Job:
+    """One clip to make.
+
+    Attributes:
+        request: everything resolved.
+        model: where it comes from.
+        output: name of the output.
+        overwrite: replace what is there.
+        notes: what was done to the inputs, said when the clip is finished.
+    """
+
+    request: ResolvedRequest
+    model: Model
+    output: str
+    overwrite: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def ask(task: str, output: str, overwrite: bool, fields: Mapping[str, Any]) -> GenerateRequest:
+    """Check the request's fields and its output, with nothing loaded."""
+    from vgen.request import GenerateRequest
+
+    request = GenerateRequest.create(task=task, **fields)
+    check_output(output, overwrite)
+    return request
+
+
+def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, video_frames: int | None = None) -> Job:
+    """Resolve a request and check that its output can hold the clip."""
+    resolved = request.resolve(model.defaults, model.strides, video_frames)
+    check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
+    return Job(resolved, model, output, overwrite)
+
+
+def load_pipeline(class_name: str, job: Job) -> Any:
+    """Import torch, load the pipeline, and settle device and dtype in `job.request`."""
+    import torch
+
+    import vgen.pipelines
+
+    device = _device(job.request.device)
+    dtype = (
+        job.request.dtype if job.request.dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
+    )
+    job.request = job.request.model_copy(update={"device": device, "dtype": dtype})
+    pipeline_class = getattr(vgen.pipelines, class_name)
+    pipe = pipeline_class.from_pretrained(str(job.model.folder), torch_dtype=getattr(torch, dtype)).to(device)
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    return pipe
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        number = int(asked.partition(":")[2] or 0)
+        if number >= count:
+            have = f"cuda:0 to cuda:{count - 1} are there" if count else "there is no CUDA device; use cpu"
+            raise RequestError(f"device={asked!r} is not on this machine: {have}.")
+    if asked == "mps" and not torch.backends.mps.is_available():
+        raise RequestError("device='mps' is not on this machine; use cpu.")
+    return asked
+
+
+def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
+    """Run the pipeline on one job, write the clip, and say so.
+
+    The noise comes from a generator of this clip's own, on the CPU, seeded with the request's seed.
+
+    Args:
+        pipe: loaded by `load_pipeline`.
+        job: with device and dtype settled.
+        **inputs: what the task adds: image, first, last, conditions, keep_known_pixels.
+    Raises:
+        OutOfMemoryError: names what would help.
+        OutputError: see `vgen.io.video.write_video`.
+    """
+    import torch
+
+    from vgen.io.video import write_video
+
+    started = time.monotonic()
+    request = job.request
+    try:
+        result = pipe(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            height=request.height,
+            width=request.width,
+            num_frames=request.num_frames,
+            frame_rate=request.frame_rate,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            guidance_rescale=request.guidance_rescale,
+            generator=[torch.Generator("cpu").manual_seed(request.seed)],
+            output_type="np",
+            **inputs,
+        )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(
+            f"{request.width} x {request.height} x {request.num_frames} frames in {request.dtype} did not fit in the "
+            f"memory of {request.device}; use fewer frames, a smaller size, or --dtype bfloat16. ({str(error)[:200]})"
+        ) from None
+    frames = _to_bytes(result.frames[0])
+    metadata = request.to_metadata(model_hash(job.model.folder), versions())
+    path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)
+    _report(path, job, frames, time.monotonic() - started)
+
+
+def _to_bytes(frames: np.ndarray) -> np.ndarray:
+    """Float [F, H, W, 3] in [0, 1] to uint8."""
+    import numpy as np
+
+    return np.rint(np.clip(np.asarray(frames, dtype=np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide what comes out; torch is imported already."""
+    import diffusers
+    import torch
+    import transformers
+
+    from vgen.version import __version__
+
+    return {
+        "vgen": __version__,
+        "torch": str(torch.__version__),
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _report(path: Path, job: Job, frames: np.ndarray, seconds: float) -> None:
+    request = job.request
+    files = [path] if path.is_file() else list(path.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    for note in job.notes:
+        typer.echo(note)
+    typer.echo(
+        f"{os.fspath(job.output)}: {len(frames)} frames of {request.width} x {request.height} at "
+        f"{request.frame_rate:g} fps, {size / 1000:.1f} kB, made in {seconds:.1f} s, "
+        f"seed {request.seed}, model {request.model}"
+    )
+
+
+def say_fit(name: str, before: Sequence[int], request: ResolvedRequest) -> list[str]:
+    """One sentence if something of another size, (width, height), was fitted to the clip's."""
+    if tuple(before) == (request.width, request.height):
+        return []
+    what = {"cover": "scaled and cut", "contain": "scaled and padded", "stretch": "stretched"}[request.fit]
+    return [
+        f"{name}: {before[0]} x {before[1]} was {what} to {request.width} x {request.height} (--fit {request.fit})."
+    ]

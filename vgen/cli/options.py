@@ -1,0 +1,93 @@
+"""The options that all commands which make clips share.
+
+Numbers are taken as text: `vgen.request` is the one place that checks them, so the command, Python and a server give
+the same messages.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+_MODEL = "Model"
+_SAMPLING = "Sampling"
+_SIZE = "Size"
+_MACHINE = "Machine"
+
+
+def _text(*names: str, metavar: str, help: str, panel: str) -> Any:
+    return Annotated[str | None, typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)]
+
+
+Output = Annotated[
+    str,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Where the clip goes: .mp4, .webm, .gif, or a folder/ of png frames."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Fit = Annotated[
+    str, typer.Option("--fit", metavar="MODE", help="Pictures of another size: cover (cut), contain (pad) or stretch.")
+]
+KeepKnownPixels = Annotated[
+    bool,
+    typer.Option("--keep-known-pixels/--no-keep-known-pixels", help="Paste given pixels back into the finished clip."),
+]
+
+_REQUEST_OPTIONS: dict[str, Any] = {
+    "model": _text("--model", metavar="NAME|FOLDER", help="A model; sprites if left out.", panel=_MODEL),
+    "negative_prompt": _text("--negative-prompt", metavar="TEXT", help="What to keep away from.", panel=_SAMPLING),
+    "seed": _text("--seed", metavar="N", help="Seed of the noise; drawn and reported if left out.", panel=_SAMPLING),
+    "num_inference_steps": _text("--steps", metavar="N", help="Denoising steps.", panel=_SAMPLING),
+    "guidance_scale": _text("--guidance-scale", metavar="W", help="Guidance by the text; 1 is off.", panel=_SAMPLING),
+    "guidance_rescale": _text("--guidance-rescale", metavar="R", help="Rescale guidance, 0 to 1.", panel=_SAMPLING),
+    "num_frames": _text("--num-frames", metavar="N", help="Frames of the clip.", panel=_SIZE),
+    "height": _text("--height", metavar="N", help="Rows.", panel=_SIZE),
+    "width": _text("--width", metavar="N", help="Columns.", panel=_SIZE),
+    "frame_rate": _text("--frame-rate", metavar="FPS", help="Frames per second.", panel=_SIZE),
+    "device": _text("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.", panel=_MACHINE),
+    "dtype": _text("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.", panel=_MACHINE),
+}
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What was given for the shared options.
+
+    Attributes:
+        output: name of the output.
+        overwrite: replace what is there.
+        fields: request fields that were given; those left out are absent.
+    """
+
+    output: str
+    overwrite: bool
+    fields: dict[str, str]
+
+
+def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options; it receives them as `options: JobOptions`."""
+    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [
+        inspect.Parameter("output", keyword, annotation=Output),
+        *(inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in _REQUEST_OPTIONS.items()),
+        inspect.Parameter("overwrite", keyword, default=False, annotation=Overwrite),
+    ]
+    own = [p.replace(kind=keyword) for p in own]
+
+    @functools.wraps(function)
+    def command(**values: Any) -> None:
+        output, overwrite = values.pop("output"), values.pop("overwrite")
+        given = {name: values.pop(name) for name in _REQUEST_OPTIONS}
+        fields = {name: value for name, value in given.items() if value is not None}
+        function(**values, options=JobOptions(output, overwrite, fields))
+
+    command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+    return command

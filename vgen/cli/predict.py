@@ -1,0 +1,70 @@
+"""`vgen predict`: a clip that goes on from the frames of a video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vgen.cli.options import Fit, JobOptions, KeepKnownPixels, with_job_options
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vgen.request import ResolvedRequest
+
+
+@with_job_options
+def predict(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The clip to go on from.")],
+    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What happens next.")] = "",
+    keep_frames: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-frames",
+            metavar="N",
+            help="Frames of VIDEO that start the clip: one more than a multiple of the model's temporal stride. "
+            "Half of the clip if left out.",
+        ),
+    ] = None,
+    fit: Fit = "cover",
+    keep_known_pixels: KeepKnownPixels = True,
+    *,
+    options: JobOptions,
+) -> None:
+    """Keep the first frames of a video and predict the rest of the clip."""
+    from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan, say_fit
+    from vgen.io.video import read_video
+
+    fields = {"prompt": prompt, "video": video, "fit": fit, "keep_known_pixels": keep_known_pixels, **options.fields}
+    request = ask("predict", options.output, options.overwrite, {**fields, "keep_frames": keep_frames})
+    model = Model.find(request.model)
+    wanted = request.keep_frames or request.num_frames or model.defaults.get("num_frames")
+    clip = read_video(video, max_frames=wanted)
+    job = plan(request, model, options.output, options.overwrite, len(clip.frames))
+    known = clip.frames[: job.request.keep_frames]
+    job.notes += [f"{video}: {note}" for note in clip.notes]
+    job.notes.append(f"{video}: the first {len(known)} frames are kept.")
+    if abs(clip.frame_rate - job.request.frame_rate) > 0.01 * clip.frame_rate:
+        job.notes.append(
+            f"{video} runs at {clip.frame_rate:g} frames per second, the clip at {job.request.frame_rate:g}: its "
+            "frames are taken one by one, so its motion changes speed. --frame-rate sets another rate."
+        )
+    job.notes += say_fit(video, (known.shape[2], known.shape[1]), job.request)
+    known = _fit_all(known, job.request)
+    pipe = load_pipeline("MaskedPredictionPipeline", job)
+    from vgen.pipelines import VideoCondition
+
+    conditions = [VideoCondition(frames=known, frame_index=0, strength=1.0)]
+    make_clip(pipe, job, conditions=conditions, keep_known_pixels=keep_known_pixels)
+
+
+def _fit_all(frames: np.ndarray, request: ResolvedRequest) -> np.ndarray:
+    """uint8 [F, H, W, 3] in the clip's size."""
+    import numpy as np
+    from PIL import Image
+
+    from vgen.io.images import fit_image
+
+    fitted = [fit_image(Image.fromarray(frame), request.height, request.width, request.fit) for frame in frames]
+    return np.stack([np.asarray(picture) for picture in fitted])

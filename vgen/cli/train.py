@@ -1,0 +1,41 @@
+"""`vgen train`: training from a recipe."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Train a model.", no_args_is_help=True)
+
+
+@app.callback()
+def _root() -> None:
+    """Train a model."""
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(metavar="FILE", help="A YAML recipe, see configs/train/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. optimizer.lr=1e-3."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or refuse if there is one.")
+    ] = True,
+) -> None:
+    """Train what a recipe describes, and export the trained model."""
+    from pathlib import Path
+
+    from vgen.errors import RequestError
+
+    if not Path(recipe).is_file():
+        raise RequestError(f"recipe={recipe!r}: there is no such file.")
+    for override in overrides or []:
+        if "=" not in override:
+            raise RequestError(f"override {override!r} is not of the form KEY=VALUE, for instance optimizer.lr=1e-3.")
+    from vgen.training.run import run_recipe
+
+    folder = run_recipe(recipe, list(overrides or []), resume=resume)
+    typer.echo(f"The run is in {folder}.")

@@ -1,0 +1,117 @@
+"""Checks of single request fields: each names the field, the value, the range and the nearest legal value."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+
+MAX_SEED = 2**63 - 1
+"""Largest seed that every generator takes."""
+
+MAX_PROMPT_CHARACTERS = 10_000
+"""Longest text; far beyond what any text encoder reads."""
+
+
+def _refuse(message: str) -> PydanticCustomError:
+    return PydanticCustomError("vgen", "{message}", {"message": message})
+
+
+def whole_number(field: str, low: int, high: int) -> Callable[[Any], Any]:
+    """A check for a whole number from `low` to `high`; text that spells one is taken. None passes."""
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        found = _as_number(value)
+        if found is None:
+            raise _refuse(
+                f"{field}={value!r:.40} is not a whole number; use one from {low} to {high}, for instance {low}."
+            )
+        if not math.isfinite(found):
+            raise _refuse(f"{field}={value} is not a whole number from {low} to {high}.")
+        if not low <= found <= high:
+            nearest = low if found < low else high
+            raise _refuse(f"{field}={value!s:.40} is outside {low} to {high}; the nearest is {nearest}.")
+        if found != int(found):
+            raise _refuse(f"{field}={value} is not a whole number; use {math.floor(found)} or {math.ceil(found)}.")
+        return int(found)
+
+    return check
+
+
+def number(field: str, low: float, high: float) -> Callable[[Any], Any]:
+    """A check for a finite number from `low` to `high`; text that spells one is taken. None passes."""
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        found = _as_number(value)
+        if found is None or math.isnan(found):
+            raise _refuse(f"{field}={value!r:.40} is not a number; use one from {low:g} to {high:g}.")
+        if not low <= found <= high:
+            nearest = low if found < low else high
+            raise _refuse(f"{field}={value!s:.40} is outside {low:g} to {high:g}; the nearest is {nearest:g}.")
+        return float(found)
+
+    return check
+
+
+def _as_number(value: Any) -> int | float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (int, float)):
+        return value
+    if isinstance(value, str) and len(value) <= 400:
+        for kind in (int, float):
+            try:
+                return kind(value.strip())
+            except ValueError:
+                continue
+    return None
+
+
+def choice(field: str, known: Sequence[str]) -> Callable[[Any], Any]:
+    """A check for one of the `known` words. None passes."""
+
+    def check(value: Any) -> Any:
+        if value is None or value in known:
+            return value
+        near = difflib.get_close_matches(str(value)[:80], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise _refuse(f"{field}={value!r:.80} is not known: use {', '.join(known[:-1])} or {known[-1]}{hint}")
+
+    return check
+
+
+def device_name(value: Any) -> Any:
+    """A check for the name of a device; whether it is there is only known once torch is loaded."""
+    if value is None or (isinstance(value, str) and re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", value)):
+        return value
+    raise _refuse(f"device={value!r:.80} is not known: use cpu, cuda, cuda:0 (or another number) or mps.")
+
+
+def text(field: str) -> Callable[[Any], Any]:
+    """A check for text that can be encoded: no NUL, no lone surrogate, not absurdly long. None passes."""
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise _refuse(f"{field}={value!r:.80} is not text.")
+        if len(value) > MAX_PROMPT_CHARACTERS:
+            raise _refuse(
+                f"{field} has {len(value):,} characters; at most {MAX_PROMPT_CHARACTERS:,} are taken. "
+                f"It begins {value[:40]!r}."
+            )
+        bad = re.search("[\x00\ud800-\udfff]", value)
+        if bad:
+            what = "a NUL character" if bad.group() == "\0" else f"a lone surrogate {bad.group()!r}"
+            raise _refuse(f"{field} holds {what} at position {bad.start()}; it is not valid text. Remove it.")
+        return value
+
+    return check

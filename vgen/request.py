@@ -1,0 +1,237 @@
+"""One description of a job, shared by Python, the command and the metadata written into outputs.
+
+`GenerateRequest` is what was asked; `resolve` fills in what was left out and gives a `ResolvedRequest`, which says
+everything needed to make the same clip again. Neither imports torch or opens a file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from vgen.errors import RequestError, ShapeError
+from vgen.fields import MAX_SEED, choice, device_name, number, text, whole_number
+from vgen.types import Strides, VideoShape
+
+MAX_VIDEO_BYTES = 16e9
+"""Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
+
+_Seed = Annotated[int, BeforeValidator(whole_number("seed", 0, MAX_SEED))]
+_Frames = Annotated[int, BeforeValidator(whole_number("num_frames", 1, 1_000_000))]
+_Height = Annotated[int, BeforeValidator(whole_number("height", 1, 1_000_000))]
+_Width = Annotated[int, BeforeValidator(whole_number("width", 1, 1_000_000))]
+_Rate = Annotated[float, BeforeValidator(number("frame_rate", 0.1, 240.0))]
+_Steps = Annotated[int, BeforeValidator(whole_number("num_inference_steps", 1, 1000))]
+_Scale = Annotated[float, BeforeValidator(number("guidance_scale", 0.0, 100.0))]
+_Rescale = Annotated[float, BeforeValidator(number("guidance_rescale", 0.0, 1.0))]
+_Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000))]
+_Dtype = Annotated[str, BeforeValidator(choice("dtype", ("float32", "bfloat16", "float16")))]
+_Fit = Annotated[str, BeforeValidator(choice("fit", ("cover", "contain", "stretch")))]
+_TaskName = Annotated[str, BeforeValidator(choice("task", ("generate", "animate", "interpolate", "predict")))]
+_Device = Annotated[str, BeforeValidator(device_name)]
+_Prompt = Annotated[str, BeforeValidator(text("prompt"))]
+_NegativePrompt = Annotated[str, BeforeValidator(text("negative_prompt"))]
+
+
+class _Job(BaseModel):
+    """What is the same before and after resolving."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    task: _TaskName = Field("generate", description="generate, animate, interpolate or predict.")
+    prompt: _Prompt = Field("", description="What the clip shows; may be empty except for generate.")
+    model: str = Field("sprites", description="Name of a model, or its folder.")
+    image: str | None = Field(None, description="animate: the first frame, a local picture.")
+    first: str | None = Field(None, description="interpolate: the first frame, a local picture.")
+    last: str | None = Field(None, description="interpolate: the last frame, a local picture.")
+    video: str | None = Field(None, description="predict: the clip to go on from, a local video.")
+    fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")
+    keep_known_pixels: bool = Field(True, description="Given pixels are pasted back after decoding.")
+
+    @classmethod
+    def create(cls, **fields: Any) -> Self:
+        """Build a request, with one readable error instead of pydantic's report.
+
+        Raises:
+            RequestError: every wrong field with its value, its range and the nearest legal value; an unknown field
+                with the name that was probably meant.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise RequestError(" ".join(_messages(error, cls.model_fields))) from None
+
+
+class GenerateRequest(_Job):
+    """What was asked for; None means that the model's own default is taken."""
+
+    negative_prompt: _NegativePrompt | None = Field(None, description="What to keep away from.")
+    seed: _Seed | None = Field(None, description="Seed of the noise; drawn and reported if left out.")
+    num_frames: _Frames | None = Field(None, description="Frames; must fit the model's temporal stride.")
+    height: _Height | None = Field(None, description="Rows; must divide by the model's stride.")
+    width: _Width | None = Field(None, description="Columns; must divide by the model's stride.")
+    frame_rate: _Rate | None = Field(None, description="Frames per second.")
+    num_inference_steps: _Steps | None = Field(None, description="Denoising steps.")
+    guidance_scale: _Scale | None = Field(None, description="Guidance by the text; 1 is off.")
+    guidance_rescale: _Rescale | None = Field(None, description="Share of the rescaled guidance, 0 to 1.")
+    keep_frames: _Keep | None = Field(None, description="predict: frames of the video that are kept.")
+    device: _Device | None = Field(None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
+    dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
+
+    @model_validator(mode="after")
+    def _check_task(self) -> GenerateRequest:
+        if self.task == "generate" and not self.prompt.strip():
+            raise PydanticCustomError(
+                "vgen", "prompt is empty: say what the clip shows, for instance 'a red circle moves to the left'."
+            )
+        given = {"image": "animate", "first": "interpolate", "last": "interpolate", "video": "predict"}
+        given["keep_frames"] = "predict"
+        for field, task in given.items():
+            value = getattr(self, field)
+            if value is not None and self.task != task:
+                raise PydanticCustomError(
+                    "vgen", "{message}", {"message": f"{field}={value!r} belongs to task {task!r}, not {self.task!r}."}
+                )
+            if value is None and self.task == task and field != "keep_frames":
+                raise PydanticCustomError(
+                    "vgen", "{message}", {"message": f"{field} is missing: task {task!r} needs a local file there."}
+                )
+        return self
+
+    def resolve(
+        self, defaults: Mapping[str, Any], strides: Strides, video_frames: int | None = None
+    ) -> ResolvedRequest:
+        """Fill in everything that was left out, and check the whole.
+
+        Args:
+            defaults: the model's, see `vgen.hub.model_defaults`.
+            strides: the model's, see `vgen.hub.model_strides`.
+            video_frames: frames of the given video, for task predict; bounds the default of keep_frames.
+        Raises:
+            ShapeError: sizes that do not fit the model's strides, or are too large; with what would fit.
+            RequestError: a parameter that neither the request nor the model gives.
+        """
+        values = self.model_dump()
+        for field in ("num_frames", "height", "width", "frame_rate", "num_inference_steps", "guidance_scale"):
+            if values[field] is None:
+                if defaults.get(field) is None:
+                    raise RequestError(f"{field} is not given, and the model has no default for it; give one.")
+                values[field] = defaults[field]
+        for field, last in (("guidance_rescale", 0.0), ("negative_prompt", "")):
+            if values[field] is None:
+                values[field] = defaults.get(field) if defaults.get(field) is not None else last
+        if values["seed"] is None:
+            values["seed"] = secrets.randbelow(2**32)
+        values["device"] = values["device"] or "auto"
+        values["dtype"] = values["dtype"] or "auto"
+        shape = VideoShape(values["num_frames"], values["height"], values["width"])
+        shape.check(strides)
+        check_amount(shape, strides)
+        if self.task == "predict":
+            values["keep_frames"] = _frames_to_keep(self.keep_frames, shape.num_frames, strides.temporal, video_frames)
+        return ResolvedRequest.create(**values)
+
+
+class ResolvedRequest(_Job):
+    """A job with nothing left open: the same request on the same machine gives the same clip."""
+
+    negative_prompt: _NegativePrompt
+    seed: _Seed
+    num_frames: _Frames
+    height: _Height
+    width: _Width
+    frame_rate: _Rate
+    num_inference_steps: _Steps
+    guidance_scale: _Scale
+    guidance_rescale: _Rescale
+    keep_frames: _Keep | None = None
+    device: str
+    dtype: str
+
+    def to_metadata(self, model_hash: str | None = None, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """The JSON object that is written into an output.
+
+        Args:
+            model_hash: see `vgen.hub.model_hash`.
+            versions: of the libraries that took part.
+        """
+        found = {key: value for key, value in self.model_dump().items() if value is not None}
+        return {**found, "model_hash": model_hash, "versions": dict(versions or {})}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
+        """The request in an output's metadata.
+
+        Raises:
+            RequestError: something is missing, wrong or unknown.
+        """
+        fields = {key: value for key, value in metadata.items() if key not in ("model_hash", "versions")}
+        return cls.create(**fields)
+
+
+def check_amount(shape: VideoShape, strides: Strides) -> None:
+    """Refuse a clip whose finished pixels alone would take absurd memory.
+
+    Raises:
+        ShapeError: with an estimate in GB and the largest square that fits.
+    """
+    needed = shape.num_frames * shape.height * shape.width * 3 * 4
+    if needed <= MAX_VIDEO_BYTES:
+        return
+    side = int((MAX_VIDEO_BYTES / (shape.num_frames * 12)) ** 0.5) // strides.width * strides.width
+    most = int(MAX_VIDEO_BYTES / (shape.height * shape.width * 12)) - 1
+    frames = max(most, 0) // strides.temporal * strides.temporal + 1
+    if side >= strides.width:
+        remedy = f"at num_frames={shape.num_frames} use at most {side} x {side}"
+    else:
+        remedy = f"at {shape.width} x {shape.height} use at most num_frames={frames}"
+    raise ShapeError(
+        f"width={shape.width}, height={shape.height}, num_frames={shape.num_frames} needs about {needed / 1e9:,.0f} GB "
+        f"for its pixels alone; at most {MAX_VIDEO_BYTES / 1e9:.0f} GB are allowed: {remedy}."
+    )
+
+
+def _frames_to_keep(asked: int | None, num_frames: int, stride: int, video_frames: int | None) -> int:
+    """How many frames of the given video start the clip: whole latent frames, and fewer than all.
+
+    Left out, it is the most that fit in the first half of the clip and that the video has.
+    """
+    most = (num_frames - 2) // stride * stride + 1 if num_frames > 1 else 0
+    if video_frames is not None:
+        most = min(most, (video_frames - 1) // stride * stride + 1)
+    if most < 1:
+        raise RequestError(f"num_frames={num_frames} leaves nothing to predict; use num_frames={stride + 1} or more.")
+    if asked is None:
+        return min(most, num_frames // 2 // stride * stride + 1)
+    if asked <= most and (asked - 1) % stride == 0:
+        return asked
+    below = min(most, max(asked - 1, 0) // stride * stride + 1)
+    nearest = f"{below} or {below + stride}" if below + stride <= most else f"{below}"
+    have = f", the video has {video_frames}" if video_frames is not None else ""
+    raise RequestError(
+        f"keep_frames={asked} does not fit: keep_frames - 1 must divide by {stride}, and it must be from 1 to {most} "
+        f"(the clip has num_frames={num_frames}{have}); use {nearest}."
+    )
+
+
+def _messages(error: ValidationError, known: Mapping[str, Any]) -> list[str]:
+    """pydantic's findings, each as one sentence."""
+    found = []
+    for entry in error.errors(include_url=False, include_context=False):
+        field = ".".join(str(part) for part in entry["loc"] if part != "nullable")
+        if entry["type"] == "vgen":
+            found.append(entry["msg"])
+        elif entry["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(field, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."
+            found.append(f"{field!r} is not a field of a request: {hint}")
+        elif entry["type"] == "missing":
+            found.append(f"{field} is missing.")
+        else:
+            found.append(f"{field}={entry['input']!r:.80} is not valid: {entry['msg']}.")
+    return found
