@@ -1,0 +1,188 @@
+"""Tiny random models, built once a session: a folder of ours, and diffusers LTX folders of three VAE generations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LTX_GENERATIONS = ("0.9.0", "0.9.1", "0.9.5")
+
+_OLD, _NEW = ("LTXVideoDownBlock3D",) * 4, ("LTXVideo095DownBlock3D",) * 4
+_LTX_VAE: dict[str, dict[str, Any]] = {
+    "0.9.0": {
+        "block_out_channels": (8, 8, 16, 16),
+        "down_block_types": _OLD,
+        "layers_per_block": (1,) * 5,
+        "spatio_temporal_scaling": (True, True, True, False),
+        "decoder_block_out_channels": (8, 8, 16, 16),
+        "decoder_layers_per_block": (1,) * 5,
+        "decoder_spatio_temporal_scaling": (True, True, True, False),
+        "timestep_conditioning": False,
+    },
+    "0.9.1": {
+        "block_out_channels": (8, 8, 16, 16),
+        "down_block_types": _OLD,
+        "layers_per_block": (1,) * 5,
+        "spatio_temporal_scaling": (True, True, True, False),
+        "decoder_block_out_channels": (8, 16, 32),
+        "decoder_layers_per_block": (1,) * 4,
+        "decoder_spatio_temporal_scaling": (True,) * 3,
+        "decoder_inject_noise": (True, True, True, False),
+        "upsample_residual": (True,) * 3,
+        "upsample_factor": (2,) * 3,
+        "timestep_conditioning": True,
+    },
+    "0.9.5": {
+        "block_out_channels": (8, 16, 32, 64, 128),
+        "down_block_types": _NEW,
+        "downsample_type": ("spatial", "temporal", "spatiotemporal", "spatiotemporal"),
+        "layers_per_block": (1,) * 5,
+        "spatio_temporal_scaling": (True,) * 4,
+        "decoder_block_out_channels": (8, 16, 32),
+        "decoder_layers_per_block": (1,) * 4,
+        "decoder_spatio_temporal_scaling": (True,) * 3,
+        "decoder_inject_noise": (False,) * 4,
+        "upsample_residual": (True,) * 3,
+        "upsample_factor": (2,) * 3,
+        "timestep_conditioning": True,
+        "spatial_compression_ratio": 32,
+        "temporal_compression_ratio": 8,
+    },
+}
+_SCHEDULER = {
+    "use_dynamic_shifting": True,
+    "base_shift": 0.95,
+    "max_shift": 2.05,
+    "base_image_seq_len": 1024,
+    "max_image_seq_len": 4096,
+    "shift_terminal": 0.1,
+}
+
+
+def _text_components() -> dict[str, Any]:
+    """A random T5 and a tokenizer that needs no vocabulary file."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=384, d_model=32, d_kv=8, d_ff=37, num_layers=2, num_heads=4)
+    return {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": ByT5Tokenizer(extra_ids=125)}
+
+
+def _fill(modules: list[Any], channels: int) -> None:
+    """Leave no tensor zero and no statistic trivial."""
+    import torch
+
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        vae = modules[-1]
+        vae.latents_mean.copy_(torch.randn(channels, generator=generator) * 0.2)
+        vae.latents_std.copy_(torch.rand(channels, generator=generator) + 0.5)
+        for module in modules:
+            for parameter in module.parameters():
+                if not parameter.any():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+@pytest.fixture(scope="session")
+def make_native_components() -> Callable[..., dict[str, Any]]:
+    """Builds random components of our own kind (strides 4 x 8 x 8, 4 latent channels); takes VideoDiT arguments."""
+
+    def make(**transformer: Any) -> dict[str, Any]:
+        import torch
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        from vgen.models import CausalVideoVAE, VideoDiT
+
+        torch.manual_seed(0)
+        vae = CausalVideoVAE(
+            latent_channels=4,
+            block_out_channels=(8, 8, 16),
+            down_block_types=("LTXVideo095DownBlock3D",) * 2,
+            downsample_type=("spatiotemporal", "temporal"),
+            spatio_temporal_scaling=(True, True),
+            layers_per_block=(1, 1, 1),
+            decoder_block_out_channels=(8, 8),
+            decoder_layers_per_block=(1, 1, 1),
+            decoder_spatio_temporal_scaling=(True, True),
+            decoder_upsample_type=("spatiotemporal", "temporal"),
+            decoder_inject_noise=(False, False, False),
+            upsample_residual=(True, True),
+            upsample_factor=(1, 1),
+        ).eval()
+        patch = transformer.get("patch_size", 1) ** 2
+        dit = VideoDiT(
+            **{
+                "in_channels": 4 * patch,
+                "out_channels": 4 * patch,
+                "num_attention_heads": 2,
+                "attention_head_dim": 12,
+                "cross_attention_dim": 24,
+                "num_layers": 2,
+                "caption_channels": 32,
+                "rope_base_size": (4, 64, 64),
+                **transformer,
+            }
+        ).eval()
+        _fill([dit, vae], 4)
+        scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULER)
+        return {"scheduler": scheduler, "vae": vae, **_text_components(), "transformer": dit}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_folder(
+    tmp_path_factory: pytest.TempPathFactory, make_native_components: Callable[..., dict[str, Any]]
+) -> Path:
+    """A saved TextToVideoPipeline of our own kind: 32 x 32, 9 frames, 3 steps by default."""
+    from vgen.pipelines import TextToVideoPipeline
+
+    defaults = {
+        "height": 32,
+        "width": 32,
+        "num_frames": 9,
+        "frame_rate": 8.0,
+        "num_inference_steps": 3,
+        "guidance_scale": 2.0,
+        "max_sequence_length": 24,
+        "negative_prompt": "",
+    }
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    TextToVideoPipeline(**make_native_components(), defaults=defaults).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ltx_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders saved by diffusers' LTXPipeline, by VAE generation; 0.9.1 with its injected noise at zero."""
+    import torch
+    from diffusers import (
+        AutoencoderKLLTXVideo,
+        FlowMatchEulerDiscreteScheduler,
+        LTXPipeline,
+        LTXVideoTransformer3DModel,
+    )
+
+    root, folders = tmp_path_factory.mktemp("ltx"), {}
+    for generation in LTX_GENERATIONS:
+        torch.manual_seed(0)
+        transformer = LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=4,
+            attention_head_dim=8,
+            cross_attention_dim=32,
+            num_layers=2,
+            caption_channels=32,
+        ).eval()
+        vae = AutoencoderKLLTXVideo(latent_channels=8, **_LTX_VAE[generation]).eval()
+        _fill([transformer, vae], 8)
+        for name, parameter in vae.named_parameters():
+            if "per_channel_scale" in name:
+                torch.nn.init.zeros_(parameter)
+        folders[generation] = root / generation
+        scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULER)
+        LTXPipeline(scheduler, vae, **_text_components(), transformer=transformer).save_pretrained(folders[generation])
+    return folders
