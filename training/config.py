@@ -116,6 +116,7 @@ class LatentCacheConfig(Strict):
     groups: dict[int, Count]
     folder: Path | None = None
     batch: Count = 16
+    encode_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class TextEncoderConfig(Strict):
@@ -153,6 +154,7 @@ class FlowObjectiveConfig(Strict):
     uniform_share: float = Field(0.1, ge=0, le=1)
     shift_terminal: float | None = Field(None, gt=0, lt=1)
     validation_clips: Count = 64
+    validation_frames: Count = 17
     sample_clips: int = Field(8, ge=0)
     sample_steps: Count = 30
     guidance_scale: float = Field(4.0, ge=0)

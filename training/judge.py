@@ -20,9 +20,9 @@ from vgen.training.judge_pixels import Observation, observe
 from vgen.training.judge_shape import Outline, read_outline
 
 # Frozen thresholds; see `judge_pixels`.
-PRESENT_SHARE: Final = 0.85  # of the frames in which an object that neither comes nor goes must be seen
+PRESENT_SHARE: Final = 0.8  # of the frames in which an object that neither comes nor goes must be seen
 HIDDEN_SHARE: Final = 0.1  # of the frames in which one that comes or goes must be hidden, at one end
-ALONE_SHARE: Final = 0.7  # of the seen frames in which it must be the only one
+ALONE_SHARE: Final = 0.7  # of the frames that show it in full colour in which it must be the only one
 AREA_CHANGE: Final = 1.8  # factor from which on the area grows or shrinks
 COLOUR_SHARE: Final = 0.6  # of the votes that a first or last colour must have to count as a change
 SHAPE_FRAMES: Final = 0.5  # frames with at least this share of the largest area show the shape
@@ -102,7 +102,7 @@ def judge(frames: NDArray[np.uint8]) -> Verdict:
     straight = travel.motion not in ("still", "other", "bounce", "circle", "zigzag")
     present = coming is not None or seen.visible.mean() >= PRESENT_SHARE
     return Verdict(
-        presence=bool(present and seen.alone[times].mean() >= ALONE_SHARE),
+        presence=bool(present and seen.alone[solid].mean() >= ALONE_SHARE),
         colour=first,
         shape=outline.turned if motion == "rotate" else outline.upright,
         motion=None if picture else motion,

@@ -13,8 +13,8 @@ Array = NDArray[np.float64]
 
 # Frozen thresholds; see `judge_pixels`. Lengths in units of 1/64 of the short side, paces in units a frame.
 REST_EXTENT: Final = 2.5  # whatever stays within this is at rest ...
-REST_PACE: Final = 0.55  # ... or within this many units a frame of the clip, if that is less
-PATH_ERROR: Final = (0.7, 0.035)  # of a one- or two-phase straight path: a constant and a share of the extent
+REST_PACE: Final = 0.42  # ... or within this many units a frame of the clip, if that is less
+PATH_ERROR: Final = (0.7, 0.035, 1.5)  # of a straight path or two: a constant, a share of the extent, the most
 SAME_DIRECTION: Final = 0.82  # cosine, about 35 degrees
 STOP_SHARE: Final = 0.4  # of the faster phase: below it the slower phase is a stop
 BREAKS: Final = (0.35, 0.65)  # where the second phase may begin, share of the clip
@@ -23,7 +23,7 @@ ROUNDNESS: Final = 0.2  # radial error, share of the radius
 MIN_RADIUS: Final = 3.0
 GRAVITY: Final = 0.35  # median downward acceleration of a bounce, units a frame squared
 MIN_HEIGHT: Final = 5.0  # of a bounce
-SWING: Final = 3.5  # across a zigzag
+SWING: Final = 4.0  # across a zigzag
 MIN_REVERSALS: Final = 2  # of a zigzag
 QUICK_PACE: Final = 1.55  # between slow and quick
 
@@ -54,11 +54,11 @@ def read_travel(times: NDArray[np.int64], centres: Array) -> Travel:
             return Travel("circle", pace=_mean_pace(times, centres))
         if _is_bounce(times, centres):
             return Travel("bounce", pace=_mean_pace(times, centres))
+        if _is_zigzag(centres):
+            return Travel("zigzag", pace=_mean_pace(times, centres))
     straight = _read_phases(times.astype(np.float64), centres, extent)
     if straight is not None:
         return straight
-    if len(times) >= 5 and _is_zigzag(centres):
-        return Travel("zigzag", pace=_mean_pace(times, centres))
     return Travel("other", pace=_mean_pace(times, centres))
 
 
@@ -75,7 +75,7 @@ def _mean_pace(times: NDArray[np.int64], centres: Array) -> float:
 def _read_phases(times: Array, centres: Array, extent: float) -> Travel | None:
     """One straight way, or two with a turn or a stop between them; None if neither fits."""
     start, duration = times[0], times[-1] - times[0]
-    limit = PATH_ERROR[0] + PATH_ERROR[1] * extent
+    limit = min(PATH_ERROR[0] + PATH_ERROR[1] * extent, PATH_ERROR[2])
     best: tuple[float, Array, Array] | None = None
     if len(times) < 5:
         return _one_way(times, centres, limit)

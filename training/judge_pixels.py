@@ -100,7 +100,7 @@ def observe(frames: NDArray[np.uint8]) -> Observation:
         core = component & (alpha >= CORE_ALPHA)
         votes[frame] = _vote(frames[frame][core if core.any() else component])
     # Only what comes or goes is seen half faded; a colour change has its own contrast at either end.
-    solid = visible if visible.all() else visible & (contrasts >= SOLID_SHARE * contrasts.max())
+    solid = visible if visible[0] and visible[-1] else visible & (contrasts >= SOLID_SHARE * contrasts.max())
     return Observation(
         unit,
         alphas,

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from transformers import AutoTokenizer
 
 from vgen.errors import VgenError
-from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
+from vgen.models import CausalVideoVAE
+from vgen.training.config import Recipe, VaeObjectiveConfig, load_recipe
 from vgen.training.control import Control, StopRequested
+from vgen.training.data.captioned import CaptionedLatents
 from vgen.training.data.clips import SpriteClips
+from vgen.training.data.latents import LatentCache, folder_hash
 from vgen.training.data.plan import BatchPlan, Source, batches
+from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.ema import Ema
 from vgen.training.journal import Journal
 from vgen.training.loop import Run, train
 from vgen.training.objectives.base import Objective
+from vgen.training.objectives.flow import FlowObjective
+from vgen.training.objectives.vae import VaeObjective
 from vgen.training.optimizers import LearningRate, build_optimizer, load_optimizer_state
 from vgen.training.state import CheckpointStore, TrainingState
 
@@ -67,7 +75,7 @@ def _train_and_export(
     recipe: Recipe, folder: Path, store: CheckpointStore, newest: Path | None, control: Control, export_only: bool
 ) -> bool:
     accelerator = _accelerator(recipe)
-    objective, source = build_objective(recipe, control)
+    objective, source = build_objective(recipe, folder, control)
     optimizer = build_optimizer(objective, recipe.optimizer)
     learning_rate = LearningRate(optimizer, recipe.total_steps, recipe.schedule)
     ema = Ema(objective, recipe.ema.limit)
@@ -93,21 +101,37 @@ def _train_and_export(
             return False
         if accelerator.is_main_process:
             with ema.applied(objective):
-                measured = objective.finish(folder / "export", _DTYPES[recipe.export_dtype], control)
+                measured = export(objective, folder / "export", recipe, control)
             journal.say(f"exported to {folder / 'export'} " + " ".join(f"{k} {v:.4g}" for k, v in measured.items()))
     return True
 
 
-def build_objective(recipe: Recipe, control: Control) -> tuple[Objective, Source]:
-    """The recipe's objective and the source of its batches."""
+def build_objective(recipe: Recipe, folder: Path, control: Control) -> tuple[Objective, Source]:
+    """The recipe's objective and the source of its batches; encodes the latent cache where one is needed."""
     clips = SpriteClips(recipe.data, "train")
     held_out = SpriteClips(recipe.data, "validation")
     if isinstance(recipe.objective, VaeObjectiveConfig):
-        from vgen.training.objectives.vae import VaeObjective
-
         return VaeObjective(recipe.objective, clips, held_out, recipe.seed), clips
-    assert isinstance(recipe.objective, FlowObjectiveConfig)
-    raise NotImplementedError
+    config = recipe.objective
+    vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+    cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
+    cache.fill(control, say=lambda text: print(text, flush=True))
+    if config.init is not None:
+        tokenizer = AutoTokenizer.from_pretrained(config.init / "tokenizer")
+    else:
+        tokenizer = sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length)
+    source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
+    return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, held_out), source
+
+
+def export(objective: Objective, folder: Path, recipe: Recipe, control: Control) -> dict[str, float]:
+    """Write the present weights as a model folder, in place of an earlier one only once it is complete."""
+    partial = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    measured = objective.finish(partial, _DTYPES[recipe.export_dtype], control)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return measured
 
 
 def restore(state: TrainingState, objective: Objective, ema: Ema, optimizer: torch.optim.Optimizer) -> None:

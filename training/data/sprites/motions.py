@@ -141,7 +141,8 @@ def _bounce(path: Path, frames: Array, room: tuple[float, float], draws: Draws) 
     fall = min(draws.between("period", 4.5, 6.0), 0.55 * duration)
     height = min(draws.between("amplitude", 13.0, 21.0), room[1])
     gravity = 2.0 * height / fall**2
-    rebound = draws.between("rebound", 0.85, 0.97)
+    # Of the pace, at every impact; in a long clip less is lost, so that it still bounces at its end.
+    rebound = draws.between("rebound", 0.85, 0.97) ** (16.0 / max(duration, 16.0))
     drift = draws.between("drift", -0.6, 0.6) if draws["drift_sign"] < 0.5 else 0.0
     drift = float(np.clip(drift, -room[0] / duration, room[0] / duration))
     heights = height - 0.5 * gravity * np.minimum(frames, fall) ** 2

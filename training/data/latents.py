@@ -1,0 +1,145 @@
+"""The latent cache: clips encoded once by a trained VAE, stored as shards, reused by every later run.
+
+Shards are written atomically and hold a fixed number of clips, so an interrupted or enlarged cache goes on where it
+ended. A shard's folder is named after the VAE's weights and the data's fingerprint: other weights never meet old latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vgen.errors import CheckpointError
+from vgen.models import CausalVideoVAE
+from vgen.training.config import LatentCacheConfig
+from vgen.training.control import Control
+from vgen.training.data.clips import SpriteClips, to_pixels
+from vgen.training.state import file_hash, sync
+
+SHARD_CLIPS = 256
+
+
+class LatentCache:
+    """Normalised latents of training clips, by clip length.
+
+    Args:
+        config: how many clips of each length, and where they are kept.
+        clips: what is encoded.
+        vae: the encoder, with its latent statistics.
+        vae_hash: names the weights, see `folder_hash`.
+        folder: used when the config names none.
+    """
+
+    def __init__(
+        self, config: LatentCacheConfig, clips: SpriteClips, vae: CausalVideoVAE, vae_hash: str, folder: Path
+    ) -> None:
+        self.config = config
+        self.clips = clips
+        self.vae = vae
+        key = hashlib.sha256(f"{vae_hash}|{clips.fingerprint}|{SHARD_CLIPS}".encode()).hexdigest()[:16]
+        self.folder = (config.folder if config.folder is not None else folder) / key
+        self._groups: dict[int, dict[str, Tensor]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the clips, the VAE's weights or the number of clips of any length."""
+        groups = ",".join(f"{length}:{count}" for length, count in sorted(self.config.groups.items()))
+        return hashlib.sha256(f"{self.folder.name}|{groups}".encode()).hexdigest()[:16]
+
+    def size(self, num_frames: int) -> int:
+        """Number of cached clips of that length.
+
+        Raises:
+            CheckpointError: the recipe caches none of that length.
+        """
+        if num_frames not in self.config.groups:
+            raise CheckpointError(
+                f"num_frames={num_frames} is trained on but not cached: add it to objective.latents.groups, which has "
+                f"{', '.join(str(length) for length in sorted(self.config.groups))}."
+            )
+        return self.config.groups[num_frames]
+
+    def fill(self, control: Control, say: Callable[[str], None]) -> None:
+        """Encode what is missing, then read everything.
+
+        Raises:
+            StopRequested: asked to stop; finished shards stay.
+        """
+        for num_frames, count in sorted(self.config.groups.items()):
+            shards = -(-count // SHARD_CLIPS)
+            for shard in range(shards):
+                path = self.folder / f"frames-{num_frames}" / f"{shard:05d}.safetensors"
+                if not path.exists():
+                    say(f"encoding clips of {num_frames} frames: {shard * SHARD_CLIPS} of {count}")
+                    _write_shard(path, self.encode_shard(num_frames, shard, control))
+            self._groups[num_frames] = self._read(num_frames, shards)
+
+    def get(self, num_frames: int, indices: list[int]) -> dict[str, Tensor]:
+        """{"latents": float32 [B, C, f, h, w], "last": float32 [B, C, 1, h, w]} of some clips.
+
+        "last" is the last frame encoded alone, as an image; clips of one frame have none.
+        """
+        rows = torch.tensor(indices)
+        return {name: values[rows].float() for name, values in self._groups[num_frames].items()}
+
+    def encode_shard(self, num_frames: int, shard: int, control: Control) -> dict[str, Tensor]:
+        """Encode one shard's clips, float16."""
+        parts: list[dict[str, Tensor]] = []
+        for begin in range(shard * SHARD_CLIPS, (shard + 1) * SHARD_CLIPS, self.config.batch):
+            control.poll()
+            end = min(begin + self.config.batch, (shard + 1) * SHARD_CLIPS)
+            frames = self.clips.stack(list(range(begin, end)), num_frames)["frames"]
+            parts.append(encode_clips(self.vae, frames, self.config.encode_dtype == "bfloat16"))
+        return {name: torch.cat([part[name] for part in parts]).half() for name in parts[0]}
+
+    def _read(self, num_frames: int, shards: int) -> dict[str, Tensor]:
+        folder = self.folder / f"frames-{num_frames}"
+        read = [load_file(folder / f"{shard:05d}.safetensors") for shard in range(shards)]
+        return {name: torch.cat([part[name] for part in read]) for name in read[0]}
+
+
+@torch.no_grad()
+def encode_clips(vae: CausalVideoVAE, frames: Tensor, bfloat16: bool = False) -> dict[str, Tensor]:
+    """Normalised latents of clips and of their last frames alone.
+
+    Args:
+        vae: the encoder.
+        frames: uint8 [B, F, H, W, 3].
+        bfloat16: compute in bfloat16 where that is safe.
+    Returns:
+        {"latents": [B, C, f, h, w]} and, for F > 1, {"last": [B, C, 1, h, w]}; float32.
+    """
+    device = next(vae.parameters()).device
+    video = to_pixels(frames.to(device))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        encoded = {"latents": vae.encode(video).latent_dist.mode()}
+        if video.shape[2] > 1:
+            encoded["last"] = vae.encode(video[:, :, -1:]).latent_dist.mode()
+    return {name: vae.normalize(latents.float()).cpu() for name, latents in encoded.items()}
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of a model folder's configuration and weights.
+
+    Raises:
+        CheckpointError: the folder has no weights.
+    """
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    if len(files) < 2 or not files[-1].parent.is_dir() or not (folder / "config.json").is_file():
+        raise CheckpointError(f"vae={folder} is not a saved model: it needs config.json and a .safetensors file.")
+    return hashlib.sha256("|".join(file_hash(path) for path in files).encode()).hexdigest()[:16]
+
+
+def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".tmp")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)

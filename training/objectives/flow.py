@@ -1,0 +1,245 @@
+"""Flow matching of the video transformer on cached latents, its text encoder trained along."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from vgen.diffusion.schedules import sample_training_sigmas
+from vgen.errors import RequestError
+from vgen.models import CausalVideoVAE, VideoDiT
+from vgen.pipelines.text_to_video import TextToVideoPipeline
+from vgen.training.config import FlowObjectiveConfig, SpritesConfig
+from vgen.training.control import Control
+from vgen.training.data.captioned import tokenize
+from vgen.training.data.clips import SpriteClips
+from vgen.training.data.latents import encode_clips
+from vgen.training.data.plan import Batch
+from vgen.training.data.sprites.world import answer_prompts
+from vgen.training.objectives.base import Objective
+from vgen.training.objectives.tasks import FlowInputs, draw_task, known_latents
+from vgen.training.objectives.text import build_text_encoder
+from vgen.training.randomness import Keys, generator
+from vgen.training.sheets import save_sheet
+
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_BUCKETS = 4
+_CHUNK = 16
+
+
+class FlowObjective(Objective):
+    """Mean squared error of the velocity over unknown tokens, at a sigma of each token's own.
+
+    Args:
+        config: of the recipe.
+        data: size and frame rate of the clips.
+        seed: of the recipe; initialises the weights.
+        vae: frozen, for validation samples and the export.
+        tokenizer: of the text encoder.
+        held_out: validation clips.
+    """
+
+    def __init__(
+        self,
+        config: FlowObjectiveConfig,
+        data: SpritesConfig,
+        seed: int,
+        vae: CausalVideoVAE,
+        tokenizer: PreTrainedTokenizerBase,
+        held_out: SpriteClips,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.data = data
+        self.tokenizer = tokenizer
+        self.held_out = held_out
+        self.strides = vae.strides
+        self.transformer = build_transformer(config, vae.config.latent_channels, seed)
+        self.text_encoder = build_text_encoder(config, len(tokenizer), seed)
+        self._frozen = {"vae": vae}  # a dictionary keeps it out of the trained modules
+        self._fixed: dict[str, Tensor] = {}
+
+    @property
+    def vae(self) -> CausalVideoVAE:
+        """The frozen autoencoder."""
+        return self._frozen["vae"]
+
+    def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch {"latents", "last", "input_ids", "attention_mask"}."""
+        latents = batch["latents"].float()
+        task = draw_task(self.config.tasks, latents.shape[2], keys)
+        known = known_latents(task, latents, batch.get("last"), self.strides, keys)
+        tokens = latents.shape[2:].numel()
+        sigma = sample_training_sigmas(
+            latents.shape[0], tokens, keys.generator("sigma"), uniform_share=self.config.uniform_share
+        )
+        noise = torch.randn(latents.shape[0], tokens, latents.shape[1], generator=keys.generator("noise"))
+        inputs = FlowInputs(latents, known, sigma.to(latents), noise.to(latents), self.strides, self.data.frame_rate)
+        errors = inputs.errors(self._velocity(inputs, batch))
+        loss = errors.mean()  # every sample of a batch has the same number of unknown tokens
+        return loss, {f"loss/{task}": loss.detach(), **_by_sigma(errors.detach(), sigma)}
+
+    def _velocity(self, inputs: FlowInputs, batch: Batch) -> Tensor:
+        mask = batch["attention_mask"].bool()
+        embeds = self.text_encoder(batch["input_ids"], attention_mask=mask)[0]
+        return self.transformer(
+            inputs.hidden_states,
+            embeds,
+            inputs.timestep,
+            encoder_attention_mask=mask,
+            video_coords=inputs.coordinates[:1],  # the same for all samples
+            return_dict=False,
+        )[0]
+
+    def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
+        """Loss at fixed quantiles of sigma on fixed noise and clips, and a sheet of generated clips."""
+        measured = self._fixed_losses(control)
+        if self.config.sample_clips:
+            save_sheet(folder / f"step-{step:08d}.png", self._samples(control))
+        return measured
+
+    def _fixed_losses(self, control: Control) -> dict[str, float]:
+        device = next(self.transformer.parameters()).device
+        fixed = self._fixed or self._prepare_validation()
+        measured = {}
+        for quantile in QUANTILES:
+            total = 0.0
+            for begin in range(0, self.config.validation_clips, _CHUNK):
+                control.poll()
+                part = {name: value[begin : begin + _CHUNK].to(device) for name, value in fixed.items()}
+                sigma = torch.full((part["latents"].shape[0],), quantile, device=device)
+                inputs = FlowInputs(part["latents"], [], sigma, part["noise"], self.strides, self.data.frame_rate)
+                total += float(inputs.errors(self._velocity(inputs, part)).sum())
+            measured[f"loss_at_{quantile}"] = total / self.config.validation_clips
+        measured["loss"] = sum(measured.values()) / len(QUANTILES)
+        return measured
+
+    def _prepare_validation(self) -> dict[str, Tensor]:
+        indices = list(range(self.config.validation_clips))
+        num_frames = self.config.validation_frames
+        latents = torch.cat(
+            [
+                encode_clips(self.vae, self.held_out.stack(indices[begin : begin + _CHUNK], num_frames)["frames"])["latents"]
+                for begin in range(0, len(indices), _CHUNK)
+            ]
+        )
+        captions = [self.held_out.world.sample(index, num_frames).caption for index in indices]
+        shape = (latents.shape[0], latents.shape[2:].numel(), latents.shape[1])
+        self._fixed = {
+            "latents": latents,
+            "noise": torch.randn(shape, generator=generator(0, "validation noise")),
+            **tokenize(self.tokenizer, captions, self.config.text_encoder.max_length),
+        }
+        return self._fixed
+
+    def prompts(self) -> list[str]:
+        """The prompts of the sample sheets."""
+        tier = self.data.tier if isinstance(self.data.tier, int) else tuple(self.data.tier)
+        return [prompt for prompt, _ in answer_prompts("validation", tier, self.config.sample_clips)]
+
+    def _samples(self, control: Control) -> list[Any]:
+        def poll(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            control.poll()
+            return {}
+
+        pipeline = self.pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        prompts = self.prompts()
+        made = pipeline(
+            prompt=prompts,
+            num_frames=self.config.validation_frames,
+            generator=[generator(0, "samples", index) for index in range(len(prompts))],
+            num_inference_steps=self.config.sample_steps,
+            output_type="np",
+            callback_on_step_end=poll,
+        ).frames
+        return [(clip * 255).round().astype("uint8") for clip in made]
+
+    def pipeline(self) -> TextToVideoPipeline:
+        """A text-to-video pipeline of the present weights; it shares them."""
+        return TextToVideoPipeline(
+            transformer=self.transformer,
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            scheduler=build_scheduler(self.config),
+            defaults=self.defaults(),
+        )
+
+    def defaults(self) -> dict[str, Any]:
+        """What a pipeline of this model does when not told otherwise."""
+        return {
+            "height": self.data.height,
+            "width": self.data.width,
+            "num_frames": self.config.validation_frames,
+            "frame_rate": self.data.frame_rate,
+            "num_inference_steps": self.config.sample_steps,
+            "guidance_scale": self.config.guidance_scale,
+            "max_sequence_length": self.config.text_encoder.max_length,
+            **self.config.defaults,
+        }
+
+    def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
+        """Save a whole pipeline folder."""
+        self.eval()
+        text_encoder = copy.deepcopy(self.text_encoder).to(dtype)
+        text_encoder.config.dtype = torch.float32  # what it is computed in once loaded, whatever it is stored in
+        pipeline = TextToVideoPipeline(
+            transformer=copy.deepcopy(self.transformer).to(dtype),
+            vae=copy.deepcopy(self.vae).to(dtype),
+            text_encoder=text_encoder,
+            tokenizer=self.tokenizer,
+            scheduler=build_scheduler(self.config),
+            defaults=self.defaults(),
+        )
+        pipeline.save_pretrained(folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return {"mebibytes": size / 2**20}
+
+
+def build_transformer(config: FlowObjectiveConfig, latent_channels: int, seed: int) -> VideoDiT:
+    """A fresh transformer from the recipe's `model`, or the one of the pipeline folder in `init`.
+
+    Channels of latents and text, and the width of cross-attention, follow from the other parts and may be left out.
+    """
+    if config.init is not None:
+        return VideoDiT.from_pretrained(config.init / "transformer", torch_dtype=torch.float32)
+    model = {
+        "in_channels": latent_channels,
+        "out_channels": latent_channels,
+        "caption_channels": config.text_encoder.d_model,
+        **config.model,
+    }
+    if {"num_attention_heads", "attention_head_dim"} <= set(model):
+        model.setdefault("cross_attention_dim", model["num_attention_heads"] * model["attention_head_dim"])
+    try:
+        transformer = VideoDiT(**model)
+    except TypeError as error:
+        raise RequestError(f"objective.model does not fit VideoDiT: {error}") from None
+    transformer.init_weights(generator(seed, "weights"))
+    return transformer
+
+
+def build_scheduler(config: FlowObjectiveConfig) -> FlowMatchEulerDiscreteScheduler:
+    """The sampling schedule that belongs to the training density: shifted by e^mu, mu linear in the token count."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=config.shift_terminal,
+    )
+
+
+def _by_sigma(errors: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+    """Mean loss of the samples in each quarter of [0, 1]."""
+    bucket = (sigma * _BUCKETS).long().clamp(max=_BUCKETS - 1)
+    present = {int(value) for value in bucket}
+    return {f"loss/sigma_{value / _BUCKETS}": errors[(bucket == value).to(errors.device)].mean() for value in present}

@@ -1,0 +1,101 @@
+"""What is given to the transformer in training: one task a micro-batch, built with the pipelines' own functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vgen.diffusion.conditions import ConditionSet, KnownLatents, arrange, loss_weight, token_sigmas
+from vgen.diffusion.flow import velocity_target
+from vgen.diffusion.tokens import pack
+from vgen.training.config import TaskMix
+from vgen.training.randomness import Keys
+from vgen.types import LatentShape, Strides
+
+TASKS = ("text", "first", "prefix", "last", "both_ends")
+
+
+def draw_task(mix: TaskMix, latent_frames: int, keys: Keys) -> str:
+    """The task of a micro-batch: images know nothing but text."""
+    if latent_frames == 1:
+        return "text"
+    shares = torch.tensor([mix.text, mix.first, mix.prefix, mix.other / 2, mix.other / 2], dtype=torch.float64)
+    return TASKS[int(torch.multinomial(shares, 1, generator=keys.generator("task")))]
+
+
+def known_latents(task: str, latents: Tensor, last: Tensor | None, strides: Strides, keys: Keys) -> list[KnownLatents]:
+    """The given material of a task.
+
+    A prefix is cut out of the clip's latents, which a causal encoder makes equal to encoding the prefix alone; a last
+    frame comes from its own encoding, since its latent in the clip has seen what is hidden.
+
+    Args:
+        task: one of `TASKS`.
+        latents: [B, C, f, h, w], of the whole clip.
+        last: [B, C, 1, h, w], the last frame encoded as an image; needed for "last" and "both_ends".
+        strides: pixels per latent.
+        keys: draws the length of a prefix.
+    """
+    if task == "text":
+        return []
+    frames = latents.shape[2]
+    if task in ("first", "prefix"):
+        count = 1
+        if task == "prefix" and frames > 2:
+            count = int(torch.randint(2, frames, (), generator=keys.generator("prefix")))
+        return [KnownLatents(latents[:, :, :count])]
+    assert last is not None
+    end = [KnownLatents(last, frame_index=(frames - 1) * strides.temporal)]
+    return end if task == "last" else [KnownLatents(latents[:, :, :1]), *end]
+
+
+class FlowInputs:
+    """What the transformer is called with, and what it is compared to.
+
+    Args:
+        latents: [B, C, f, h, w], clean and normalised.
+        known: the given material.
+        sigma: [B].
+        noise: [B, N, C].
+        strides: pixels per latent.
+        frame_rate: of the clips.
+
+    Attributes:
+        hidden_states: [B, K + N, C].
+        timestep: [B] where nothing is given, else [B, K + N]; 1000 sigma.
+        coordinates: [B, 3, K + N].
+        target: [B, N, C], the velocity.
+        weight: [B, N], 0 where a token is given.
+    """
+
+    def __init__(
+        self,
+        latents: Tensor,
+        known: list[KnownLatents],
+        sigma: Tensor,
+        noise: Tensor,
+        strides: Strides,
+        frame_rate: float,
+    ) -> None:
+        batch, channels, *size = latents.shape
+        self.conditions: ConditionSet = arrange(
+            known,
+            LatentShape(*size),
+            strides,
+            frame_rate,
+            channels=channels,
+            batch=batch,
+            device=latents.device,
+        )
+        clean = pack(latents)
+        self.hidden_states = self.conditions.noised(noise, sigma, clean)
+        per_token = self.conditions.strength
+        self.timestep = 1000 * (sigma if self.conditions.is_empty else token_sigmas(sigma, per_token))
+        self.coordinates = self.conditions.coordinates
+        self.target = velocity_target(clean, noise)
+        self.weight = loss_weight(self.conditions.video_tokens(per_token))
+
+    def errors(self, velocity: Tensor) -> Tensor:
+        """Mean squared error of each sample over its unknown tokens: [B, K + N, C] -> [B]."""
+        squared = (self.conditions.video_tokens(velocity).float() - self.target).square().mean(-1)
+        return (squared * self.weight).sum(1) / self.weight.sum(1)
