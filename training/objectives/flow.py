@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from vgen.diffusion.conditions import KnownLatents
 from vgen.diffusion.schedules import sample_training_sigmas
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
@@ -66,6 +67,11 @@ class FlowObjective(Objective):
         self._fixed: dict[str, Tensor] = {}
 
     @property
+    def patch_size(self) -> int:
+        """Latents per token along rows and columns."""
+        return self.transformer.config.patch_size
+
+    @property
     def vae(self) -> CausalVideoVAE:
         """The frozen autoencoder."""
         return self._frozen["vae"]
@@ -75,15 +81,23 @@ class FlowObjective(Objective):
         latents = batch["latents"].float()
         task = draw_task(self.config.tasks, latents.shape[2], keys)
         known = known_latents(task, latents, batch.get("last"), self.strides, keys)
-        tokens = latents.shape[2:].numel()
+        shape = self._token_shape(latents)
         sigma = sample_training_sigmas(
-            latents.shape[0], tokens, keys.generator("sigma"), uniform_share=self.config.uniform_share
+            latents.shape[0], shape[1], keys.generator("sigma"), uniform_share=self.config.uniform_share
         )
-        noise = torch.randn(latents.shape[0], tokens, latents.shape[1], generator=keys.generator("noise"))
-        inputs = FlowInputs(latents, known, sigma.to(latents), noise.to(latents), self.strides, self.data.frame_rate)
+        noise = torch.randn(shape, generator=keys.generator("noise"))
+        inputs = self._inputs(latents, known, sigma.to(latents), noise.to(latents))
         errors = inputs.errors(self._velocity(inputs, batch))
         loss = errors.mean()  # every sample of a batch has the same number of unknown tokens
         return loss, {f"loss/{task}": loss.detach(), **_by_sigma(errors.detach(), sigma)}
+
+    def _token_shape(self, latents: Tensor) -> tuple[int, int, int]:
+        """(B, N, C) of the tokens of latents [B, C, f, h, w]."""
+        per_token = self.patch_size**2
+        return latents.shape[0], latents.shape[2:].numel() // per_token, latents.shape[1] * per_token
+
+    def _inputs(self, latents: Tensor, known: list[KnownLatents], sigma: Tensor, noise: Tensor) -> FlowInputs:
+        return FlowInputs(latents, known, sigma, noise, self.strides, self.data.frame_rate, self.patch_size)
 
     def _velocity(self, inputs: FlowInputs, batch: Batch) -> Tensor:
         mask = batch["attention_mask"].bool()
@@ -114,7 +128,7 @@ class FlowObjective(Objective):
                 control.poll()
                 part = {name: value[begin : begin + _CHUNK].to(device) for name, value in fixed.items()}
                 sigma = torch.full((part["latents"].shape[0],), quantile, device=device)
-                inputs = FlowInputs(part["latents"], [], sigma, part["noise"], self.strides, self.data.frame_rate)
+                inputs = self._inputs(part["latents"], [], sigma, part["noise"])
                 total += float(inputs.errors(self._velocity(inputs, part)).sum())
             measured[f"loss_at_{quantile}"] = total / self.config.validation_clips
         measured["loss"] = sum(measured.values()) / len(QUANTILES)
@@ -130,7 +144,7 @@ class FlowObjective(Objective):
             ]
         )
         captions = [self.held_out.world.sample(index, num_frames).caption for index in indices]
-        shape = (latents.shape[0], latents.shape[2:].numel(), latents.shape[1])
+        shape = self._token_shape(latents)
         self._fixed = {
             "latents": latents,
             "noise": torch.randn(shape, generator=generator(0, "validation noise")),
@@ -210,9 +224,10 @@ def build_transformer(config: FlowObjectiveConfig, latent_channels: int, seed: i
     """
     if config.init is not None:
         return VideoDiT.from_pretrained(config.init / "transformer", torch_dtype=torch.float32)
+    channels = latent_channels * config.model.get("patch_size", 1) ** 2
     model = {
-        "in_channels": latent_channels,
-        "out_channels": latent_channels,
+        "in_channels": channels,
+        "out_channels": channels,
         "caption_channels": config.text_encoder.d_model,
         **config.model,
     }

@@ -59,6 +59,7 @@ class FlowInputs:
         noise: [B, N, C].
         strides: pixels per latent.
         frame_rate: of the clips.
+        patch_size: latents per token along rows and columns.
 
     Attributes:
         hidden_states: [B, K + N, C].
@@ -76,6 +77,7 @@ class FlowInputs:
         noise: Tensor,
         strides: Strides,
         frame_rate: float,
+        patch_size: int = 1,
     ) -> None:
         batch, channels, *size = latents.shape
         self.conditions: ConditionSet = arrange(
@@ -85,9 +87,10 @@ class FlowInputs:
             frame_rate,
             channels=channels,
             batch=batch,
+            patch_size=patch_size,
             device=latents.device,
         )
-        clean = pack(latents)
+        clean = pack(latents, patch_size)
         self.hidden_states = self.conditions.noised(noise, sigma, clean)
         per_token = self.conditions.strength
         self.timestep = 1000 * (sigma if self.conditions.is_empty else token_sigmas(sigma, per_token))
