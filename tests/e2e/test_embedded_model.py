@@ -1,0 +1,108 @@
+"""The embedded model: it is shipped whole and small, obeys its prompts, and its scores are its own doing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vgen.hub import resolve_model
+from vgen.io.video import read_video
+from vgen.pipelines import TextToVideoPipeline
+from vgen.training.evaluate import evaluate_model
+from vgen.training.scores import Budget, Progress, text_to_video_scores
+
+LIMIT_MIB = 24
+PROMPTS = 24
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return Path(resolve_model("sprites"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> TextToVideoPipeline:
+    loaded = TextToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def test_it_is_small_and_safetensors_only(folder: Path) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LIMIT_MIB * 2**20
+    weights = {path.suffix for path in files} - {".json", ".md", ".txt"}
+    assert weights == {".safetensors"}
+
+
+def test_its_strides_are_8_by_8_by_4(pipeline: TextToVideoPipeline) -> None:
+    assert tuple(pipeline.vae.strides) == (4, 8, 8)
+
+
+def test_it_obeys_where_random_weights_do_not(folder: Path) -> None:
+    """The same measurement, with the shipped transformer and with a freshly initialised one."""
+    shipped = TextToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    shipped.set_progress_bar_config(disable=True)
+    silent = Progress(lambda what, count: None)
+    budget = Budget(clips=0, prompts=PROMPTS, seeds=1, batch=12)
+    settings = {"num_inference_steps": 12}
+    obeyed = text_to_video_scores(shipped, 1, "seen", budget, 0, silent, **settings)
+    shipped.transformer.init_weights(torch.Generator().manual_seed(0))
+    random = text_to_video_scores(shipped, 1, "seen", budget, 0, silent, **settings)
+    assert obeyed["joint"]["mean"] >= 0.4
+    assert random["joint"]["mean"] <= 0.05
+    # and the floors of the shipped model lie far under its score
+    assert obeyed["floors"]["shuffled_captions"]["mean"] <= obeyed["joint"]["mean"] - 0.3
+
+
+def test_evaluate_prints_and_writes_every_score(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    target = tmp_path / "scores.json"
+    budget = Budget(clips=2, prompts=2, seeds=1, batch=2)
+    report = evaluate_model(folder, output=target, budget=budget, num_inference_steps=2)
+    assert json.loads(target.read_text()) == json.loads(json.dumps(report))
+    printed = capsys.readouterr().out
+    for row in ("VAE: PSNR", "text to video, seen", "text to video, withheld", "image to video", "ceiling", "floors"):
+        assert row in printed
+    assert set(report["scores"]) == {"tier 1", "tier 2"}
+
+
+def test_any_length_of_1_plus_4k_fits(pipeline: TextToVideoPipeline) -> None:
+    for num_frames in (1, 5, 33):
+        made = pipeline("a red circle", num_frames=num_frames, num_inference_steps=1, output_type="np").frames
+        assert made.shape == (1, num_frames, 64, 64, 3)
+
+
+def test_generation_runs_without_the_training_package(tmp_path: Path) -> None:
+    """A process in which vgen.training cannot be imported generates all the same."""
+    target = tmp_path / "clip.mp4"
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.startswith('vgen.training'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from vgen.cli import main\n"
+        f"sys.argv = ['vgen', 'generate', 'a red circle moves left', '--seed', '1', '-o', {str(target)!r}]\n"
+        "main()\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    clip = read_video(target)
+    assert clip.frames.shape == (17, 64, 64, 3)
+
+
+def test_the_readme_prompt_shows_a_red_object(tmp_path: Path, pipeline: TextToVideoPipeline) -> None:
+    made = pipeline(
+        "a red circle moves to the left on a black background",
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).frames[0]
+    red = (made[..., 0] > 0.6) & (made[..., 1] < 0.4) & (made[..., 2] < 0.4)
+    columns = [np.nonzero(frame)[1].mean() for frame in red[:: len(red) - 1]]
+    assert columns[-1] < columns[0] - 4
