@@ -58,7 +58,8 @@ class RotaryPositions(nn.Module):
         """The rotation of every token.
 
         Args:
-            hidden_states: [B, N, ...]; gives the device.
+            hidden_states: any tensor; gives the device. (Not the number of tokens: it may be one part of several that
+                are computed in parallel.)
             num_frames, height, width: latent size, N = num_frames * height * width; only without `coordinates`.
             interpolation_scale: seconds, rows and columns of one latent; only without `coordinates`. None leaves
                 latent indices undivided, as public pipelines do.
@@ -66,16 +67,16 @@ class RotaryPositions(nn.Module):
         Returns:
             Cosines and sines, [B or 1, N, D // 2], float32.
         Raises:
-            ShapeError: neither coordinates nor a latent size, or one that does not match the tokens.
+            ShapeError: neither coordinates nor a latent size.
         """
         device = hidden_states.device
         if coordinates is None:
-            positions = self._grid((num_frames, height, width), interpolation_scale, hidden_states)
+            positions = self._grid((num_frames, height, width), interpolation_scale, device)
         else:
-            if coordinates.ndim != 3 or coordinates.shape[1] != 3 or coordinates.shape[2] != hidden_states.shape[1]:
+            if coordinates.ndim != 3 or coordinates.shape[1] != 3:
                 raise ShapeError(
-                    f"video_coords has shape {tuple(coordinates.shape)}: it must be [batch, 3, tokens], here "
-                    f"[{hidden_states.shape[0]}, 3, {hidden_states.shape[1]}]."
+                    f"video_coords has shape {tuple(coordinates.shape)}: it must be [batch, 3, tokens], 3 for "
+                    "seconds, pixel rows and pixel columns."
                 )
             parts = [coordinates[:, axis].float() / self.base_size[axis] for axis in range(3)]
             positions = torch.stack(parts, dim=-1)
@@ -90,17 +91,12 @@ class RotaryPositions(nn.Module):
         self,
         size: tuple[int | None, int | None, int | None],
         scale: tuple[float | Tensor, float | Tensor, float | Tensor] | Tensor | None,
-        hidden_states: Tensor,
+        device: torch.device,
     ) -> Tensor:
         """[1, N, 3], positions of a regular grid of latents in units of `base_size`."""
         if any(count is None for count in size):
             raise ShapeError("video_coords is None: then num_frames, height and width of the latents are needed.")
-        if math.prod(size) != hidden_states.shape[1]:
-            raise ShapeError(
-                f"num_frames * height * width = {size[0]} * {size[1]} * {size[2]} does not give the "
-                f"{hidden_states.shape[1]} tokens that came in."
-            )
-        axes = [torch.arange(count, dtype=torch.float32, device=hidden_states.device) for count in size]
+        axes = [torch.arange(count, dtype=torch.float32, device=device) for count in size]
         if scale is not None:
             axes = [
                 axis * scale[i] * self.patch[i] / self.base_size[i]  # in this order: angles are large, rounding shows

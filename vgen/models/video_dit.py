@@ -224,18 +224,14 @@ class VideoDiT(
         Raises:
             ShapeError: tokens, timesteps or positions that do not fit each other.
         """
-        batch = hidden_states.shape[0]
         rotation = self.rope(hidden_states, num_frames, height, width, rope_interpolation_scale, video_coords)
-        if timestep.ndim not in (1, 2) or timestep.shape[0] != batch:
-            raise ShapeError(
-                f"timestep has shape {tuple(timestep.shape)}: it must be [{batch}], or "
-                f"[{batch}, {hidden_states.shape[1]}] for one by token."
-            )
+        _check_tokens(hidden_states, timestep, rotation)
+        batch = hidden_states.shape[0]
         hidden_states = self.proj_in(hidden_states)
         temb, embedded = self.time_embed(timestep.flatten(), hidden_states.dtype)
         temb, embedded = (value.unflatten(0, (batch, -1)) for value in (temb, embedded))
         text = self.caption_projection(encoder_hidden_states)
-        mask = _text_mask(encoder_attention_mask)
+        mask = self._text_mask(encoder_attention_mask)
 
         for block in self.transformer_blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -252,6 +248,20 @@ class VideoDiT(
         shift, scale = (embedded.unsqueeze(2) + self.scale_shift_table).unbind(dim=2)
         velocity = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), 1 + scale))
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def _text_mask(self, mask: Tensor | None) -> Tensor | None:
+        """A mask that every attention backend takes: bool [B, L]; an additive one [B, 1, L] becomes [B, 1, 1, L].
+
+        A sample without a single kept token attends to all of them: softmax over nothing has no answer. (Not where the
+        text is spread over several processes: each would see its part alone.)
+        """
+        if mask is None:
+            return None
+        if mask.ndim == 3:
+            return mask.unsqueeze(1)
+        keep = mask if mask.dtype == torch.bool else mask > 0.5
+        spread = any(getattr(block.attn2.processor, "_parallel_config", None) for block in self.transformer_blocks[:1])
+        return keep if spread else keep | ~keep.any(dim=-1, keepdim=True)
 
     def set_attention_backend(self, backend: str) -> None:
         """Compute attention of this model with `backend`, a name that diffusers' dispatcher knows.
@@ -288,17 +298,19 @@ class VideoDiT(
         nn.init.zeros_(self.proj_out.bias)
 
 
-def _text_mask(mask: Tensor | None) -> Tensor | None:
-    """A mask that every attention backend takes: bool [B, L], or additive [B, 1, 1, L] left as it came.
-
-    A sample without a single kept token attends to all of them: softmax over nothing has no answer.
-    """
-    if mask is None:
-        return None
-    if mask.ndim == 3:
-        return mask.unsqueeze(1)
-    keep = mask if mask.dtype == torch.bool else mask > 0.5
-    return keep | ~keep.any(dim=-1, keepdim=True)
+def _check_tokens(hidden_states: Tensor, timestep: Tensor, rotation: Rotation) -> None:
+    batch, tokens = hidden_states.shape[:2]
+    if timestep.ndim not in (1, 2) or timestep.shape[0] != batch or timestep.shape[1:].numel() not in (1, tokens):
+        raise ShapeError(
+            f"timestep has shape {tuple(timestep.shape)}: it must be [{batch}], or [{batch}, {tokens}] for one by "
+            "token."
+        )
+    positions = rotation[0].shape
+    if positions[1] != tokens or positions[0] not in (1, batch):
+        raise ShapeError(
+            f"positions for {positions[0]} x {positions[1]} tokens came with {batch} x {tokens} tokens: video_coords "
+            f"must be [{batch}, 3, {tokens}], or num_frames * height * width must be {tokens}."
+        )
 
 
 register_class(VideoDiT)
