@@ -96,11 +96,16 @@ class SpritesConfig(Strict):
 
 
 class VaeObjectiveConfig(Strict):
-    """Reconstruction training of a causal video VAE. `model` holds the arguments of CausalVideoVAE."""
+    """Reconstruction training of a causal video VAE. `model` holds the arguments of CausalVideoVAE.
+
+    `inflate_before` is the step (counted from 0) before which the averaged weights, until then trained on images, are
+    rearranged for clips.
+    """
 
     kind: Literal["vae"]
     model: dict[str, Any]
     init: Path | None = None
+    inflate_before: int | None = Field(None, ge=0)
     haar_weight: float = Field(0.2, ge=0)
     haar_levels: Count = 3
     kl_weight: float = Field(1e-6, ge=0)
@@ -227,21 +232,19 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     place: Any = content
     for part in parents:
-        place = _child(place, part, key)
-    value = _yaml_value(text)
-    if isinstance(place, list):
-        place[_position(place, last, key)] = value
-    else:
-        place[_mapping_key(place, last)] = value
+        name = _name(place, part, key)
+        place = place[name] if isinstance(place, list) else place.setdefault(name, {})
+    place[_name(place, last, key)] = _yaml_value(text)
 
 
-def _child(place: Any, part: str, key: str) -> Any:
+def _name(place: Any, part: str, key: str) -> Any:
+    """What `part` is called inside `place`: a position of a list, or a key of a mapping."""
     if isinstance(place, list):
-        return place[_position(place, part, key)]
+        return _position(place, part, key)
     if not isinstance(place, dict):
         raise RequestError(f"override {key}: {part} lies inside a plain value; only mappings and lists have keys.")
-    child = place.setdefault(_mapping_key(place, part), {})
-    return child
+    numbered = part.isdigit() and (int(part) in place or not place or any(isinstance(name, int) for name in place))
+    return int(part) if numbered else part
 
 
 def _position(place: list[Any], part: str, key: str) -> int:
@@ -250,11 +253,6 @@ def _position(place: list[Any], part: str, key: str) -> int:
             f"override {key}: {part} is no position in a list of {len(place)}; use 0 to {len(place) - 1}."
         )
     return int(part)
-
-
-def _mapping_key(place: dict[Any, Any], part: str) -> Any:
-    numbered = part.isdigit() and (int(part) in place or not place or any(isinstance(key, int) for key in place))
-    return int(part) if numbered else part
 
 
 def _yaml_value(text: str) -> Any:

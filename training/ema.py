@@ -35,6 +35,12 @@ class Ema:
         values = [value.detach().float() for _, value in _trainable(module)]
         torch._foreach_lerp_(list(self.average.values()), values, weight)
 
+    @torch.no_grad()
+    def restart(self, module: nn.Module) -> None:
+        """Forget the past: the average becomes the present weights."""
+        for name, value in _trainable(module):
+            self.average[name].copy_(value)
+
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
         """Give `module` the averaged weights inside the block, and its own back after it."""

@@ -49,6 +49,7 @@ def train(run: Run) -> bool:
     """Run from `start_step` to the end of the recipe; returns False when asked to stop before it."""
     every, last = run.recipe.every, run.recipe.total_steps
     for step in range(run.start_step, last):
+        run.objective.before_step(step, run.ema)
         rate = run.learning_rate.apply(step)
         loss = _accumulate_gradients(run, step)
         norm = run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.optimizer.max_grad_norm)

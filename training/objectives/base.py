@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vgen.training.control import Control
 from vgen.training.data.plan import Batch
+from vgen.training.ema import Ema
 from vgen.training.randomness import Keys
 
 
@@ -26,6 +27,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch, and detached scalars to log. All randomness comes from `keys`."""
+
+    def before_step(self, step: int, ema: Ema) -> None:
+        """Change weights between two stages of a recipe; a function of the step, so that a resumed run repeats it."""
+        return None
 
     @abstractmethod
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:

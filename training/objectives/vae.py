@@ -10,10 +10,12 @@ from torch import Tensor
 
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE
+from vgen.models.inflation import inflate
 from vgen.training.config import VaeObjectiveConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_frames, to_pixels
 from vgen.training.data.plan import Batch
+from vgen.training.ema import Ema
 from vgen.training.losses.haar import haar_distance
 from vgen.training.losses.pixels import foreground_weights, psnr, ssim, weighted_l1
 from vgen.training.objectives.base import Objective
@@ -40,6 +42,13 @@ class VaeObjective(Objective):
         self.clips = clips
         self.held_out = held_out
         self.vae = build_vae(config, seed)
+
+    def before_step(self, step: int, ema: Ema) -> None:
+        """Turn the image-trained average into a VAE that starts well on clips."""
+        if step == self.config.inflate_before:
+            ema.copy_to(self)
+            inflate(self.vae)
+            ema.restart(self)
 
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch {"frames", "masks", "indices"}."""
