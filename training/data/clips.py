@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from vgen.training.data.sprites.world import SpriteWorld
 
 from vgen.training.config import SpritesConfig
 from vgen.training.data.plan import Batch, Draw
+from vgen.training.data.sprites.world import SpriteWorld
 
 _FINGERPRINT_CLIPS = 4
 

@@ -139,7 +139,9 @@ class FlowObjective(Objective):
         num_frames = self.config.validation_frames
         latents = torch.cat(
             [
-                encode_clips(self.vae, self.held_out.stack(indices[begin : begin + _CHUNK], num_frames)["frames"])["latents"]
+                encode_clips(self.vae, self.held_out.stack(indices[begin : begin + _CHUNK], num_frames)["frames"])[
+                    "latents"
+                ]
                 for begin in range(0, len(indices), _CHUNK)
             ]
         )
