@@ -116,8 +116,9 @@ def _check_finite(run: Run, step: int, loss: Tensor, norm: Tensor) -> None:
     }
     dump.write_text(json.dumps(described, indent=1))
     raise NonFiniteError(
-        f"step={step}: loss={float(loss)}, gradient norm={float(norm)} (mixed_precision={run.recipe.mixed_precision}); the "
-        f"weights were not touched. {dump} names the samples. Resume with a lower optimizer.lr or mixed_precision=no."
+        f"step={step}: loss={float(loss)}, gradient norm={float(norm)} (mixed_precision={run.recipe.mixed_precision}); "
+        f"the weights were not touched. {dump} names the samples. "
+        "Resume with a lower optimizer.lr or mixed_precision=no."
     )
 
 

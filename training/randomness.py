@@ -1,4 +1,4 @@
-"""Counter-based randomness: every draw is a function of (seed, purpose, step, micro, rank), never of what was drawn before.
+"""Counter-based randomness: every draw is a function of (seed, purpose, step, micro, rank) and of nothing else.
 
 A run that is stopped and resumed therefore repeats the exact numbers of one that was never stopped, with any number
 of workers, and without random states in the checkpoint.

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vgen.errors import VgenError
 from vgen.models import CausalVideoVAE
-from vgen.training.config import Recipe, VaeObjectiveConfig, load_recipe
+from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.captioned import CaptionedLatents
 from vgen.training.data.clips import SpriteClips
@@ -116,12 +116,20 @@ def build_objective(recipe: Recipe, folder: Path, control: Control) -> tuple[Obj
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
     cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
     cache.fill(control, say=lambda text: print(text, flush=True))
-    if config.init is not None:
-        tokenizer = AutoTokenizer.from_pretrained(config.init / "tokenizer")
-    else:
-        tokenizer = sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length)
+    tokenizer = _tokenizer(config, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
     return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, held_out), source
+
+
+def _tokenizer(config: FlowObjectiveConfig, folder: Path) -> PreTrainedTokenizerBase:
+    """The run's tokenizer: fitted once and kept, since the text encoder's ids must never change their meaning."""
+    if config.init is not None:
+        return AutoTokenizer.from_pretrained(config.init / "tokenizer")
+    if not folder.is_dir():
+        partial = folder.with_name(folder.name + ".tmp")
+        sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length).save_pretrained(partial)
+        partial.rename(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def export(objective: Objective, folder: Path, recipe: Recipe, control: Control) -> dict[str, float]:

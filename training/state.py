@@ -108,8 +108,8 @@ class CheckpointStore:
         described = json.loads((path / "state.json").read_text())
         if fingerprint is not None and described["fingerprint"] != fingerprint:
             raise CheckpointError(
-                f"{path} was trained on other data (fingerprint {described['fingerprint']}, now {fingerprint}): resuming "
-                "would mix the two. Use another output_dir, or set accept_other_data=true if this is meant."
+                f"{path} was trained on other data (fingerprint {described['fingerprint']}, now {fingerprint}): "
+                "resuming would mix the two. Use another output_dir, or set accept_other_data=true if this is meant."
             )
         return TrainingState(
             step=described["step"],

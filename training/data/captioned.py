@@ -65,6 +65,6 @@ class CaptionedLatents:
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> Batch:
-    """{"input_ids": int64 [B, L], "attention_mask": int64 [B, L]}, L the longest text's length, at most `max_length`."""
+    """{"input_ids": int64 [B, L], "attention_mask": int64 [B, L]}, L the longest text's length."""
     tokens = tokenizer(texts, padding="longest", truncation=True, max_length=max_length, return_tensors="pt")
     return {"input_ids": tokens.input_ids, "attention_mask": tokens.attention_mask}

@@ -1,7 +1,7 @@
 """The latent cache: clips encoded once by a trained VAE, stored as shards, reused by every later run.
 
 Shards are written atomically and hold a fixed number of clips, so an interrupted or enlarged cache goes on where it
-ended. A shard's folder is named after the VAE's weights and the data's fingerprint: other weights never meet old latents.
+ended. A shard's folder is named after the VAE's weights and the data's fingerprint: other weights never meet old ones.
 """
 
 from __future__ import annotations

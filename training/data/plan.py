@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -111,6 +112,17 @@ def batches(plan: BatchPlan, source: Source, start_step: int, accumulation: int,
     numbers = range(start_step * accumulation, len(dataset))
     return iter(
         DataLoader(
-            dataset, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=4 if workers else None
+            dataset,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
     )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A SIGTERM to the whole process group must not end a worker before the run has saved its checkpoint."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

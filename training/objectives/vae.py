@@ -66,7 +66,7 @@ class VaeObjective(Objective):
         return total, {"l1": pixel.detach(), "haar": haar.detach(), "kl": kl.detach()}
 
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
-        """PSNR of held-out images and clips, whole and on the objects, and a sheet of originals over reconstructions."""
+        """PSNR of held-out images and clips, whole and on the objects, and a sheet: originals over reconstructions."""
         images, restored_images, masks = self._reconstruct(4 * self.config.validation_clips, 1, control)
         measured = {
             "image_psnr": psnr(images, restored_images),
