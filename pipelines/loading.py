@@ -37,6 +37,8 @@ class PipelineLoading(DiffusionPipeline):
             CheckpointError: an unknown name, or a folder that is incomplete or damaged.
         """
         folder = resolve_model(pretrained_model_name_or_path)
+        if "torch_dtype" in kwargs:  # the name that most people know; diffusers' own is now `dtype`
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
         bars = diffusers_logging.is_progress_bar_enabled()
         diffusers_logging.disable_progress_bar()
         try:
