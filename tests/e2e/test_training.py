@@ -1,0 +1,272 @@
+"""Training end to end with tiny models: resume is exact, damage and NaN are survived, what comes out generates."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from vgen.errors import CheckpointError, NonFiniteError, VgenError
+from vgen.training.objectives.vae import VaeObjective
+from vgen.training.run import run_recipe
+from vgen.training.state import CheckpointStore, TrainingState
+
+VAE: dict[str, Any] = {
+    "latent_channels": 4,
+    "block_out_channels": [8, 8, 8],
+    "layers_per_block": [1, 1, 1],
+    "down_block_types": ["LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D"],
+    "downsample_type": ["spatiotemporal", "temporal"],
+    "spatio_temporal_scaling": [True, True],
+    "decoder_block_out_channels": [8, 8],
+    "decoder_layers_per_block": [1, 1, 1],
+    "decoder_spatio_temporal_scaling": [True, True],
+    "decoder_upsample_type": ["spatiotemporal", "temporal"],
+    "decoder_inject_noise": [False, False, False],
+    "upsample_residual": [True, True],
+    "upsample_factor": [1, 1],
+    "decoder_causal": True,
+}
+COMMON: dict[str, Any] = {
+    "num_threads": 1,
+    "device": "cpu",
+    "data": {"tier": 1, "height": 16, "width": 16, "workers": 0},
+    "every": {"log": 1, "checkpoint": 2, "validate": 0},
+    "checkpoint": {"keep": 3},
+}
+VAE_RECIPE: dict[str, Any] = {
+    **COMMON,
+    "name": "tiny_vae",
+    "objective": {
+        "kind": "vae", "model": VAE, "validation_clips": 2, "validation_frames": 5, "statistics_clips": 4,
+    },
+    "gradient_accumulation": 2,
+    "stages": [
+        {"steps": 3, "frames": {1: 1.0}, "batch": {1: 2}},
+        {"steps": 3, "frames": {1: 0.5, 5: 0.5}, "batch": {1: 2, 5: 1}},
+    ],
+}  # fmt: skip
+
+
+def _recipe(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / f"{content['name']}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _flow_recipe(vae: Path) -> dict[str, Any]:
+    return {
+        **COMMON,
+        "name": "tiny_flow",
+        "objective": {
+            "kind": "flow",
+            "vae": str(vae),
+            "model": {
+                "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "rope_base_size": [4, 32, 32],
+            },
+            "text_encoder": {
+                "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2,
+                "vocabulary": 300, "max_length": 24,
+            },
+            "latents": {"groups": {1: 8, 5: 8}, "batch": 8},
+            "validation_frames": 5,
+            "validation_clips": 4,
+            "sample_clips": 1,
+            "sample_steps": 2,
+        },
+        "optimizer": {"name": "muon", "lr": 1e-3},
+        "stages": [{"steps": 6, "frames": {1: 0.3, 5: 0.7}, "batch": {1: 3, 5: 2}}],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_shards() -> Any:
+    """Shards of eight clips, so that a cache is encoded in no time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vgen.training.data.latents.SHARD_CLIPS", 8)
+        patch.setattr("vgen.training.data.tokenizer._CORPUS_CAPTIONS", 300)
+        yield
+
+
+@pytest.fixture(scope="module")
+def vae_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished VAE run."""
+    root = tmp_path_factory.mktemp("vae")
+    return run_recipe(_recipe(root, VAE_RECIPE), [f"output_dir={root / 'run'}"])
+
+
+@pytest.fixture(scope="module")
+def flow_run(tmp_path_factory: pytest.TempPathFactory, vae_run: Path, small_shards: Any) -> Path:
+    """A finished transformer run on that VAE."""
+    root = tmp_path_factory.mktemp("flow")
+    path = _recipe(root, _flow_recipe(vae_run / "export"))
+    return run_recipe(path, [f"output_dir={root / 'run'}", "every.validate=6"])
+
+
+def _load(run: Path, step: int) -> TrainingState:
+    return CheckpointStore(run / "checkpoints").load(run / "checkpoints" / f"step-{step:08d}")
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return first == second
+
+
+def _assert_same_end(first: Path, second: Path, step: int = 6) -> None:
+    one, two = _load(first, step), _load(second, step)
+    assert _same(one.model, two.model)
+    assert _same(one.ema, two.ema)
+    assert _same(one.optimizer, two.optimizer)
+
+
+def _cut_back(run: Path, copy: Path, step: int) -> Path:
+    """A copy of a run as it was when it had done `step` steps."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "export")
+    for path in (copy / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    return copy
+
+
+def test_resuming_equals_not_stopping(vae_run: Path, tmp_path: Path) -> None:
+    start = _load(vae_run, 2)
+    assert not _same(start.model, _load(vae_run, 6).model)
+    copy = _cut_back(vae_run, tmp_path / "run", 2)
+    run_recipe(_recipe(tmp_path, VAE_RECIPE), [f"output_dir={copy}", "data.workers=1"])
+    _assert_same_end(vae_run, copy)
+    steps = [yaml.safe_load(line)["step"] for line in (copy / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_resuming_a_transformer_equals_not_stopping(flow_run: Path, vae_run: Path, tmp_path: Path) -> None:
+    copy = _cut_back(flow_run, tmp_path / "run", 4)
+    path = _recipe(tmp_path, _flow_recipe(vae_run / "export"))
+    run_recipe(path, [f"output_dir={copy}"])
+    _assert_same_end(flow_run, copy)
+
+
+def test_a_stop_file_stops_and_the_next_start_goes_on(vae_run: Path, tmp_path: Path) -> None:
+    path, run = _recipe(tmp_path, VAE_RECIPE), tmp_path / "run"
+    run.mkdir()
+    (run / "stop").touch()
+    run_recipe(path, [f"output_dir={run}"])
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["step-00000001"]
+    assert not (run / "export").exists()
+    run_recipe(path, [f"output_dir={run}"])
+    assert (run / "export" / "config.json").is_file()
+    _assert_same_end(vae_run, run)
+
+
+def test_a_truncated_checkpoint_is_passed_over(vae_run: Path, tmp_path: Path) -> None:
+    copy = _cut_back(vae_run, tmp_path / "run", 4)
+    file = copy / "checkpoints" / "step-00000004" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    run_recipe(_recipe(tmp_path, VAE_RECIPE), [f"output_dir={copy}"])
+    _assert_same_end(vae_run, copy)
+
+
+@pytest.mark.slow
+def test_kill_and_resume_equals_not_stopping(vae_run: Path, tmp_path: Path) -> None:
+    path, run = _recipe(tmp_path, VAE_RECIPE), tmp_path / "run"
+    command = [sys.executable, "-m", "vgen.training.run", str(path), f"output_dir={run}"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 300
+    while not (run / "checkpoints" / "step-00000002").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() in (-signal.SIGKILL, 0)
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    _assert_same_end(vae_run, run)
+
+
+def test_other_data_is_refused(vae_run: Path, tmp_path: Path) -> None:
+    copy = _cut_back(vae_run, tmp_path / "run", 2)
+    path = _recipe(tmp_path, VAE_RECIPE)
+    with pytest.raises(CheckpointError, match="trained on other data"):
+        run_recipe(path, [f"output_dir={copy}", "data.tier=2"])
+
+
+def test_a_fresh_start_refuses_a_used_folder(vae_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(VgenError, match="already holds step-00000006"):
+        run_recipe(_recipe(tmp_path, VAE_RECIPE), [f"output_dir={vae_run}"], resume=False)
+
+
+def test_nan_stops_before_the_step_and_leaves_a_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = VaeObjective.loss
+
+    def poisoned(self: VaeObjective, batch: Any, keys: Any) -> Any:
+        value, logs = loss(self, batch, keys)
+        return (value * float("nan") if keys.step == 3 else value), logs
+
+    monkeypatch.setattr(VaeObjective, "loss", poisoned)
+    run = tmp_path / "run"
+    with pytest.raises(NonFiniteError, match="step=3: loss=nan"):
+        run_recipe(_recipe(tmp_path, VAE_RECIPE), [f"output_dir={run}"])
+    dump = yaml.safe_load((run / "nonfinite-step-00000003.json").read_text().replace("NaN", ".nan"))
+    assert [item["micro"] for item in dump["micro_batches"]] == [0, 1]
+    assert all(item["indices"] for item in dump["micro_batches"])
+    newest = CheckpointStore(run / "checkpoints").newest()
+    assert newest is not None
+    state = CheckpointStore(run / "checkpoints").load(newest)
+    assert state.step == 2
+    assert all(bool(value.isfinite().all()) for value in state.model.values())
+
+
+def test_the_exported_vae_knows_its_latents(vae_run: Path) -> None:
+    from vgen.models import CausalVideoVAE
+
+    vae = CausalVideoVAE.from_pretrained(vae_run / "export")
+    assert vae.latents_std.min() > 0
+    assert not torch.equal(vae.latents_std, torch.ones_like(vae.latents_std))
+
+
+def test_the_exported_pipeline_generates(flow_run: Path, tmp_path: Path) -> None:
+    from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
+
+    assert (flow_run / "samples" / "step-00000006.png").is_file()
+    rows = [yaml.safe_load(line) for line in (flow_run / "log.jsonl").read_text().splitlines()]
+    assert any("validation/loss_at_0.5" in row for row in rows)
+    pipeline = TextToVideoPipeline.from_pretrained(flow_run / "export")
+    pipeline.set_progress_bar_config(disable=True)
+    assert {pipeline.transformer.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
+    frames = pipeline("a red circle moves left", output_type="np", generator=torch.Generator().manual_seed(0)).frames
+    assert frames.shape == (1, 5, 16, 16, 3)
+    assert np.isfinite(frames).all()
+    animate = ImageToVideoPipeline(**pipeline.components)
+    animate.set_progress_bar_config(disable=True)
+    image = np.full((16, 16, 3), 90, dtype=np.uint8)
+    assert animate(image=image, prompt="", output_type="np").frames.shape == (1, 5, 16, 16, 3)
+
+
+def test_an_interrupted_run_can_be_exported(vae_run: Path, tmp_path: Path) -> None:
+    copy = _cut_back(vae_run, tmp_path / "run", 4)
+    run_recipe(_recipe(tmp_path, VAE_RECIPE), [f"output_dir={copy}"], export_only=True)
+    assert (copy / "export" / "config.json").is_file()
+    assert max(path.name for path in (copy / "checkpoints").iterdir()) == "step-00000004"
+
+
+def test_the_command_refuses_a_wrong_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from vgen.cli import main
+
+    path = _recipe(tmp_path, VAE_RECIPE)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "run", str(path), f"output_dir={tmp_path / 'run'}", "stages.0.steps=0"])
+    assert ended.value.code == 2
+    assert "stages.0.steps" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,132 @@
+"""Known tokens in training: never noised, never scored, and the same as what a pipeline builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vgen.models import CausalVideoVAE
+from vgen.pipelines import MaskedPredictionPipeline, VideoCondition
+from vgen.training.config import TaskMix
+from vgen.training.data.latents import encode_clips
+from vgen.training.objectives.tasks import TASKS, FlowInputs, draw_task, known_latents
+from vgen.training.randomness import Keys
+
+KEYS = Keys(0, 0)
+
+
+def _frames(num_frames: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randint(
+        0, 256, (batch, num_frames, 32, 32, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
+
+
+def _inputs(vae: CausalVideoVAE, task: str, sigma: float, batch: int = 2) -> FlowInputs:
+    encoded = encode_clips(vae, _frames(9, batch))
+    known = known_latents(task, encoded["latents"], encoded["last"], vae.strides, KEYS)
+    noise = torch.randn(batch, 48, 4, generator=torch.Generator().manual_seed(1))
+    return FlowInputs(encoded["latents"], known, torch.full((batch,), sigma), noise, vae.strides, 8.0)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "text"])
+def test_given_tokens_are_clean_at_timestep_zero_with_no_weight(tiny_vae: CausalVideoVAE, task: str) -> None:
+    inputs = _inputs(tiny_vae, task, 0.7)
+    given = inputs.conditions.strength == 1
+    assert given.any()
+    assert not inputs.timestep[given].any()
+    assert torch.equal(inputs.timestep[~given].unique(), torch.tensor([700.0]))
+    extra = inputs.conditions.num_extra
+    assert torch.equal(inputs.weight == 0, given[:, extra:])
+    velocity = torch.zeros_like(inputs.hidden_states)
+    before = inputs.errors(velocity)
+    velocity[given] = 1e6
+    assert torch.equal(inputs.errors(velocity), before)
+    clean = torch.cat([inputs.conditions.extra.latents, inputs.conditions.clean_latents], 1) if extra else None
+    expected = inputs.conditions.clean_latents if clean is None else clean
+    assert torch.equal(inputs.hidden_states[given], expected[given])
+
+
+def test_text_alone_has_one_timestep_a_sample(tiny_vae: CausalVideoVAE) -> None:
+    inputs = _inputs(tiny_vae, "text", 0.25)
+    assert torch.equal(inputs.timestep, torch.tensor([250.0, 250.0]))
+    assert inputs.weight.all()
+    perfect = inputs.target.clone()
+    assert not inputs.errors(perfect).any()
+    assert torch.allclose(inputs.errors(perfect + 2.0), torch.full((2,), 4.0))
+
+
+def test_a_prefix_is_what_encoding_it_alone_gives(tiny_vae: CausalVideoVAE) -> None:
+    frames = _frames(17)
+    latents = encode_clips(tiny_vae, frames)["latents"]
+    (known,) = known_latents("prefix", latents, None, tiny_vae.strides, KEYS)
+    count = known.latents.shape[2]
+    assert 2 <= count < latents.shape[2]
+    alone = encode_clips(tiny_vae, frames[:, : 1 + (count - 1) * tiny_vae.strides.temporal])["latents"]
+    torch.testing.assert_close(known.latents, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["first", "prefix", "last", "both_ends"])
+def test_hidden_frames_reach_no_conditioning_tensor(tiny_vae: CausalVideoVAE, task: str) -> None:
+    frames = _frames(9)
+    other = frames.clone()
+    other[:, 5:8] = 255 - other[:, 5:8]  # hidden in every task: a prefix of two latents is frames 0 to 4
+    given = []
+    for clip in (frames, other):
+        encoded = encode_clips(tiny_vae, clip)
+        given.append(known_latents(task, encoded["latents"], encoded["last"], tiny_vae.strides, KEYS))
+    for first, second in zip(*given, strict=True):
+        torch.testing.assert_close(first.latents, second.latents, rtol=0, atol=1e-6)
+        assert first.frame_index == second.frame_index
+
+
+@pytest.mark.parametrize("task", ["first", "last", "both_ends"])
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_training_inputs_equal_inference_inputs(
+    make_native_components: Callable[..., dict[str, Any]], task: str, patch_size: int
+) -> None:
+    components = make_native_components(patch_size=patch_size)
+    pipeline = MaskedPredictionPipeline(**components)
+    pipeline.set_progress_bar_config(disable=True)
+    vae = components["vae"]
+    frames = _frames(9)
+    encoded = encode_clips(vae, frames)
+    tokens = (1, 48 // patch_size**2, 4 * patch_size**2)
+    noise = torch.randn(tokens, generator=torch.Generator().manual_seed(1))
+    known = known_latents(task, encoded["latents"], encoded["last"], vae.strides, KEYS)
+    trained = FlowInputs(encoded["latents"], known, torch.ones(1), noise, vae.strides, 8.0, patch_size)
+
+    calls: list[dict[str, Any]] = []
+    forward = pipeline.transformer.forward
+    pipeline.transformer.forward = lambda *args, **kwargs: calls.append(kwargs) or forward(*args, **kwargs)
+    clip = frames[0].numpy()
+    ends = {"first": [(0, clip[:1])], "last": [(8, clip[-1:])], "both_ends": [(0, clip[:1]), (8, clip[-1:])]}
+    pipeline(
+        conditions=[VideoCondition(np.ascontiguousarray(piece), frame_index=index) for index, piece in ends[task]],
+        prompt="a red circle",
+        latents=noise,
+        height=32,
+        width=32,
+        num_frames=9,
+        frame_rate=8.0,
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        max_sequence_length=24,
+        output_type="latent",
+    )
+    called = calls[0]
+    torch.testing.assert_close(called["hidden_states"], trained.hidden_states, rtol=0, atol=1e-5)
+    torch.testing.assert_close(called["timestep"], trained.timestep, rtol=0, atol=1e-3)
+    assert torch.equal(called["video_coords"], trained.coordinates[:1])
+
+
+def test_task_shares() -> None:
+    mix = TaskMix()
+    drawn = [draw_task(mix, 3, Keys(0, step)) for step in range(2000)]
+    assert drawn.count("text") / 2000 == pytest.approx(0.6, abs=0.04)
+    assert drawn.count("first") / 2000 == pytest.approx(0.25, abs=0.04)
+    assert set(drawn) == set(TASKS)
+    assert {draw_task(mix, 1, Keys(0, step)) for step in range(50)} == {"text"}
