@@ -197,12 +197,13 @@ def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def model_strides(folder: str | os.PathLike[str]) -> Strides:
-    """Pixels per latent along time, height and width, from vae/config.json.
+    """What sizes must fit: pixels per token along time, height and width, from the JSON of VAE and transformer.
 
-    The ratios are read where the configuration states them, and counted from the downsampling blocks where not.
+    The VAE's ratios are read where its configuration states them, and counted from the downsampling blocks where not;
+    the transformer's patch size comes on top.
 
     Raises:
-        CheckpointError: the file is missing or its keys make no sense.
+        CheckpointError: a file is missing or its keys make no sense.
     """
     file = Path(folder) / "vae" / "config.json"
     config = _read_json(file)
@@ -216,7 +217,9 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
             spatial = int(config.get("patch_size") or 4) * 2 ** sum(kind != "temporal" for kind in used)
         if temporal is None:
             temporal = int(config.get("patch_size_t") or 1) * 2 ** sum(kind != "spatial" for kind in used)
-        strides = Strides(int(temporal), int(spatial), int(spatial))
+        patch = _read_json(Path(folder) / "transformer" / "config.json")
+        rows = int(spatial) * int(patch.get("patch_size") or 1)
+        strides = Strides(int(temporal) * int(patch.get("patch_size_t") or 1), rows, rows)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: the compression ratios cannot be read: {error}.") from None
     if min(strides) < 1:

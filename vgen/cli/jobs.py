@@ -78,6 +78,8 @@ def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, v
 
 def load_pipeline(class_name: str, job: Job) -> Any:
     """Import torch, load the pipeline, and settle device and dtype in `job.request`."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
 
     import vgen.pipelines
@@ -88,7 +90,7 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     )
     job.request = job.request.model_copy(update={"device": device, "dtype": dtype})
     pipeline_class = getattr(vgen.pipelines, class_name)
-    pipe = pipeline_class.from_pretrained(str(job.model.folder), torch_dtype=getattr(torch, dtype)).to(device)
+    pipe = pipeline_class.from_pretrained(str(job.model.folder), dtype=getattr(torch, dtype)).to(device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe
 
@@ -162,19 +164,10 @@ def _to_bytes(frames: np.ndarray) -> np.ndarray:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that decide what comes out; torch is imported already."""
-    import diffusers
-    import torch
-    import transformers
+    """Versions of the libraries that decide what comes out."""
+    from importlib.metadata import version
 
-    from vgen.version import __version__
-
-    return {
-        "vgen": __version__,
-        "torch": str(torch.__version__),
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
+    return {name: version(name) for name in ("vgen", "torch", "diffusers", "transformers")}
 
 
 def _report(path: Path, job: Job, frames: np.ndarray, seconds: float) -> None:

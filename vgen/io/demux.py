@@ -47,6 +47,8 @@ def open_video(path: Path, container: Container) -> Iterator[tuple[InputContaine
             if stream.codec_context.width * stream.codec_context.height <= 512 * 512:
                 stream.codec_context.thread_count = 1
             yield opened, stream
+    except av.error.EOFError:
+        raise MediaError(f"{path} has no frames: it ends before the first one.") from None
     except av.error.FFmpegError as error:
         raise MediaError(f"{path} is damaged or not a {container.name} file: {error.strerror or error}.") from None
     except UnicodeEncodeError:

@@ -1,0 +1,185 @@
+"""Pictures: upright, RGB, of the right tone and size, or a reason why not; contact sheets."""
+
+from __future__ import annotations
+
+import resource
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from vgen.errors import MediaError, RequestError, ShapeError
+from vgen.io.images import contact_sheet, fit_image, read_image
+
+
+def _quarters() -> Image.Image:
+    picture = Image.new("RGB", (6, 4), (255, 0, 0))
+    picture.paste((0, 0, 255), (3, 0, 6, 4))
+    picture.paste((0, 255, 0), (0, 2, 3, 4))
+    return picture
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
+    back = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    stored = _quarters() if back is None else _quarters().transpose(back)
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.asarray(_quarters()))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_places_show_the_background(tmp_path: Path, mode: str) -> None:
+    if mode == "P":
+        picture = Image.new("P", (2, 2), 0)
+        picture.putpalette([9, 9, 9, 200, 0, 0])
+        picture.save(tmp_path / "a.png", transparency=0)
+    else:
+        Image.new(mode, (2, 2), (0, 0, 0, 0) if mode == "RGBA" else (0, 0)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+    assert read_image(tmp_path / "a.png", background=(1, 2, 3)).getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_half_transparent(tmp_path: Path) -> None:
+    Image.new("RGBA", (1, 1), (0, 0, 0, 128)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == pytest.approx((127,) * 3, abs=1)
+
+
+def test_sixteen_bits_keep_their_tone(tmp_path: Path) -> None:
+    values = np.array([[0, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert np.asarray(read_image(tmp_path / "a.png"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_floating_point_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((2, 2), np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(MediaError, match="floating-point"):
+        read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGB"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    suffix = ".jpg" if mode == "CMYK" else ".png"
+    Image.new(mode, (5, 3)).save(tmp_path / f"a{suffix}")
+    found = read_image(tmp_path / f"a{suffix}")
+    assert (found.mode, found.size) == ("RGB", (5, 3))
+
+
+def test_colour_profiles(tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (2, 2), (200, 100, 50)).save(tmp_path / "a.png", icc_profile=srgb)
+    assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (200, 100, 50)
+    Image.new("RGB", (2, 2), (200, 100, 50)).save(tmp_path / "b.png", icc_profile=b"no profile at all")
+    assert read_image(tmp_path / "b.png").getpixel((0, 0)) == (200, 100, 50)
+
+
+def _png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [8193, 10_000, 20_000, 60_000])
+def test_huge_pictures_are_refused_from_the_header(tmp_path: Path, side: int) -> None:
+    (tmp_path / "a.png").write_bytes(_png_header(side, side))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(MediaError, match=r"a\.png.*8192 x 8192"):
+        read_image(tmp_path / "a.png")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".gif"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(MediaError, match=r"a\."):
+        read_image(path)
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("a picture of words")
+    (tmp_path / "script.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n")
+    for name, message in {
+        "empty.png": "is empty",
+        "text.png": "is not a picture",
+        "script.png": "is not a picture",
+        "missing.png": "does not exist",
+        ".": "is a folder",
+    }.items():
+        with pytest.raises(MediaError, match=message):
+            read_image(tmp_path / name)
+    with pytest.raises(MediaError, match="is not a local file"):
+        read_image("https://127.0.0.1/a.png")
+
+
+@pytest.mark.parametrize("mode", ["cover", "contain", "stretch"])
+@pytest.mark.parametrize("size", [(64, 48), (100, 10), (10, 100), (1, 1), (1, 3000), (37, 41)])
+def test_every_size_is_reached(mode: str, size: tuple[int, int]) -> None:
+    assert fit_image(Image.new("RGB", size), 48, 64, mode).size == (64, 48)
+
+
+def test_what_each_mode_keeps() -> None:
+    picture = Image.new("RGB", (300, 100), (255, 255, 255))
+    picture.paste((255, 0, 0), (0, 0, 100, 100))
+    picture.paste((0, 0, 255), (200, 0, 300, 100))
+    cover, contain, stretch = (np.asarray(fit_image(picture, 60, 60, mode)) for mode in ("cover", "contain", "stretch"))
+    assert cover.min() > 230, "only the white middle is left"
+    assert contain[0].max() == 0, "black above"
+    assert contain[30, 5].tolist() == [255, 0, 0]
+    assert contain[30, 54].tolist() == [0, 0, 255]
+    assert stretch[0, 5].tolist() == [255, 0, 0]
+    same = Image.new("RGB", (60, 60))
+    assert fit_image(same, 60, 60) is same
+
+
+def test_fit_refuses_nonsense() -> None:
+    picture = Image.new("RGB", (4, 4))
+    with pytest.raises(RequestError, match="fit='crop' is not known; use one of cover, contain, stretch"):
+        fit_image(picture, 4, 8, "crop")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="8 x 0"):
+        fit_image(picture, 0, 8)
+
+
+def test_contact_sheets(make_clip: Callable[..., np.ndarray]) -> None:
+    clips = [make_clip(17), make_clip(5)]
+    plain = contact_sheet(clips, frames_per_row=9)
+    assert plain.size == (9 * 50 - 2 + 8, 2 * 32 + 12)
+    pixels = np.asarray(plain)
+    assert np.array_equal(pixels[4:36, 4:52], clips[0][0])
+    assert np.array_equal(pixels[4:36, 4 + 8 * 50 : 52 + 8 * 50], clips[0][16]), "the last frame is shown"
+    assert np.array_equal(pixels[40:72, 4 + 4 * 50 : 52 + 4 * 50], clips[1][4])
+    labelled = contact_sheet(clips, ["a red block", "überlang 🎈 " * 50], scale=2, columns=2)
+    assert labelled.height == 16 + 64 + 8
+    assert np.asarray(labelled)[4:20].min() < 100, "the label is drawn"
+
+
+def test_contact_sheets_refuse_nonsense(make_clip: Callable[..., np.ndarray]) -> None:
+    with pytest.raises(ShapeError, match="at least one clip"):
+        contact_sheet([])
+    with pytest.raises(RequestError, match="1 were given for 2 clips"):
+        contact_sheet([make_clip(), make_clip()], ["a"])
+    with pytest.raises(RequestError, match="scale=0"):
+        contact_sheet([make_clip()], scale=0)
+    with pytest.raises(ShapeError, match="uint8"):
+        contact_sheet([make_clip().astype(float)])
