@@ -120,7 +120,7 @@ def image_to_video_scores(
     pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
 ) -> dict[str, Any]:
     """First frames of test clips animated by their captions: how well frame 0 is kept, whether the motion obeys."""
-    animate = ImageToVideoPipeline(**pipeline.components, **_own_config(pipeline))
+    animate = ImageToVideoPipeline(**pipeline.components)
     animate.set_progress_bar_config(disable=True)
     world = SpriteWorld("test", tier, **_canvas(pipeline))
     # A first frame that shows nothing of the object (it appears later) says nothing about the motion.
@@ -183,10 +183,6 @@ def _by_motion(judged: Sequence[Score], keys: Sequence[AnswerKey]) -> dict[str, 
 def _canvas(pipeline: TextToVideoPipeline) -> dict[str, Any]:
     defaults = pipeline.config.defaults
     return {name: defaults[name] for name in ("num_frames", "height", "width", "frame_rate") if name in defaults}
-
-
-def _own_config(pipeline: TextToVideoPipeline) -> dict[str, Any]:
-    return {"convention": pipeline.config.convention, "defaults": dict(pipeline.config.defaults)}
 
 
 def _clips(pipeline: TextToVideoPipeline, split: str, tier: int, count: int) -> list[SpriteClip]:
