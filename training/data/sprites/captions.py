@@ -1,6 +1,7 @@
 """Captions: sentence forms over the words of `grammar`, and prompts for evaluation.
 
-Ten forms are seen in training, two in `test` only. Attributes are left out at random; what is left out is free.
+Ten forms are seen in training; two more are drawn by `test` only. Attributes are left out at random; what is left
+out is free.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from vgen.training.data.sprites.grammar import (
     background_words,
 )
 from vgen.training.data.sprites.keys import AnswerKey, ObjectKey
+from vgen.training.data.sprites.scene import draw_scene
 from vgen.training.data.sprites.splits import stream
 
 Random = np.random.Generator
@@ -209,7 +211,6 @@ def _say(key: AnswerKey, item: ObjectKey, rng: Random, still: bool, detail: str,
         return detail == "detailed" or attribute in ("colour", "shape") or attribute in require
 
     colour = item.colour if said("colour") else ""
-    # What changes colour is told apart by its first colour, which the verb may say as well.
     shape = item.shape if said("shape") else _pick(rng, ANY_SHAPE)
     if still:
         finite = progressive = participle = ""
@@ -220,7 +221,6 @@ def _say(key: AnswerKey, item: ObjectKey, rng: Random, still: bool, detail: str,
     if said("background"):
         colour_to = _spelled(rng, key.background.colour_to) if key.background.colour_to else None
         bare_background = _pick(rng, background_words(key.background, _spelled(rng, key.background.colour), colour_to))
-        # Whatever holds for "fades in": a background that follows "in" would read badly, so it is always "on".
         place = _pick(rng, ["on", "on", "on", "against", "in front of", "over"])
         background = f"{place} {_with_article('a', bare_background)}"
     return _Parts(
@@ -249,11 +249,12 @@ def _motion(item: ObjectKey, rng: Random, adverb: str) -> tuple[str, str, str]:
     second = _inflect(verb, adverb if at_rest else "", rng.random())
     draw = rng.random()
     if draw < 0.25:
-        finite, participle = (f"first {a}, then {b}" for a, b in ((first[0], second[0]), (first[2], second[2])))
-        return finite, "is " + participle, participle
+        participle = f"first {first[2]}, then {second[2]}"
+        return f"first {first[0]}, then {second[0]}", "is " + participle, participle
     if draw < 0.5:
-        before = f"before {second[2]}"
-        return tuple(f"{form} {before}" for form in first)  # type: ignore[return-value]
+        finite, progressive, participle = first
+        before = _join("before", verb.participle, verb.rest, adverb if at_rest else "")
+        return f"{finite} {before}", f"{progressive} {before}", f"{participle} {before}"
     joint = "and then" if draw < 0.75 else "then"
     return f"{first[0]} {joint} {second[0]}", f"{first[1]} {joint} {second[2]}", f"{first[2]} {joint} {second[2]}"
 
@@ -286,8 +287,6 @@ def vocabulary_corpus(count: int, seed: int = 0) -> Iterator[str]:
         count: how many captions.
         seed: where in the training split to start.
     """
-    from vgen.training.data.sprites.scene import draw_scene
-
     for place in range(count):
         index = seed + place
         tier = 1 + place % 2

@@ -89,7 +89,9 @@ def _polygon_span(planes: NDArray[np.float64], lines: Floats, angles: Floats) ->
     return left, right
 
 
-def surface(pattern: str, windows: Windows, centres: Floats, radii: Floats, angles: Floats, seed: tuple[float, float]):
+def surface(
+    pattern: str, windows: Windows, centres: Floats, radii: Floats, angles: Floats, seed: tuple[float, float]
+) -> Floats:
     """The darkening of a surface pattern that sticks to the object.
 
     Args:
