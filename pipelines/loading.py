@@ -62,6 +62,11 @@ class PipelineLoading(DiffusionPipeline):
         return {**super().components, "convention": self.config.convention, "defaults": self.config.defaults}
 
     @property
+    def parameters(self) -> dict[str, Any]:
+        """Nothing: `components` holds them, so that `Other(**this.components, **this.parameters)` works as well."""
+        return {}
+
+    @property
     def model_convention(self) -> Convention:
         """The convention of the model, see vgen.pipelines.conventions."""
         return convention_named(self.config.convention)
