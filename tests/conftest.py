@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -186,3 +188,67 @@ def ltx_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULER)
         LTXPipeline(scheduler, vae, **_text_components(), transformer=transformer).save_pretrained(folders[generation])
     return folders
+
+
+@pytest.fixture
+def paper_model(tmp_path: Path) -> Path:
+    """A model folder with everything that is checked before torch is imported, and nothing that could be loaded."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    root = tmp_path / "model"
+    index = {
+        "_class_name": "TextToVideoPipeline",
+        "defaults": {"height": 64, "width": 64, "num_frames": 17, "frame_rate": 8.0, "guidance_scale": 2.5},
+        "convention": "vgen",
+        "transformer": ["vgen", "VideoDiT"],
+        "vae": ["vgen", "CausalVideoVAE"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    }
+    vae = {
+        "patch_size": 4,
+        "patch_size_t": 1,
+        "spatio_temporal_scaling": [True, True],
+        "downsample_type": ["spatiotemporal", "temporal"],
+        "spatial_compression_ratio": None,
+        "temporal_compression_ratio": None,
+    }
+    configs: dict[str, dict[str, Any]] = {"transformer": {"patch_size": 1}, "vae": vae, "text_encoder": {}}
+    for name, config in configs.items():
+        (root / name).mkdir(parents=True)
+        (root / name / "config.json").write_text(json.dumps(config))
+        weights = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        save_file({"weight": np.zeros(4, np.float32)}, root / name / f"{weights}.safetensors")
+    for name, file in {"tokenizer": "tokenizer.json", "scheduler": "scheduler_config.json"}.items():
+        (root / name).mkdir()
+        (root / name / file).write_text("{}")
+    (root / "model_index.json").write_text(json.dumps(index))
+    return root
+
+
+class Outcome(NamedTuple):
+    """What a command left: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Outcome]]:
+    """Runs `vgen` with the given words inside this process."""
+    from vgen.cli import main
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def run(*words: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        return Outcome(int(leaving.value.code or 0), said.out, said.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, before)

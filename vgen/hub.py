@@ -111,7 +111,7 @@ def check_model(folder: Path) -> None:
         if len(entry) != 2 or entry == [None, None]:
             continue
         library, class_name = entry
-        if library not in _LIBRARIES or not isinstance(class_name, str):
+        if not (isinstance(library, str) and library in _LIBRARIES and isinstance(class_name, str)):
             raise CheckpointError(
                 f"{folder / 'model_index.json'} asks for code from {library!r} for {name!r}; "
                 f"only {', '.join(sorted(_LIBRARIES))} are used, and code in a model's folder is never run."
@@ -255,6 +255,6 @@ def _file_hash(file: Path) -> bytes:
         if size <= HASHED_WHOLE:
             return hashlib.file_digest(stream, "sha256").digest()
         digest = hashlib.sha256(stream.read(mebibyte))
-        stream.seek(size - mebibyte)
+        stream.seek(max(mebibyte, size - mebibyte))
         digest.update(stream.read())
         return digest.digest()
