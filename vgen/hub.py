@@ -116,9 +116,8 @@ def check_model(folder: Path) -> None:
                 f"{folder / 'model_index.json'} asks for code from {library!r} for {name!r}; "
                 f"only {', '.join(sorted(_LIBRARIES))} are used, and code in a model's folder is never run."
             )
-        _check_component(
-            folder / name, needs_weights=not class_name.endswith(("Scheduler", "Tokenizer", "TokenizerFast"))
-        )
+        has_weights = not class_name.endswith("Scheduler") and "Tokenizer" not in class_name
+        _check_component(folder / name, needs_weights=has_weights)
 
 
 def _check_component(folder: Path, needs_weights: bool) -> None:
