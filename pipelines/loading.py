@@ -9,10 +9,11 @@ from typing import Any, Self
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from vgen.errors import CheckpointError
-from vgen.hub import resolve_model
+from vgen.hub import resolve_model, weight_files
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
 
 
@@ -48,6 +49,9 @@ class PipelineLoading(DiffusionPipeline):
         finally:
             if bars:
                 diffusers_logging.enable_progress_bar()
+        if not {"variant", "quantization_config"} & kwargs.keys():
+            for name in sorted({"transformer", "vae"} - kwargs.keys()):
+                _check_tensors(getattr(pipeline, name), folder / name)
         return pipeline.to(device) if device is not None else pipeline
 
     @classmethod
@@ -76,3 +80,19 @@ class PipelineLoading(DiffusionPipeline):
         """Name of the folder the pipeline came from, or of its class."""
         path = self.config.get("_name_or_path")
         return Path(path).name if path else type(self).__name__
+
+
+def _check_tensors(model: nn.Module, folder: Path) -> None:
+    """Refuse weights that lack a tensor, which would silently stay random, or hold one that is not the model's."""
+    stored: set[str] = set()
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as handle:
+            stored |= set(handle.keys())
+    expected = set(model.state_dict())
+    for keys, what in ((expected - stored, "lack {} tensors"), (stored - expected, "hold {} unknown tensors")):
+        if keys:
+            shown = ", ".join(sorted(keys)[:5]) + (" ..." if len(keys) > 5 else "")
+            raise CheckpointError(
+                f"The weights in {folder} {what.format(len(keys))}: {shown}. They do not belong to its config.json, "
+                "or are incomplete: copy or fetch the model again."
+            )

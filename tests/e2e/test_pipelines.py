@@ -1,6 +1,7 @@
 """The four pipelines from a saved folder of tiny random components."""
 
 import json
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import PipelineCallback
+from safetensors.torch import load_file, save_file
 
 from vgen.diffusion.guidance import ClassifierFreeGuidance
 from vgen.errors import CheckpointError, NonFiniteError, RequestError, ShapeError
@@ -398,6 +400,22 @@ def test_broken_folders_are_refused(cls, tmp_path, tiny_pipeline_folder):
     (tmp_path / "model_index.json").write_text((tiny_pipeline_folder / "model_index.json").read_text())
     with pytest.raises(CheckpointError, match="missing"):
         cls.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("transformer", "lack 1 tensors: proj_out.bias"), ("vae", "hold 1 unknown tensors: stranger")]
+)
+def test_missing_and_unknown_tensors_are_refused(tmp_path, tiny_pipeline_folder, name, what):
+    folder = shutil.copytree(tiny_pipeline_folder, tmp_path / "broken")
+    file = folder / name / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    if name == "transformer":
+        del tensors["proj_out.bias"]
+    else:
+        tensors["stranger"] = torch.zeros(1)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=what):
+        TextToVideoPipeline.from_pretrained(folder)
 
 
 def test_contract_with_diffusers():
