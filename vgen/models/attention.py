@@ -5,11 +5,28 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
 from torch import Tensor, nn
 
 from vgen.errors import RequestError
 from vgen.models.rope import Rotation, rotate
+
+
+def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
+    """The mask in the one shape that `backend` understands.
+
+    A bool mask [B, L] suits xformers alone: others take it for [N, L], or refuse it. A bool mask [B, 1, 1, L] suits all
+    but xformers, which would add it to the scores.
+    """
+    if mask is None or mask.ndim != 2:
+        return mask
+    if backend is None:
+        backend, _ = _AttentionBackendRegistry.get_active_backend()
+    return mask if backend == AttentionBackendName.XFORMERS else mask[:, None, None]
 
 
 class VideoAttentionProcessor:
@@ -33,7 +50,7 @@ class VideoAttentionProcessor:
             query, key = rotate(query, rotation), rotate(key, rotation)
         attended = dispatch_attention_fn(
             *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
-            attn_mask=attention_mask,
+            attn_mask=_mask_for(self._attention_backend, attention_mask),
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )

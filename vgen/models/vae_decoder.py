@@ -75,6 +75,11 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         for i in reversed(range(stages)):
             factor = upsample_factor[i]
+            if factor > 1 and block_out_channels[i] != width:
+                raise RequestError(
+                    f"decoder_block_out_channels: entry {i} is {block_out_channels[i]}, but a stage with "
+                    f"upsample_factor={factor} has to meet the {width} channels that come in; use {width}."
+                )
             wide_in, wide_out = width // factor, block_out_channels[i] // factor
             stride = (
                 resolution_stride("decoder_upsample_type", upsample_type[i]) if spatio_temporal_scaling[i] else None

@@ -176,7 +176,13 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, ModelMixin, ConfigMixin, F
             generator: draws the noise that the 0.9.1 decoder injects; a list gives each sample its own.
         Returns:
             `sample`, [B, 3, F, H, W].
+        Raises:
+            ShapeError: latents of another rank, or not one generator for each.
         """
+        if latents.ndim != 5:
+            raise ShapeError(
+                f"latents have shape {tuple(latents.shape)}: they must be [B, C, F, H, W], F = 1 for an image."
+            )
         batch = latents.shape[0]
         if isinstance(generator, list) and len(generator) != batch:
             raise ShapeError(f"generator: {len(generator)} generators for {batch} latents: give {batch}, or one.")

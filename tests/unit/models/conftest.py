@@ -34,7 +34,7 @@ VAE: dict[str, Any] = {
 NOISY_VAE: dict[str, Any] = {
     **VAE,
     "upsample_residual": (True, True),
-    "upsample_factor": (2, 1),
+    "upsample_factor": (2, 2),
     "decoder_inject_noise": (False, True, True),
     "timestep_conditioning": True,
 }

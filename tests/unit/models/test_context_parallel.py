@@ -28,11 +28,12 @@ cases = [
     dict(timestep=torch.tensor([3.0, 500.0]), num_frames=2, height=2, width=2),
 ]
 with torch.no_grad():
-    alone = [dit(tokens, text, encoder_attention_mask=mask, **case).sample for case in cases]
+    call = lambda case: dit(tokens, text, encoder_attention_mask=mask, return_dict=False, **case)[0]
+    alone = [call(case) for case in cases]
     dit.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
     widths = []
     dit.transformer_blocks[1].ff.register_forward_hook(lambda _, i, o: widths.append(i[0].shape[1]))
-    spread = [dit(tokens, text, encoder_attention_mask=mask, **case).sample for case in cases]
+    spread = [call(case) for case in cases]
 assert widths == [4, 4], widths
 print(max((a - b).abs().max().item() for a, b in zip(alone, spread)))
 dist.destroy_process_group()

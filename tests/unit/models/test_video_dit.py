@@ -112,6 +112,23 @@ def test_attention_backends_are_this_models_own_affair(dit, dit_inputs):
         dit.set_attention_backend("no such thing")
 
 
+@pytest.mark.parametrize(("backend", "shape"), [("xformers", (2, 5)), ("flex", (2, 1, 1, 5)), (None, (2, 1, 1, 5))])
+@torch.no_grad()
+def test_every_backend_gets_the_mask_in_its_own_shape(dit, dit_inputs, monkeypatch, backend, shape):
+    seen = []
+
+    def dispatch(query, key, value, attn_mask, backend, parallel_config):
+        seen.append(attn_mask)
+        return query
+
+    monkeypatch.setattr("vgen.models.attention.dispatch_attention_fn", dispatch)
+    for block in dit.transformer_blocks:
+        block.attn2.processor._attention_backend = AttentionBackendName(backend) if backend else None
+    dit(**dit_inputs)
+    assert [mask if mask is None else tuple(mask.shape) for mask in seen] == [None, shape] * 2
+    assert torch.equal(seen[1].flatten(1), dit_inputs["encoder_attention_mask"].bool())
+
+
 @torch.no_grad()
 def test_lora_round_trip(dit, dit_config, dit_inputs, tmp_path):
     plain = dit(**dit_inputs).sample
@@ -131,7 +148,9 @@ def test_lora_round_trip(dit, dit_config, dit_inputs, tmp_path):
     other = VideoDiT(**dit_config).eval()
     dit.unload_lora()
     other.load_state_dict(dit.state_dict())
-    other.load_lora_adapter(str(tmp_path), prefix=None, adapter_name="style")
+    (file,) = tmp_path.iterdir()
+    assert file.suffix == ".safetensors"
+    other.load_lora_adapter(str(tmp_path), weight_name=file.name, prefix=None, adapter_name="style")
     _same(other(**dit_inputs).sample, tuned)
     other.disable_adapters()
     _same(other(**dit_inputs).sample, plain)
