@@ -109,6 +109,20 @@ def test_masked_extra_tokens_are_left_out_where_nothing_is_given():
     assert conditions.coordinates[0, 1:, :2].tolist() == [[0.0, 0.0], [8.0, 16.0]]
 
 
+def test_a_token_is_as_strong_as_its_weakest_latent():
+    shape, strength = LatentShape(5, 2, 4), torch.ones(1, 1, 1, 2, 4)
+    strength[..., 1, 3] = 0
+    latents = torch.randn(1, CHANNELS, 1, 2, 4)
+    for frame_index in (0, 16):
+        known = KnownLatents(latents, frame_index, strength)
+        conditions = arrange([known], shape, STRIDES, 8.0, channels=CHANNELS, batch=1, patch_size=2)
+        assert conditions.num_extra == (1 if frame_index else 0)
+        assert conditions.strength[0].tolist() == ([1.0] + [0.0] * 10 if frame_index else [1.0] + [0.0] * 9)
+        start = conditions.noised(torch.zeros(1, 10, 4 * CHANNELS), torch.tensor(1.0))
+        assert torch.equal(start[:, :1], pack(latents, 2)[:, :1])
+        assert not start[:, 1:].any()
+
+
 def test_the_stronger_piece_holds_where_two_overlap():
     weak, strong = _latents(2, 1), _latents(1, 2)
     conditions = _arrange(KnownLatents(weak, strength=0.5), KnownLatents(strong, strength=0.9))

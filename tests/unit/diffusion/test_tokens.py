@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vgen.diffusion.tokens import pack, token_coordinates, unpack
+from vgen.diffusion.tokens import pack, token_coordinates, token_grid, token_strides, unpack
 from vgen.errors import ShapeError
 from vgen.types import LatentShape, Strides
 
@@ -16,6 +16,19 @@ def test_unpack_undoes_pack():
     assert tokens.shape == (2, SHAPE.num_tokens, 5)
     assert torch.equal(unpack(tokens, SHAPE), latents)
     assert torch.equal(tokens[1, 2 * 8 + 1 * 4 + 3], latents[1, :, 2, 1, 3])
+
+
+def test_tokens_of_several_latents():
+    latents = torch.randn(2, 5, *SHAPE, dtype=torch.float64)
+    tokens = pack(latents, 2)
+    grid = token_grid(SHAPE, 2)
+    assert tokens.shape == (2, grid.num_tokens, 20)
+    assert torch.equal(unpack(tokens, SHAPE, 2), latents)
+    assert torch.equal(tokens[0, 3].unflatten(0, (5, 2, 2)), latents[0, :, 1, :, 2:])
+    coordinates = token_coordinates(grid, token_strides(STRIDES, 2), 4.0)
+    assert coordinates[0, :, 3].tolist() == [0.25, 0.0, 32.0]
+    with pytest.raises(ShapeError, match="patch size 3"):
+        pack(latents, 3)
 
 
 def test_coordinates_of_a_causal_clip():
