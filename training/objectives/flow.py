@@ -25,7 +25,7 @@ from vgen.training.data.plan import Batch
 from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.tasks import FlowInputs, draw_task, known_latents
-from vgen.training.objectives.text import build_text_encoder
+from vgen.training.objectives.text import build_text_encoder, compute_in_float32
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
 
@@ -204,17 +204,16 @@ class FlowObjective(Objective):
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
         """Save a whole pipeline folder."""
         self.eval()
-        text_encoder = copy.deepcopy(self.text_encoder).to(dtype)
-        text_encoder.config.dtype = torch.float32  # what it is computed in once loaded, whatever it is stored in
         pipeline = TextToVideoPipeline(
             transformer=copy.deepcopy(self.transformer).to(dtype),
             vae=copy.deepcopy(self.vae).to(dtype),
-            text_encoder=text_encoder,
+            text_encoder=copy.deepcopy(self.text_encoder).to(dtype),
             tokenizer=self.tokenizer,
             scheduler=build_scheduler(self.config),
             defaults=self.defaults(),
         )
         pipeline.save_pretrained(folder)
+        compute_in_float32(folder / "text_encoder" / "config.json")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         return {"mebibytes": size / 2**20}
 

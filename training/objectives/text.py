@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 from transformers import T5Config, T5EncoderModel
 
@@ -37,3 +40,10 @@ def build_text_encoder(config: FlowObjectiveConfig, vocabulary: int, seed: int) 
     with torch.random.fork_rng():
         torch.manual_seed(key_number(seed, "text encoder"))
         return T5EncoderModel(described)
+
+
+def compute_in_float32(config: Path) -> None:
+    """Make a saved text encoder load as float32, whatever its weights are stored in."""
+    described = json.loads(config.read_text())
+    described["dtype"] = "float32"
+    config.write_text(json.dumps(described, indent=2) + "\n")
