@@ -23,12 +23,14 @@ class Strict(BaseModel):
 class Stage(Strict):
     """A stretch of a run with one mixture of clip lengths.
 
-    `frames` gives each clip length its share of the steps, `batch` its batch size.
+    `frames` gives each clip length its share of the steps, `batch` its batch size. `crop` cuts a square of that many
+    pixels with a part of the object in it out of every clip (pixel objectives only).
     """
 
     steps: Count
     frames: dict[int, Share]
     batch: dict[int, Count]
+    crop: int | None = Field(None, ge=8)
 
     @model_validator(mode="after")
     def _check(self) -> Stage:
@@ -55,12 +57,13 @@ class OptimizerConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """Warm-up and decay of the learning rate, in steps."""
+    """Warm-up and decay of the learning rate, in steps; at each step of `restarts` the schedule begins anew."""
 
     name: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_steps: int = Field(50, ge=0)
     decay_steps: int = Field(0, ge=0)
     final_ratio: float = Field(0.02, ge=0, le=1)
+    restarts: list[Count] = []
 
 
 class EmaConfig(Strict):
@@ -146,7 +149,10 @@ class TaskMix(Strict):
 
 
 class FlowObjectiveConfig(Strict):
-    """Flow matching of a video transformer on cached latents. `model` holds the arguments of VideoDiT."""
+    """Flow matching of a video transformer on cached latents. `model` holds the arguments of VideoDiT.
+
+    `explicit_attention` holds attention scores in memory: faster on a CPU while sequences are short.
+    """
 
     kind: Literal["flow"]
     vae: Path
@@ -156,6 +162,7 @@ class FlowObjectiveConfig(Strict):
     tasks: TaskMix = TaskMix()
     init: Path | None = None
     text_drop: float = Field(0.1, ge=0, le=1)
+    explicit_attention: bool = False
     uniform_share: float = Field(0.1, ge=0, le=1)
     shift_terminal: float | None = Field(None, gt=0, lt=1)
     validation_clips: Count = 64

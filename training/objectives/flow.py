@@ -23,6 +23,7 @@ from vgen.training.data.clips import SpriteClips
 from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch
 from vgen.training.data.sprites.world import answer_prompts
+from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.tasks import FlowInputs, draw_task, known_latents
 from vgen.training.objectives.text import build_text_encoder, compute_in_float32
@@ -62,6 +63,8 @@ class FlowObjective(Objective):
         self.held_out = held_out
         self.strides = vae.strides
         self.transformer = build_transformer(config, vae.config.latent_channels, seed)
+        if config.explicit_attention:
+            use_explicit_attention(self.transformer)
         self.text_encoder = build_text_encoder(config, len(tokenizer), seed)
         self._frozen = {"vae": vae}  # a dictionary keeps it out of the trained modules
         self._fixed: dict[str, Tensor] = {}
