@@ -11,6 +11,7 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from torch import Tensor, nn
+from torch.nn import functional
 
 from vgen.errors import RequestError
 from vgen.models.rope import Rotation, rotate
@@ -27,6 +28,15 @@ def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tens
     if backend is None:
         backend, _ = _AttentionBackendRegistry.get_active_backend()
     return mask if backend == AttentionBackendName.XFORMERS else mask[:, None, None]
+
+
+class AcrossHeadsNorm(nn.RMSNorm):
+    """RMS norm whose weight follows the input's dtype: under autocast a mixed pair falls back to a slow path."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., D] -> [..., D], same dtype."""
+        weight = self.weight.to(hidden_states.dtype)
+        return functional.rms_norm(hidden_states, self.normalized_shape, weight, self.eps)
 
 
 class VideoAttentionProcessor:
@@ -93,8 +103,8 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
         self.inner_dim = num_heads * head_dim
         self.is_cross_attention = cross_attention_dim is not None
         self.cross_attention_dim = cross_attention_dim or hidden_size
-        self.norm_q = nn.RMSNorm(self.inner_dim, eps=1e-5)
-        self.norm_k = nn.RMSNorm(self.inner_dim, eps=1e-5)
+        self.norm_q = AcrossHeadsNorm(self.inner_dim, eps=1e-5)
+        self.norm_k = AcrossHeadsNorm(self.inner_dim, eps=1e-5)
         self.to_q = nn.Linear(hidden_size, self.inner_dim, bias=bias)
         self.to_k = nn.Linear(self.cross_attention_dim, self.inner_dim, bias=bias)
         self.to_v = nn.Linear(self.cross_attention_dim, self.inner_dim, bias=bias)
