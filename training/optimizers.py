@@ -106,6 +106,9 @@ def learning_rate_factor(step: int, total_steps: int, config: ScheduleConfig) ->
     A linear warm-up, then "cosine" (half a cosine to `final_ratio`), "wsd" (constant, then linear to `final_ratio` over
     the last `decay_steps`), or "constant".
     """
+    begin = max((restart for restart in config.restarts if restart <= step), default=0)
+    end = min((restart for restart in config.restarts if restart > step), default=total_steps)
+    step, total_steps = step - begin, end - begin
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.name == "constant":

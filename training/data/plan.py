@@ -24,6 +24,7 @@ class Draw(NamedTuple):
     keys: Keys
     num_frames: int
     indices: list[int]
+    crop: int | None = None
 
 
 class Source(Protocol):
@@ -79,7 +80,7 @@ class BatchPlan:
         keys = Keys(self.seed, step, micro, self.rank)
         count = source.size(num_frames)
         indices = torch.randint(count, (stage.batch[num_frames],), generator=keys.generator("order"))
-        return Draw(keys, num_frames, indices.tolist())
+        return Draw(keys, num_frames, indices.tolist(), stage.crop)
 
 
 class StepDataset(Dataset[Batch]):
