@@ -46,6 +46,10 @@ def _step(module: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
             {4: 0.5, 50: 1.0, 90: 1.0, 100: 0.55, 110: 0.1},
         ),
         (ScheduleConfig(name="constant", warmup_steps=0), {0: 1.0, 109: 1.0}),
+        (
+            ScheduleConfig(name="cosine", warmup_steps=10, final_ratio=0.0, restarts=[60]),
+            {9: 1.0, 35: 0.5, 60: 0.1, 69: 1.0, 90: 0.5, 110: 0.0},
+        ),
     ],
 )
 def test_schedules(schedule: ScheduleConfig, expected: dict[int, float]) -> None:
