@@ -29,6 +29,7 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "empty.png").touch()
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.png").write_text("words")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\n\0\n")
     (tmp_path / "list.mp4").write_text("#EXTM3U\nhttp://127.0.0.1:9/a.ts\n")
     return tmp_path
 
@@ -53,7 +54,7 @@ GENERATE_FAULTS = [
     (["--num-frames", "abc"], "num_frames='abc'", "whole number"),
     (["--steps", "0"], "num_inference_steps=0", "nearest is 1"),
     (["--steps", "1000000"], "num_inference_steps=1000000", "nearest is 1000"),
-    (["--guidance-scale", "nan"], "guidance_scale=nan", "0 to 100"),
+    (["--guidance-scale", "nan"], "guidance_scale='nan'", "0 to 100"),
     (["--guidance-scale", "inf"], "guidance_scale=inf", "nearest is 100"),
     (["--seed", "-1"], "seed=-1", "nearest is 0"),
     (["--seed", str(2**64)], f"seed={2**64}", f"nearest is {2**63 - 1}"),
@@ -98,7 +99,7 @@ def test_parameters(place: Path, paper_model: Path, run_cli: Run, words: list[st
         (["generate", "--prompts", "text.png", "-o", "out/clip.mp4"], "with --prompts give a folder"),
         (["generate", "--prompts", "text.png", "-o", "no/clips/"], "does not exist"),
         (["generate", "--prompts", "text.png", "-o", "new/", "--width", "3"], "width=3"),
-        (["generate", "--prompts", "good.png", "-o", "new/"], "not UTF-8"),
+        (["generate", "--prompts", "bad.txt", "-o", "new/"], "none of its 2 prompts can be used"),
         (["animate", "no.png", "a", "-o", "out/clip.mp4"], "no.png does not exist"),
         (["animate", "empty.png", "a", "-o", "out/clip.mp4"], "empty.png is empty"),
         (["animate", "text.png", "a", "-o", "out/clip.mp4"], "text.png is not a picture"),
@@ -163,7 +164,7 @@ def test_misspelt_and_missing_words(run_cli: Run, words: list[str], message: str
 
 
 def test_checks_import_nothing_heavy(place: Path, paper_model: Path) -> None:
-    """In a process of its own: help, and refusals of every kind, without torch; help without pydantic as well."""
+    """In a process of its own: help, and refusals of every kind, without torch; help without numpy as well."""
     script = """
 import contextlib, io, json, sys
 from vgen.cli import main
@@ -175,7 +176,7 @@ def run(*words):
         except SystemExit as leaving:
             return leaving.code
 
-heavy = ("torch", "transformers", "diffusers", "pydantic", "numpy", "PIL", "av")
+heavy = ("torch", "transformers", "diffusers", "numpy", "PIL", "av", "vgen.request")
 found = {"help": [run("--help"), run("generate", "--help"), [m for m in heavy if m in sys.modules]]}
 model = ("--model", sys.argv[1])
 found["codes"] = [

@@ -20,7 +20,7 @@ def evaluate(
     """Score a model: how often a judge finds what was asked for, beside ceilings and floors."""
     from pathlib import Path
 
-    from vgen.cli.jobs import Model
+    from vgen.cli.jobs import Model, choose_device
     from vgen.errors import OutputError
     from vgen.io.atomic import exists_message
     from vgen.io.output import check_writable
@@ -36,7 +36,8 @@ def evaluate(
         check_writable(target.absolute().parent)
         if target.exists() and not overwrite:
             raise OutputError(exists_message(target))
-    folder = Model.find(request.model).folder
+    Model.find(request.model)
+    device = choose_device(request.device or "auto")
     from vgen.training.evaluate import evaluate_model
 
-    evaluate_model(folder, quick=quick, output=output, device=request.device or "cpu", seed=request.seed)
+    evaluate_model(request.model, quick=quick, output=output, device=device, seed=request.seed or 0)

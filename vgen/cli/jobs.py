@@ -84,7 +84,7 @@ def load_pipeline(class_name: str, job: Job) -> Any:
 
     import vgen.pipelines
 
-    device = _device(job.request.device)
+    device = choose_device(job.request.device)
     dtype = (
         job.request.dtype if job.request.dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
     )
@@ -95,7 +95,12 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     return pipe
 
 
-def _device(asked: str) -> str:
+def choose_device(asked: str) -> str:
+    """The device to run on: a GPU if there is one for "auto", else what was asked for; imports torch.
+
+    Raises:
+        RequestError: it is not on this machine.
+    """
     import torch
 
     if asked == "auto":

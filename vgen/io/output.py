@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def output_kind(path: str | Path) -> OutputKind:
         OutputError: another ending, or no name at all.
     """
     text = str(path)
-    if not text or "\0" in text:
-        raise OutputError(f"output={text!r} is not a file name.")
+    if not text or re.search("[\0\ud800-\udfff]", str(Path(text).absolute())):
+        raise OutputError(f"output={text!r} is not a usable file name; give one of plain text.")
     if text.endswith(("/", os.sep)):
         return OutputKind.FOLDER
     suffix = Path(text).suffix.lower()

@@ -19,6 +19,9 @@ from vgen.io.timing import TimedFrames, constant_rate
 if TYPE_CHECKING:
     import numpy as np
 
+_NOT_SHOWN = 2
+"""Flag of an index entry that an edit list leaves out: decoded because others need it, never shown."""
+
 
 class VideoClip(NamedTuple):
     """A decoded clip.
@@ -75,8 +78,9 @@ def _decode(path: Path, container: Container, max_frames: int | None, deadline: 
     times: list[float] = []
     with open_video(path, container) as (opened, stream):
         context = stream.codec_context
-        limit = frame_limit(path, context.width, context.height, max_frames, stream.frames)
         rate = stream.average_rate or stream.guessed_rate
+        declared = stream.frames or round((opened.duration or 0) / 1e6 * float(rate or 0))
+        limit = frame_limit(path, context.width, context.height, max_frames, declared)
         pixel_aspect = context.sample_aspect_ratio
         for frame in _strict_frames(path, opened, stream, deadline):
             if len(frames) == limit:
@@ -119,8 +123,10 @@ def _check_count(path: Path, stream: Any, times: list[float], rate: float) -> No
     count = len(times)
     if count == 0:
         raise MediaError(f"{path} has a video stream without a single frame.")
-    if stream.frames and count < stream.frames and count < len(stream.index_entries):
-        raise MediaError(f"{path} is damaged: {count} frames decode of the {stream.frames} that it promises.")
+    shown = sum(not entry.flags & _NOT_SHOWN for entry in stream.index_entries)
+    promised = min(stream.frames, shown)
+    if count < promised:
+        raise MediaError(f"{path} is damaged: {count} frames decode of the {promised} that it promises.")
     stated = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
     if stated and rate:
         hours, minutes, seconds = map(float, stated.groups())

@@ -282,3 +282,31 @@ def test_evaluate_checks_first(tmp_path: Path, paper_model: Path, run_cli: Run) 
         done = run_cli("evaluate", *words)
         assert done.code == 2
         assert message in done.err
+
+
+def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vgen.training import evaluate as scoring
+
+    seen: list[Any] = []
+    monkeypatch.setattr(scoring, "evaluate_model", lambda *given, **named: seen.append((given, named)))
+    words = ("--model", paper_model, "--quick", "--device", "cpu", "--seed", 4, "-o", tmp_path / "scores.json")
+    assert run_cli("evaluate", *words).code == 0
+    expected = {"quick": True, "output": str(tmp_path / "scores.json"), "device": "cpu", "seed": 4}
+    assert seen == [((str(paper_model),), expected)]
+
+
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from vgen.errors import RequestError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert jobs.choose_device("auto") == "cpu"
+    with pytest.raises(RequestError, match=r"device='cuda' is not on this machine: there is no CUDA device; use cpu"):
+        jobs.choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert jobs.choose_device("auto") == "cuda"
+    assert jobs.choose_device("cuda:1") == "cuda:1"
+    with pytest.raises(RequestError, match="cuda:0 to cuda:1 are there"):
+        jobs.choose_device("cuda:2")

@@ -35,7 +35,7 @@ def test_the_ending_decides(name: str, kind: OutputKind) -> None:
     assert output_kind(name) is kind
 
 
-@pytest.mark.parametrize("name", ["a.avi", "a.png", "a.mp4.part", "", "a\0.mp4"])
+@pytest.mark.parametrize("name", ["a.avi", "a.png", "a.mp4.part", "", "a\0.mp4", "a\udc80.mp4", "\udc80/a.mp4"])
 def test_other_endings_are_refused(name: str) -> None:
     with pytest.raises(OutputError, match="output="):
         output_kind(name)

@@ -115,3 +115,17 @@ def test_pixels_become_square(tmp_path: Path, clip: np.ndarray, encode_raw: Enco
     found = read_video(path)
     assert found.frames.shape == (9, 32, 96, 3)
     assert found.notes == ("Pixels 2 as wide as high were made square.",)
+
+
+def test_an_edit_list_is_followed(tmp_path: Path) -> None:
+    """A clip whose first frames were cut off by a phone: they are still in the file, and never shown."""
+    frames = np.stack([np.full((32, 48, 3), 20 * k, np.uint8) for k in range(12)])
+    path = write_video(tmp_path / "clip.mp4", frames, 8.0)
+    content = bytearray(path.read_bytes())
+    place = content.find(b"elst") + 12
+    duration, start = struct.unpack(">Ii", content[place : place + 8])
+    content[place : place + 8] = struct.pack(">Ii", duration - 375, start + 3 * 2048)
+    path.write_bytes(content)
+    found = read_video(path)
+    assert found.frame_rate == 8.0
+    assert np.abs(found.frames[:, 0, 0, 0].astype(int) - 20 * np.arange(3, 12)).max() <= 2
