@@ -118,7 +118,7 @@ class FlowObjective(Objective):
         """Loss at fixed quantiles of sigma on fixed noise and clips, and a sheet of generated clips."""
         measured = self._fixed_losses(control)
         if self.config.sample_clips:
-            save_sheet(folder / f"step-{step:08d}.png", self._samples(control))
+            save_sheet(folder / f"step-{step:08d}.png", self._samples(control), self.prompts())
         return measured
 
     def _fixed_losses(self, control: Control) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 Images train only part of a causal video VAE: every tap of a temporal kernel sees the same frame, so only their sum is
 learned, and of the frames that an upsampler makes from one latent only the last is kept. Clips then start from noise in
-all other places. `inflate` moves what was learned to where a clip needs it: each frame is coded like the image it is, and
-decoded from the latest latent. What single images give stays the same.
+all other places. `inflate` moves what was learned to where a clip needs it: each frame is coded like the image it is,
+and decoded from the latest latent. What single images give stays the same.
 """
 
 from __future__ import annotations
