@@ -121,8 +121,7 @@ def _is_circle(centres: Array) -> bool:
 def _is_bounce(times: NDArray[np.int64], centres: Array) -> bool:
     """Falls, turns sharply at the bottom, rises; accelerates down in between; drifts evenly to the side."""
     across, down = centres[:, 0], centres[:, 1]
-    lowest = int(down[1:-1].argmax()) + 1
-    rebounds = down[lowest] - down[:lowest].min() > 0.0 and down[lowest] - down[lowest:].min() >= 0.2 * MIN_HEIGHT
+    rebounds = (np.maximum.accumulate(down) - down).max() >= 0.2 * MIN_HEIGHT
     bend = np.diff(down, 2)
     side = across - np.polyval(np.polyfit(times, across, 1), times)
     return bool(

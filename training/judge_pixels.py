@@ -190,7 +190,7 @@ _BACKGROUND_LAB: Final = rgb_to_lab(np.array(list(BACKGROUNDS.values()), dtype=n
 
 def _vote(pixels: NDArray[np.uint8]) -> Floats:
     nearest = np.linalg.norm(rgb_to_lab(pixels)[:, None] - _PALETTE_LAB, axis=-1).argmin(axis=1)
-    return np.bincount(nearest, minlength=len(COLOURS)).astype(np.float32) / len(pixels)
+    return (np.bincount(nearest, minlength=len(COLOURS)) / len(pixels)).astype(np.float32)
 
 
 def _background_name(border: NDArray[np.uint8]) -> str:
@@ -199,7 +199,7 @@ def _background_name(border: NDArray[np.uint8]) -> str:
 
 
 def _flicker(frames: NDArray[np.uint8], seen: Flags) -> float:
-    empty = ~_widened(seen.any(axis=0))
+    empty = ~_widened(np.asarray(seen.any(axis=0)))
     if len(frames) < 2 or not empty.any():
         return 0.0
     return float(np.abs(np.diff(frames[:, empty].astype(np.float32), axis=0)).mean())

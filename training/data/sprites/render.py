@@ -156,8 +156,8 @@ def backdrop(
     if kind == "plain":
         return first.astype(np.uint8)[None, None]
     unit = 64.0 / min(height, width)
-    down = ((np.arange(height) + 0.5) * unit)[:, None]
-    across = ((np.arange(width) + 0.5) * unit)[None, :]
+    down = ((np.arange(height, dtype=np.float64) + 0.5) * unit)[:, None]
+    across = ((np.arange(width, dtype=np.float64) + 0.5) * unit)[None, :]
     place_a, place_b, scale = seed
     if kind == "gradient":
         angle = 2.0 * np.pi * place_a
