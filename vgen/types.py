@@ -80,4 +80,6 @@ def _check_size(field: str, value: int, stride: int) -> None:
         return
     below = value // stride * stride
     nearest = f"use {below} or {below + stride}" if below > 0 else f"use {stride} or more"
-    raise ShapeError(f"{field}={value} does not fit the model's stride {stride}: it must divide by {stride}; {nearest}.")
+    raise ShapeError(
+        f"{field}={value} does not fit the model's stride {stride}: it must divide by {stride}; {nearest}."
+    )
