@@ -56,7 +56,8 @@ def test_forms_give_different_sentences() -> None:
     ],
 )
 def test_everyday_prompts_are_among_the_captions(motion: str, prompt: str) -> None:
-    assert prompt in _many(_key(motion), 8000)
+    rng, key = np.random.default_rng(0), _key(motion)
+    assert any(caption(key, rng) == prompt for _ in range(40000))
 
 
 def test_the_detailed_caption_says_everything() -> None:
