@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +217,17 @@ class FlowObjective(Objective):
             defaults=self.defaults(),
         )
         pipeline.save_pretrained(folder)
+        _forget_origin(folder / "vae" / "config.json")
         compute_in_float32(folder / "text_encoder" / "config.json")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         return {"mebibytes": size / 2**20}
+
+
+def _forget_origin(config: Path) -> None:
+    """Take the folder that a component was loaded from out of its saved configuration."""
+    content = json.loads(config.read_text())
+    content.pop("_name_or_path", None)
+    config.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def build_transformer(config: FlowObjectiveConfig, latent_channels: int, seed: int) -> VideoDiT:
