@@ -148,6 +148,24 @@ class TaskMix(Strict):
     other: Share = 0.05
 
 
+class ShiftConfig(Strict):
+    """The shift mu towards noise, of training and of sampling: a line through two token counts, not clamped.
+
+    The defaults are LTX-Video's. Latents whose content survives more noise (few tokens, much redundancy) need more.
+    """
+
+    base_shift: float = 0.95
+    max_shift: float = 2.05
+    base_tokens: Count = 1024
+    max_tokens: Count = 4096
+
+    @model_validator(mode="after")
+    def _check(self) -> ShiftConfig:
+        if self.max_tokens <= self.base_tokens:
+            raise ValueError(f"max_tokens={self.max_tokens} must be above base_tokens={self.base_tokens}")
+        return self
+
+
 class FlowObjectiveConfig(Strict):
     """Flow matching of a video transformer on cached latents. `model` holds the arguments of VideoDiT.
 
@@ -164,6 +182,7 @@ class FlowObjectiveConfig(Strict):
     text_drop: float = Field(0.1, ge=0, le=1)
     explicit_attention: bool = False
     uniform_share: float = Field(0.1, ge=0, le=1)
+    shift: ShiftConfig = ShiftConfig()
     shift_terminal: float | None = Field(None, gt=0, lt=1)
     validation_clips: Count = 64
     validation_frames: Count = 17

@@ -20,23 +20,26 @@ class Journal:
         path: the log.jsonl of the run; lines after `start_step` are dropped, since they will be written again.
         start_step: steps already done.
         total_steps: steps of the whole run.
+        silent: write and show nothing; for all processes of a run but the first.
     """
 
-    def __init__(self, path: Path, start_step: int, total_steps: int) -> None:
+    def __init__(self, path: Path, start_step: int, total_steps: int, silent: bool = False) -> None:
         self.path = path
+        self.silent = silent
         self.total_steps = total_steps
         self.start_step = start_step
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
         self._began = self._window_began = time.perf_counter()
         self._samples = 0
-        self.console = Console()
+        self.console = Console(quiet=silent)
         self._progress: Progress | None = None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_lines_after(path, start_step)
+        if not silent:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_lines_after(path, start_step)
 
     def __enter__(self) -> Journal:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.silent:
             self._progress = Progress(
                 TextColumn("[bold]step"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
                 TimeRemainingColumn(), TextColumn("{task.fields[summary]}"), console=self.console,
@@ -72,6 +75,8 @@ class Journal:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row to the log file."""
+        if self.silent:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({key: _short(value) for key, value in row.items()}) + "\n")
 

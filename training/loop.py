@@ -61,14 +61,21 @@ def train(run: Run) -> bool:
         run.journal.advance(done)
         if done % every.log == 0 or done == last:
             run.journal.flush(done, learning_rate=rate, grad_norm=float(norm))
-        stop = run.control.stop_requested()
+        stop = any_process(run.accelerator, run.control.stop_requested())
         if every.validate_ and (done % every.validate_ == 0 or done == last) and not stop:
-            stop = not validate(run, done)
-        if done % every.checkpoint == 0 or done == last or stop or run.control.save_requested():
+            stop = any_process(run.accelerator, not validate(run, done))
+        if done % every.checkpoint == 0 or done == last or stop or _save_requested(run):
             save(run, done)
         if stop and done < last:
             return False
     return True
+
+
+def any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether the flag is set in any process; all must ask together, so that none goes on alone."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 
 
 def _accumulate_gradients(run: Run, step: int) -> Tensor:
@@ -135,6 +142,10 @@ def validate(run: Run, step: int) -> bool:
     run.journal.write({"step": step, **{f"validation/{name}": value for name, value in measured.items()}})
     run.journal.say(f"step {step} validation " + " ".join(f"{name} {value:.4g}" for name, value in measured.items()))
     return True
+
+
+def _save_requested(run: Run) -> bool:
+    return run.accelerator.is_main_process and run.control.save_requested()
 
 
 def save(run: Run, step: int) -> None:

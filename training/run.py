@@ -23,7 +23,7 @@ from vgen.training.data.plan import BatchPlan, Source, batches
 from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.ema import Ema
 from vgen.training.journal import Journal
-from vgen.training.loop import Run, train
+from vgen.training.loop import Run, any_process, train
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.vae import VaeObjective
@@ -75,7 +75,7 @@ def _train_and_export(
     recipe: Recipe, folder: Path, store: CheckpointStore, newest: Path | None, control: Control, export_only: bool
 ) -> bool:
     accelerator = _accelerator(recipe)
-    objective, source = build_objective(recipe, folder, control)
+    objective, source = build_objective(recipe, folder, control, accelerator)
     optimizer = build_optimizer(objective, recipe.optimizer)
     learning_rate = LearningRate(optimizer, recipe.total_steps, recipe.schedule)
     ema = Ema(objective, recipe.ema.limit)
@@ -86,7 +86,8 @@ def _train_and_export(
         restore(state, objective, ema, optimizer)
         start_step = state.step
     model, prepared = accelerator.prepare(objective, optimizer)
-    with Journal(folder / "log.jsonl", start_step, recipe.total_steps) as journal:
+    silent = not accelerator.is_main_process
+    with Journal(folder / "log.jsonl", start_step, recipe.total_steps, silent) as journal:
         if start_step:
             journal.say(f"resuming at step {start_step} of {recipe.total_steps}")
         plan = BatchPlan(recipe.stages, recipe.seed, accelerator.process_index)
@@ -106,7 +107,9 @@ def _train_and_export(
     return True
 
 
-def build_objective(recipe: Recipe, folder: Path, control: Control) -> tuple[Objective, Source]:
+def build_objective(
+    recipe: Recipe, folder: Path, control: Control, accelerator: Accelerator
+) -> tuple[Objective, Source]:
     """The recipe's objective and the source of its batches; encodes the latent cache where one is needed."""
     clips = SpriteClips(recipe.data, "train")
     held_out = SpriteClips(recipe.data, "validation")
@@ -115,10 +118,25 @@ def build_objective(recipe: Recipe, folder: Path, control: Control) -> tuple[Obj
     config = recipe.objective
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
     cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
-    cache.fill(control, say=lambda text: print(text, flush=True))
-    tokenizer = _tokenizer(config, folder / "tokenizer")
+    _fill(cache, control, accelerator)
+    with accelerator.main_process_first():
+        tokenizer = _tokenizer(config, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
     return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, held_out), source
+
+
+def _fill(cache: LatentCache, control: Control, accelerator: Accelerator) -> None:
+    """Encode what is missing, each process its share, then read everything; a stop asked of one stops all."""
+    stopped = False
+    try:
+        cache.encode_missing(
+            control, lambda text: print(text, flush=True), accelerator.process_index, accelerator.num_processes
+        )
+    except StopRequested:
+        stopped = True
+    if any_process(accelerator, stopped):
+        raise StopRequested
+    cache.load()
 
 
 def _tokenizer(config: FlowObjectiveConfig, folder: Path) -> PreTrainedTokenizerBase:

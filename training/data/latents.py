@@ -65,20 +65,28 @@ class LatentCache:
             )
         return self.config.groups[num_frames]
 
-    def fill(self, control: Control, say: Callable[[str], None]) -> None:
-        """Encode what is missing, then read everything.
+    def encode_missing(
+        self, control: Control, say: Callable[[str], None], process: int = 0, processes: int = 1
+    ) -> None:
+        """Encode the shards that are not there yet.
 
+        Args:
+            control: asked now and then whether to stop.
+            say: told what is being done.
+            process, processes: of several processes, each encodes its share.
         Raises:
             StopRequested: asked to stop; finished shards stay.
         """
         for num_frames, count in sorted(self.config.groups.items()):
-            shards = -(-count // SHARD_CLIPS)
-            for shard in range(shards):
-                path = self.folder / f"frames-{num_frames}" / f"{shard:05d}.safetensors"
+            for shard in range(process, _shards(count), processes):
+                path = self._path(num_frames, shard)
                 if not path.exists():
                     say(f"encoding clips of {num_frames} frames: {shard * SHARD_CLIPS} of {count}")
                     _write_shard(path, self.encode_shard(num_frames, shard, control))
-            self._groups[num_frames] = self._read(num_frames, shards)
+
+    def load(self) -> None:
+        """Read all shards; they must have been encoded."""
+        self._groups = {num_frames: self._read(num_frames, count) for num_frames, count in self.config.groups.items()}
 
     def get(self, num_frames: int, indices: list[int]) -> dict[str, Tensor]:
         """{"latents": float32 [B, C, f, h, w], "last": float32 [B, C, 1, h, w]} of some clips.
@@ -98,9 +106,11 @@ class LatentCache:
             parts.append(encode_clips(self.vae, frames, self.config.encode_dtype == "bfloat16"))
         return {name: torch.cat([part[name] for part in parts]).half() for name in parts[0]}
 
-    def _read(self, num_frames: int, shards: int) -> dict[str, Tensor]:
-        folder = self.folder / f"frames-{num_frames}"
-        read = [load_file(folder / f"{shard:05d}.safetensors") for shard in range(shards)]
+    def _path(self, num_frames: int, shard: int) -> Path:
+        return self.folder / f"frames-{num_frames}" / f"{shard:05d}.safetensors"
+
+    def _read(self, num_frames: int, count: int) -> dict[str, Tensor]:
+        read = [load_file(self._path(num_frames, shard)) for shard in range(_shards(count))]
         return {name: torch.cat([part[name] for part in read]) for name in read[0]}
 
 
@@ -134,6 +144,10 @@ def folder_hash(folder: Path) -> str:
     if len(files) < 2 or not files[-1].parent.is_dir() or not (folder / "config.json").is_file():
         raise CheckpointError(f"vae={folder} is not a saved model: it needs config.json and a .safetensors file.")
     return hashlib.sha256("|".join(file_hash(path) for path in files).encode()).hexdigest()[:16]
+
+
+def _shards(count: int) -> int:
+    return -(-count // SHARD_CLIPS)
 
 
 def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:

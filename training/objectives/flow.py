@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vgen.diffusion.conditions import KnownLatents
-from vgen.diffusion.schedules import sample_training_sigmas
+from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.text_to_video import TextToVideoPipeline
@@ -87,7 +87,11 @@ class FlowObjective(Objective):
         known = known_latents(task, latents, batch.get("last"), self.strides, keys)
         shape = self._token_shape(latents)
         sigma = sample_training_sigmas(
-            latents.shape[0], shape[1], keys.generator("sigma"), uniform_share=self.config.uniform_share
+            latents.shape[0],
+            shape[1],
+            keys.generator("sigma"),
+            uniform_share=self.config.uniform_share,
+            mu=resolution_shift_mu(shape[1], **self.config.shift.model_dump()),
         )
         noise = torch.randn(shape, generator=keys.generator("noise"))
         inputs = self._inputs(latents, known, sigma.to(latents), noise.to(latents))
@@ -258,10 +262,10 @@ def build_scheduler(config: FlowObjectiveConfig) -> FlowMatchEulerDiscreteSchedu
     """The sampling schedule that belongs to the training density: shifted by e^mu, mu linear in the token count."""
     return FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
-        base_shift=0.95,
-        max_shift=2.05,
-        base_image_seq_len=1024,
-        max_image_seq_len=4096,
+        base_shift=config.shift.base_shift,
+        max_shift=config.shift.max_shift,
+        base_image_seq_len=config.shift.base_tokens,
+        max_image_seq_len=config.shift.max_tokens,
         shift_terminal=config.shift_terminal,
     )
 

@@ -127,7 +127,12 @@ def flow_sigmas(num_steps: int, num_tokens: int, terminal: float | None = 0.1, *
 
 
 def sample_training_sigmas(
-    batch: int, num_tokens: int, generator: torch.Generator | None = None, uniform_share: float = 0.1
+    batch: int,
+    num_tokens: int,
+    generator: torch.Generator | None = None,
+    uniform_share: float = 0.1,
+    *,
+    mu: float | None = None,
 ) -> Tensor:
     """Draw one sigma a sample from the training density.
 
@@ -140,12 +145,13 @@ def sample_training_sigmas(
         num_tokens: tokens of the video.
         generator: source of all randomness; the draws are made on its device.
         uniform_share: share of samples that is uniform in [0, 1].
+        mu: the shift, where it is not that of `resolution_shift_mu(num_tokens)`.
     Returns:
         [batch], float32, on the generator's device (CPU without one).
     Source: Esser et al. 2024, section 3.1; the stretch is that of Lightricks' trainers.
     """
     device = generator.device if generator is not None else torch.device("cpu")
-    mu = resolution_shift_mu(num_tokens)
+    mu = resolution_shift_mu(num_tokens) if mu is None else mu
     low, high = (1 / (1 + math.exp(-(mu + z))) for z in (_Z_LOW, _Z_HIGH))
     normal = torch.randn(batch, generator=generator, device=device)
     stretched = ((torch.sigmoid(normal + mu) - low) / (high - low)).abs().clamp(max=1)

@@ -83,6 +83,13 @@ def test_training_density(tokens):
     assert below == pytest.approx(0.9 * 0.5 + 0.1 * middle, abs=0.01)
 
 
+def test_training_density_with_a_shift_of_its_own():
+    draws = schedules.sample_training_sigmas(100_000, 80, torch.Generator().manual_seed(3), uniform_share=0.0, mu=2.0)
+    low, high = (1 / (1 + math.exp(-(2.0 + z))) for z in (-2.575829, 3.090232))
+    middle = (1 / (1 + math.exp(-2.0)) - low) / (high - low)
+    assert (draws < middle).double().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
 def test_the_uniform_share_reaches_small_sigmas():
     shares = {}
     for share in (0.0, 0.1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vgen.models import CausalVideoVAE
 from vgen.pipelines.text import encode_texts
-from vgen.training.config import FlowObjectiveConfig, LatentCacheConfig, SpritesConfig
+from vgen.training.config import FlowObjectiveConfig, LatentCacheConfig, ShiftConfig, SpritesConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data import latents as module
 from vgen.training.data.captioned import CaptionedLatents, tokenize
@@ -19,6 +20,7 @@ from vgen.training.data.latents import LatentCache, encode_clips
 from vgen.training.data.plan import Draw
 from vgen.training.data.sprites.captions import vocabulary_corpus
 from vgen.training.data.tokenizer import train_tokenizer
+from vgen.training.objectives.flow import build_scheduler
 from vgen.training.objectives.text import build_text_encoder
 from vgen.training.randomness import Keys
 
@@ -68,6 +70,20 @@ def test_a_dropped_caption_is_what_the_pipeline_feeds_as_negative_prompt(tokeniz
         torch.testing.assert_close(trained[row][mask[row]], fed[row][fed_mask[row]], rtol=0, atol=1e-5)
 
 
+def test_sampling_is_shifted_as_the_recipe_says() -> None:
+    shift = {"base_shift": 1.5, "max_shift": 2.0, "base_tokens": 16, "max_tokens": 80}
+    config = FlowObjectiveConfig.model_validate(
+        {"kind": "flow", "vae": "x", "model": {}, "latents": {"groups": {1: 1}}, "shift": shift}
+    )
+    scheduler = build_scheduler(config)
+    scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=2.0)
+    assert float(scheduler.sigmas[1]) == pytest.approx(math.exp(2) / (math.exp(2) + 1))
+    assert scheduler.config.base_image_seq_len == 16
+    assert scheduler.config.max_shift == 2.0
+    with pytest.raises(ValueError, match="max_tokens=16 must be above"):
+        ShiftConfig(base_tokens=16, max_tokens=16)
+
+
 def test_captions_are_drawn_by_the_step(cache: LatentCache, tokenizer: PreTrainedTokenizerFast) -> None:
     source = CaptionedLatents(cache, tokenizer, 32, text_drop=0.0)
     first, again, later = (source.captions(Draw(Keys(0, step), 5, [3] * 6)) for step in (1, 1, 2))
@@ -86,7 +102,8 @@ def test_pictures_have_captions_without_motion(cache: LatentCache, tokenizer: Pr
 
 def test_cached_latents_are_the_encoded_clips(cache: LatentCache, tokenizer: PreTrainedTokenizerFast) -> None:
     said: list[str] = []
-    cache.fill(Control(cache.folder), said.append)
+    cache.encode_missing(Control(cache.folder), said.append)
+    cache.load()
     assert len(said) == 3  # one shard of pictures, two of clips
     batch = CaptionedLatents(cache, tokenizer, 32, 0.1).load(Draw(Keys(0, 0), 5, [5, 0, 5]))
     expected = encode_clips(cache.vae, cache.clips.stack([5, 0, 5], 5)["frames"])
@@ -97,7 +114,7 @@ def test_cached_latents_are_the_encoded_clips(cache: LatentCache, tokenizer: Pre
     pictures = CaptionedLatents(cache, tokenizer, 32, 0.1).load(Draw(Keys(0, 0), 1, [0]))
     assert "last" not in pictures
 
-    cache.fill(Control(cache.folder), said.append)
+    cache.encode_missing(Control(cache.folder), said.append)
     assert len(said) == 3  # nothing was encoded again
 
 
@@ -111,12 +128,21 @@ def test_caching_stops_when_asked_and_goes_on(cache: LatentCache) -> None:
             (cache.folder.parent / "stop").touch()
 
     with pytest.raises(StopRequested):
-        cache.fill(control, say)
+        cache.encode_missing(control, say)
     control.acknowledge()
     assert len(list(cache.folder.rglob("*.safetensors"))) == 1
-    cache.fill(control, say)
+    cache.encode_missing(control, say)
     assert len(list(cache.folder.rglob("*.safetensors"))) == 3
     assert not list(cache.folder.rglob("*.tmp"))
+
+
+def test_processes_share_the_caching(cache: LatentCache) -> None:
+    said: list[list[str]] = [[], []]
+    for process in (0, 1):
+        cache.encode_missing(Control(cache.folder), said[process].append, process, 2)
+    assert [len(lines) for lines in said] == [2, 1]
+    cache.load()
+    assert cache.get(5, [0])["latents"].shape[0] == 1
 
 
 def test_fingerprint_follows_what_is_cached(cache: LatentCache, tiny_vae: CausalVideoVAE, tmp_path: Path) -> None:
