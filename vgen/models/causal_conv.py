@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vgen.models.streaming import FrameStream, begins
+
 
 class FramePaddedConv3d(nn.Conv3d):
     """Conv3d whose temporal border is made of repeated edge frames; zeros beyond the spatial border.
@@ -31,16 +33,21 @@ class FramePaddedConv3d(nn.Conv3d):
         taps = kernel_size[0] - 1
         self.frames_before, self.frames_after = (taps, 0) if causal else (taps // 2, taps // 2)
 
-    def forward(self, hidden_states: Tensor, last_of: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, last_of: tuple[int, int] | None = None, stream: FrameStream | None = None
+    ) -> Tensor:
         """Convolve.
 
         Args:
             hidden_states: [B, C, F, H, W].
             last_of: only for a single frame: output channels are laid out as (D, a, r) and `last_of` = (a, r) asks
                 for those with the last index along a alone.
+            stream: remembers the frames that the next piece of the clip looks back at; None: this is the whole clip.
         Returns:
-            [B, D, F', H', W'], F' = (F - 1) // temporal stride + 1.
+            [B, D, F', H', W'], F' = (F - 1) // temporal stride + 1; in a stream, the frames that can be told by now.
         """
+        if stream is not None:
+            return self._piece(hidden_states, stream)
         if hidden_states.shape[2] == 1:
             return self._one_frame(hidden_states, last_of)
         pieces = [hidden_states]
@@ -50,6 +57,20 @@ class FramePaddedConv3d(nn.Conv3d):
             pieces.append(hidden_states[:, :, -1:].expand(-1, -1, self.frames_after, -1, -1))
         padded = torch.cat(pieces, dim=2) if len(pieces) > 1 else hidden_states
         return F.conv3d(padded, self.weight, self.bias, self.stride, self.padding)
+
+    def _piece(self, hidden_states: Tensor, stream: FrameStream) -> Tensor:
+        kernel, step = self.kernel_size[0], self.stride[0]
+        frames = stream.join(self, hidden_states)
+        if self.frames_before and begins(stream, self, hidden_states):
+            frames = torch.cat([frames[:, :, :1].expand(-1, -1, self.frames_before, -1, -1), frames], dim=2)
+        if stream.last and self.frames_after:
+            frames = torch.cat([frames, frames[:, :, -1:].expand(-1, -1, self.frames_after, -1, -1)], dim=2)
+        count = max(0, (frames.shape[2] - kernel) // step + 1)
+        stream.keep(self, frames[:, :, count * step :])
+        if count == 0:
+            rows, columns = ((n + s - 1) // s for n, s in zip(frames.shape[3:], self.stride[1:], strict=True))
+            return frames.new_empty(frames.shape[0], self.out_channels, 0, rows, columns)
+        return F.conv3d(frames, self.weight, self.bias, self.stride, self.padding)
 
     def _one_frame(self, hidden_states: Tensor, last_of: tuple[int, int] | None) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -83,6 +104,8 @@ class CausalConv3d(nn.Module):
         self.causal = causal
         self.conv = FramePaddedConv3d(in_channels, out_channels, (kernel_size,) * 3, stride, causal)
 
-    def forward(self, hidden_states: Tensor, last_of: tuple[int, int] | None = None) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, last_of: tuple[int, int] | None = None, stream: FrameStream | None = None
+    ) -> Tensor:
         """[B, C, F, H, W] -> [B, D, F', H', W']; see FramePaddedConv3d."""
-        return self.conv(hidden_states, last_of)
+        return self.conv(hidden_states, last_of, stream)

@@ -1,25 +1,52 @@
-"""Encoding and decoding in overlapping spatial tiles, so that memory does not grow with the picture."""
+"""Encoding and decoding in pieces: along time exactly, in space by overlapping tiles that are blended.
+
+Memory then grows neither with the length of a clip nor with the size of its pictures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from vgen.errors import RequestError, ShapeError
+from vgen.errors import ShapeError
 
 
 class TiledCoding:
-    """Mixin of CausalVideoVAE: `_encode` and `_decode` of one batch, whole or by tiles.
+    """Mixin of CausalVideoVAE: `_encode` and `_decode` of one batch, whole or in pieces.
 
-    Tiles overlap by (tile size - stride) pixels and are blended linearly there, as diffusers does.
+    Tiles overlap by (tile size - stride) pixels and are blended linearly there, as diffusers does. Pieces in time do
+    not overlap: the network remembers what it needs between them (see streaming), so nothing is shifted or blended.
     """
 
     def _init_tiling(self) -> None:
         self.use_slicing = self.use_tiling = False
         self.tile_sample_min_height = self.tile_sample_min_width = 512
         self.tile_sample_stride_height = self.tile_sample_stride_width = 448
+        self.use_framewise_encoding = self.use_framewise_decoding = False
+        self.tile_sample_stride_num_frames = self.strides.temporal
+
+    def enable_streaming(self, num_frames: int | None = None) -> None:
+        """Encode and decode clips piece by piece in time, with the result of the whole.
+
+        Args:
+            num_frames: pixel frames worked on at a time, a multiple of the temporal stride; None: one stride.
+        Raises:
+            ShapeError: not a multiple.
+        """
+        stride = self.strides.temporal
+        num_frames = stride if num_frames is None else num_frames
+        if num_frames < stride or num_frames % stride:
+            nearest = max(num_frames // stride, 1) * stride
+            raise ShapeError(
+                f"num_frames={num_frames} must be a multiple of the model's temporal stride {stride}; use {nearest}."
+            )
+        self.tile_sample_stride_num_frames = num_frames
+        self.use_framewise_encoding = self.use_framewise_decoding = True
+
+    def disable_streaming(self) -> None:
+        """Encode and decode all frames at once."""
         self.use_framewise_encoding = self.use_framewise_decoding = False
 
     def enable_tiling(
@@ -64,55 +91,91 @@ class TiledCoding:
         """Encode and decode whole pictures."""
         self.use_tiling = False
 
-    def _check_framewise(self) -> None:
-        if self.use_framewise_encoding or self.use_framewise_decoding:
-            raise RequestError(
-                "use_framewise_encoding / use_framewise_decoding: coding by groups of frames is not offered by this "
-                "VAE; set both to False and use enable_tiling() to save memory."
-            )
-
     def _encode(self, video: Tensor) -> Tensor:
         """[B, 3, F, H, W] -> [B, 2 * C, f, h, w]."""
-        self._check_framewise()
         tile = (self.tile_sample_min_height, self.tile_sample_min_width)
-        if not self.use_tiling or (video.shape[3] <= tile[0] and video.shape[4] <= tile[1]):
-            return self.encoder(video)
         step = (self.tile_sample_stride_height, self.tile_sample_stride_width)
-        strides = (self.strides.height, self.strides.width)
-        out_tile, out_step = (tuple(n // s for n, s in zip(size, strides, strict=True)) for size in (tile, step))
-        return _by_tiles(self.encoder, video, tile, step, out_tile, out_step)
+        scales = tuple(1 / stride for stride in (self.strides.height, self.strides.width))
+        if not self.use_framewise_encoding:
+            return torch.cat(list(self._tiled(lambda part: iter([self.encoder(part)]), video, tile, step, scales)), 2)
+        frames = self.tile_sample_stride_num_frames
+
+        def encode(part: Tensor) -> Iterator[Tensor]:
+            rest = part[:, :, 1:].split(frames, dim=2) if part.shape[2] > 1 else ()
+            return self.encoder.in_pieces([part[:, :, :1], *rest], frames)
+
+        return torch.cat(list(self._tiled(encode, video, tile, step, scales)), dim=2)
 
     def _decode(self, latents: Tensor, temb: Tensor | None, generator: object) -> Tensor:
         """[B, C, f, h, w] -> [B, 3, F, H, W]."""
-        self._check_framewise()
-        out_tile = (self.tile_sample_min_height, self.tile_sample_min_width)
-        out_step = (self.tile_sample_stride_height, self.tile_sample_stride_width)
-        strides = (self.strides.height, self.strides.width)
-        tile, step = (tuple(n // s for n, s in zip(size, strides, strict=True)) for size in (out_tile, out_step))
-        if not self.use_tiling or (latents.shape[3] <= tile[0] and latents.shape[4] <= tile[1]):
-            return self.decoder(latents, temb, generator)
-        return _by_tiles(lambda part: self.decoder(part, temb, generator), latents, tile, step, out_tile, out_step)
+        return torch.cat(list(self._decoded_pieces(latents, temb, generator)), dim=2)
+
+    def _decoded_pieces(self, latents: Tensor, temb: Tensor | None, generator: object) -> Iterator[Tensor]:
+        """[B, C, f, h, w] -> [B, 3, F, H, W], one after the other in time; one where decoding is not framewise."""
+        tile = (
+            self.tile_sample_min_height // self.strides.height,
+            self.tile_sample_min_width // self.strides.width,
+        )
+        step = (
+            self.tile_sample_stride_height // self.strides.height,
+            self.tile_sample_stride_width // self.strides.width,
+        )
+        scales = (self.strides.height, self.strides.width)
+        frames = self.tile_sample_stride_num_frames // self.strides.temporal
+
+        def decode(part: Tensor) -> Iterator[Tensor]:
+            if not self.use_framewise_decoding:
+                return iter([self.decoder(part, temb, generator)])
+            return self.decoder.in_pieces(part.split(frames, dim=2), temb, generator, part.shape[0], frames)
+
+        return self._tiled(decode, latents, tile, step, scales)
+
+    def _tiled(
+        self,
+        code: Callable[[Tensor], Iterator[Tensor]],
+        whole: Tensor,
+        tile: tuple[int, int],
+        step: tuple[int, int],
+        scales: tuple[float, float],
+    ) -> Iterator[Tensor]:
+        """`code` applied to all of `whole`, or to its tiles where it is larger than one; empty pieces left out."""
+        if not self.use_tiling or (whole.shape[3] <= tile[0] and whole.shape[4] <= tile[1]):
+            pieces = code(whole)
+        else:
+            pieces = _by_tiles(code, whole, tile, step, scales)
+        return (piece for piece in pieces if piece.shape[2])
 
 
 def _by_tiles(
-    code: Callable[[Tensor], Tensor],
+    code: Callable[[Tensor], Iterator[Tensor]],
     whole: Tensor,
     tile: tuple[int, int],
     step: tuple[int, int],
-    out_tile: tuple[int, int],
-    out_step: tuple[int, int],
-) -> Tensor:
-    """`code` applied to overlapping tiles of `whole` [B, C, F, H, W], blended where they overlap.
+    scales: tuple[float, float],
+) -> Iterator[Tensor]:
+    """Pieces in time of overlapping tiles of `whole` [B, C, F, H, W], blended where the tiles overlap.
 
-    `tile` and `step` count positions of `whole`; `out_tile` and `out_step` the same lengths in the result.
+    All tiles go through time side by side. `tile` and `step` count positions of `whole`; a position of `whole` becomes
+    `scales` positions of the result.
     """
-    overlap = (out_tile[0] - out_step[0], out_tile[1] - out_step[1])
-    strips, above = [], None
-    for top in range(0, whole.shape[3], step[0]):
-        row = [
-            code(whole[:, :, :, top : top + tile[0], left : left + tile[1]])
-            for left in range(0, whole.shape[4], step[1])
+    out_step = tuple(round(n * scale) for n, scale in zip(step, scales, strict=True))
+    overlap = tuple(round(n * scale) - s for n, scale, s in zip(tile, scales, out_step, strict=True))
+    grid = [
+        [code(whole[:, :, :, top : top + tile[0], left : left + tile[1]]) for left in range(0, whole.shape[4], step[1])]
+        for top in range(0, whole.shape[3], step[0])
+    ]
+    for first in grid[0][0]:
+        rows = [
+            [first if (i, j) == (0, 0) else next(pieces) for j, pieces in enumerate(row)] for i, row in enumerate(grid)
         ]
+        yield _blend_grid(rows, (out_step[0], out_step[1]), (overlap[0], overlap[1]))
+
+
+def _blend_grid(rows: list[list[Tensor]], step: tuple[int, int], overlap: tuple[int, int]) -> Tensor:
+    """One picture (of some frames) from the rows of its overlapping tiles."""
+    strips: list[Tensor] = []
+    above: list[Tensor] | None = None
+    for row in rows:
         blended: list[Tensor] = []
         for index, part in enumerate(row):
             if above is not None:
@@ -121,7 +184,7 @@ def _by_tiles(
                 part = _blend(blended[-1], part, overlap[1], 4)
             blended.append(part)
         above = blended
-        strips.append(torch.cat([part[:, :, :, : out_step[0], : out_step[1]] for part in blended], dim=4))
+        strips.append(torch.cat([part[:, :, :, : step[0], : step[1]] for part in blended], dim=4))
     return torch.cat(strips, dim=3)
 
 

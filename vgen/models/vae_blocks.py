@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import ChannelLayerNorm, PixelNorm, TimestepEmbedder
+from vgen.models.streaming import FrameStream, begins, take
 
 Generators = torch.Generator | list[torch.Generator] | None
 """Where injected noise comes from: one generator for the batch, one a sample, or the global one."""
@@ -111,30 +112,37 @@ class ResnetBlock(nn.Module):
         ]
         return torch.stack(fields)
 
-    def forward(self, inputs: Tensor, embedding: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        embedding: Tensor | None = None,
+        noise: Tensor | None = None,
+        stream: FrameStream | None = None,
+    ) -> Tensor:
         """[B, C, F, H, W] -> [B, D, F, H, W].
 
         Args:
             inputs: hidden states.
             embedding: [B, 4 * C], only with timestep conditioning.
             noise: from `draw_noise`.
+            stream: see streaming.FrameStream.
         """
         hidden_states = self.norm1(inputs)
         if self.scale_shift_table is not None:
             shift_1, scale_1, shift_2, scale_2 = modulation(embedding, self.scale_shift_table)
             hidden_states = hidden_states * (1 + scale_1) + shift_1
-        hidden_states = self.conv1(F.silu(hidden_states))
+        hidden_states = self.conv1(F.silu(hidden_states), stream=stream)
         if self.per_channel_scale1 is not None:
             hidden_states = hidden_states + (noise[:, :1] * self.per_channel_scale1)[:, :, None]
         hidden_states = self.norm2(hidden_states)
         if self.scale_shift_table is not None:
             hidden_states = hidden_states * (1 + scale_2) + shift_2
-        hidden_states = self.conv2(F.silu(hidden_states))
+        hidden_states = self.conv2(F.silu(hidden_states), stream=stream)
         if self.per_channel_scale2 is not None:
             hidden_states = hidden_states + (noise[:, 1:] * self.per_channel_scale2)[:, :, None]
         if self.conv_shortcut is not None:
-            inputs = self.conv_shortcut(self.norm3(inputs))
-        return hidden_states + inputs
+            inputs = self.conv_shortcut(self.norm3(inputs), stream=stream)
+        return hidden_states + take(stream, self, inputs, hidden_states.shape[2])
 
 
 class Downsampler(nn.Module):
@@ -156,17 +164,22 @@ class Downsampler(nn.Module):
         self.group_size = in_channels * volume // out_channels
         self.conv = CausalConv3d(in_channels, out_channels // volume, causal=causal)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, stream: FrameStream | None = None) -> Tensor:
         """[B, C, 1 + (F - 1) * a, H * b, W * c] -> [B, D, F, H, W]."""
         missing = self.stride[0] - 1
-        one_frame = hidden_states.shape[2] == 1
+        one_frame = hidden_states.shape[2] == 1 and stream is None
         convolved = self.conv(hidden_states) if one_frame else None
-        if missing:
+        if missing and begins(stream, self, hidden_states):
             hidden_states = torch.cat([hidden_states[:, :, :1]] * missing + [hidden_states], dim=2)
         if convolved is None:
-            convolved = self.conv(hidden_states)
+            convolved = self.conv(hidden_states, stream=stream)
         elif missing:
             convolved = convolved.expand(-1, -1, self.stride[0], -1, -1)
+        if stream is not None:  # only whole groups of frames go on
+            convolved = stream.join(self, convolved, "convolved")
+            count = convolved.shape[2] // self.stride[0] * self.stride[0]
+            convolved = take(stream, self, convolved, count, "convolved")
+            hidden_states = take(stream, self, hidden_states, count, "input")
         groups = space_to_depth(hidden_states, self.stride).unflatten(1, (-1, self.group_size))
         return space_to_depth(convolved, self.stride) + groups.mean(dim=2)
 
@@ -196,14 +209,17 @@ class Upsampler(nn.Module):
             )
         self.conv = CausalConv3d(in_channels, in_channels * volume // factor, causal=causal)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, stream: FrameStream | None = None) -> Tensor:
         """[B, C, F, H, W] -> [B, C // factor, 1 + (F - 1) * a, H * b, W * c]."""
         surplus = self.stride[0] - 1
-        if hidden_states.shape[2] == 1 and surplus:  # only the last frame of the group is kept: compute no other
+        if hidden_states.shape[2] == 1 and surplus and stream is None:  # only the last frame of the group is kept
             upsampled = self.conv(hidden_states, (self.stride[0], self.stride[1] * self.stride[2]))
             upsampled = depth_to_space(upsampled, (1, *self.stride[1:]))
         else:
-            upsampled = depth_to_space(self.conv(hidden_states), self.stride)[:, :, surplus:]
+            convolved = self.conv(hidden_states, stream=stream)
+            surplus = surplus if begins(stream, self, convolved) else 0
+            upsampled = depth_to_space(convolved, self.stride)[:, :, surplus:]
+            hidden_states = take(stream, self, hidden_states, convolved.shape[2])
         if not self.residual:
             return upsampled
         carried = depth_to_space(hidden_states, self.stride)[:, :, surplus:]
@@ -218,16 +234,30 @@ class Stage(nn.Module):
         self.gradient_checkpointing = False
 
     def run_resnets(
-        self, resnets: Sequence[nn.Module], hidden_states: Tensor, embedding: Tensor | None, generator: Generators
+        self,
+        resnets: Sequence[nn.Module],
+        hidden_states: Tensor,
+        embedding: Tensor | None,
+        generator: Generators,
+        stream: FrameStream | None = None,
     ) -> Tensor:
         """[B, C, F, H, W] through `resnets` in order."""
         for resnet in resnets:
-            noise = resnet.draw_noise(hidden_states, generator)
+            noise = _noise_for(resnet, hidden_states, generator, stream)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(resnet, hidden_states, embedding, noise)
             else:
-                hidden_states = resnet(hidden_states, embedding, noise)
+                hidden_states = resnet(hidden_states, embedding, noise, stream)
         return hidden_states
+
+
+def _noise_for(
+    resnet: nn.Module, hidden_states: Tensor, generator: Generators, stream: FrameStream | None
+) -> Tensor | None:
+    """The noise of a residual block: the same for all pieces of a clip."""
+    if stream is None:
+        return resnet.draw_noise(hidden_states, generator)
+    return stream.once(resnet, lambda: resnet.draw_noise(hidden_states, generator), "noise")
 
 
 class DownBlock(Stage):
@@ -265,12 +295,12 @@ class DownBlock(Stage):
         if widen and in_channels != out_channels:
             self.conv_out = ResnetBlock(in_channels, out_channels, eps, causal)
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, stream: FrameStream | None = None) -> Tensor:
         """[B, C, F, H, W] -> [B, D, F', H', W']."""
-        hidden_states = self.run_resnets(self.resnets, hidden_states, None, None)
+        hidden_states = self.run_resnets(self.resnets, hidden_states, None, None, stream)
         for reduce in self.downsamplers or ():
-            hidden_states = reduce(hidden_states)
-        return hidden_states if self.conv_out is None else self.conv_out(hidden_states)
+            hidden_states = reduce(hidden_states, stream=stream)
+        return hidden_states if self.conv_out is None else self.conv_out(hidden_states, stream=stream)
 
 
 class MidBlock(Stage):
@@ -291,10 +321,16 @@ class MidBlock(Stage):
             ResnetBlock(channels, channels, eps, causal, inject_noise, timestep_conditioning) for _ in range(num_layers)
         )
 
-    def forward(self, hidden_states: Tensor, timesteps: Tensor | None = None, generator: Generators = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timesteps: Tensor | None = None,
+        generator: Generators = None,
+        stream: FrameStream | None = None,
+    ) -> Tensor:
         """[B, C, F, H, W] -> same; `timesteps` [B] where the block is conditioned on them."""
         embedding = self.time_embedder(timesteps, hidden_states.dtype) if self.time_embedder is not None else None
-        return self.run_resnets(self.resnets, hidden_states, embedding, generator)
+        return self.run_resnets(self.resnets, hidden_states, embedding, generator, stream)
 
 
 class UpBlock(Stage):
@@ -336,11 +372,17 @@ class UpBlock(Stage):
             for _ in range(num_layers)
         )
 
-    def forward(self, hidden_states: Tensor, timesteps: Tensor | None = None, generator: Generators = None) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timesteps: Tensor | None = None,
+        generator: Generators = None,
+        stream: FrameStream | None = None,
+    ) -> Tensor:
         """[B, C, F, H, W] -> [B, D, F', H', W']; `timesteps` [B] where the block is conditioned on them."""
         if self.conv_in is not None:
-            hidden_states = self.conv_in(hidden_states)
+            hidden_states = self.conv_in(hidden_states, stream=stream)
         embedding = self.time_embedder(timesteps, hidden_states.dtype) if self.time_embedder is not None else None
         for upsampler in self.upsamplers or ():
-            hidden_states = upsampler(hidden_states)
-        return self.run_resnets(self.resnets, hidden_states, embedding, generator)
+            hidden_states = upsampler(hidden_states, stream)
+        return self.run_resnets(self.resnets, hidden_states, embedding, generator, stream)

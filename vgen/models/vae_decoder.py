@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -10,6 +13,7 @@ from torch import Tensor, nn
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm, TimestepEmbedder
+from vgen.models.streaming import FrameStream, StreamStage, run_in_pieces
 from vgen.models.vae_blocks import Generators, MidBlock, UpBlock, check_lengths, modulation, resolution_stride
 
 
@@ -119,17 +123,56 @@ class Decoder(nn.Module):
         Raises:
             RequestError: the decoder takes a timestep and none was given.
         """
+        hidden_states = latents
+        for stage, _ in self._stages(timesteps, generator, latents.shape[0]):
+            hidden_states = stage(hidden_states, None)
+        return hidden_states
+
+    def in_pieces(
+        self,
+        pieces: Iterable[Tensor],
+        timesteps: Tensor | None,
+        generator: Generators,
+        batch: int,
+        latent_frames: int = 1,
+    ) -> Iterator[Tensor]:
+        """Decode a clip piece by piece; the frames are those of decoding it whole, some given out later.
+
+        Args:
+            pieces: [B, C, f, h, w], the latents cut along their frames.
+            timesteps, generator: see `forward`.
+            batch: B.
+            latent_frames: how much of the clip is worked on at a time.
+        Returns:
+            [B, 3, F, H, W] each; some may have no frames.
+        """
+        stages = self._stages(timesteps, generator, batch)
+        return run_in_pieces([StreamStage(stage, latent_frames * factor) for stage, factor in stages], pieces)
+
+    def _stages(
+        self, timesteps: Tensor | None, generator: Generators, batch: int
+    ) -> list[tuple[Callable[[Tensor, FrameStream | None], Tensor], int]]:
+        """The parts of the network in order, each with the frames that one latent frame has become after it."""
         if self.timestep_scale_multiplier is not None:
-            timesteps = self._scaled(timesteps, latents.shape[0])
-        hidden_states = self.mid_block(self.conv_in(latents), timesteps, generator)
+            timesteps = self._scaled(timesteps, batch)
+        stages: list[tuple[Callable[[Tensor, FrameStream | None], Tensor], int]] = [
+            (lambda hidden_states, stream: self.conv_in(hidden_states, stream=stream), 1),
+            (partial(_run, self.mid_block, timesteps, generator), 1),
+        ]
+        factor = 1
         for block in self.up_blocks:
-            hidden_states = block(hidden_states, timesteps, generator)
+            for upsampler in block.upsamplers or ():
+                factor *= upsampler.stride[0]
+            stages.append((partial(_run, block, timesteps, generator), factor))
+        return [*stages, (partial(self._to_pixels, timesteps), factor * self.patch[0])]
+
+    def _to_pixels(self, timesteps: Tensor | None, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
         hidden_states = self.norm_out(hidden_states)
         if self.time_embedder is not None:
             embedding = self.time_embedder(timesteps, hidden_states.dtype)
             shift, scale = modulation(embedding, self.scale_shift_table)
             hidden_states = hidden_states * (1 + scale) + shift
-        hidden_states = self.conv_out(F.silu(hidden_states))
+        hidden_states = self.conv_out(F.silu(hidden_states), stream=stream)
         frames, rows, columns = self.patch
         return rearrange(
             hidden_states, "b (c pt pw ph) f h w -> b c (f pt) (h ph) (w pw)", pt=frames, ph=rows, pw=columns
@@ -144,3 +187,13 @@ class Decoder(nn.Module):
                 f"temb has {timesteps.numel()} values for {batch} latents: give one for all or one for each ({batch})."
             )
         return timesteps.expand(batch) * self.timestep_scale_multiplier
+
+
+def _run(
+    block: nn.Module,
+    timesteps: Tensor | None,
+    generator: Generators,
+    hidden_states: Tensor,
+    stream: FrameStream | None,
+) -> Tensor:
+    return block(hidden_states, timesteps, generator, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm
+from vgen.models.streaming import FrameStream, StreamStage, run_in_pieces
 from vgen.models.vae_blocks import DownBlock, MidBlock, check_lengths
 
 CONV_BLOCK, SPACE_TO_DEPTH_BLOCK = "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D"
@@ -67,15 +69,34 @@ class Encoder(nn.Module):
 
     def forward(self, video: Tensor) -> Tensor:
         """[B, C, F, H, W] -> [B, 2 * latent_channels, f, h, w]: means, then log-variances."""
+        hidden_states = video
+        for stage in self._stages():
+            hidden_states = stage(hidden_states, None)
+        return hidden_states
+
+    def in_pieces(self, pieces: Iterable[Tensor], frames: int) -> Iterator[Tensor]:
+        """Encode a clip piece by piece; the latents are those of encoding it whole.
+
+        Args:
+            pieces: [B, C, F, H, W], pixels cut along their frames, each but the last a multiple of the patch's frames.
+            frames: how many frames are worked on at a time.
+        Returns:
+            [B, 2 * latent_channels, f, h, w] each; some may have no frames.
+        """
+        return run_in_pieces([StreamStage(stage, frames) for stage in self._stages()], pieces)
+
+    def _stages(self) -> list[Callable[[Tensor, FrameStream | None], Tensor]]:
+        return [self._from_pixels, *self.down_blocks, self._to_moments]
+
+    def _from_pixels(self, video: Tensor, stream: FrameStream | None) -> Tensor:
         frames, rows, columns = self.patch
         # A column's index within the patch comes before a row's: the order that public weights were trained with.
-        hidden_states = rearrange(
-            video, "b c (f pt) (h ph) (w pw) -> b (c pt pw ph) f h w", pt=frames, ph=rows, pw=columns
-        )
-        hidden_states = self.conv_in(hidden_states)
-        for block in self.down_blocks:
-            hidden_states = block(hidden_states)
-        hidden_states = self.conv_out(F.silu(self.norm_out(self.mid_block(hidden_states))))
+        patches = rearrange(video, "b c (f pt) (h ph) (w pw) -> b (c pt pw ph) f h w", pt=frames, ph=rows, pw=columns)
+        return self.conv_in(patches, stream=stream)
+
+    def _to_moments(self, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
+        hidden_states = self.norm_out(self.mid_block(hidden_states, stream=stream))
+        hidden_states = self.conv_out(F.silu(hidden_states), stream=stream)
         mean, logvar = hidden_states[:, :-1], hidden_states[:, -1:]
         return torch.cat([mean, logvar.expand_as(mean)], dim=1)
 

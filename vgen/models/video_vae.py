@@ -6,6 +6,7 @@ generations (0.9.0, 0.9.1, 0.9.5 and later) load as they are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
@@ -179,18 +180,29 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, ModelMixin, ConfigMixin, F
         Raises:
             ShapeError: latents of another rank, or not one generator for each.
         """
-        if latents.ndim != 5:
-            raise ShapeError(
-                f"latents have shape {tuple(latents.shape)}: they must be [B, C, F, H, W], F = 1 for an image."
-            )
+        self._check_latents(latents, generator)
         batch = latents.shape[0]
-        if isinstance(generator, list) and len(generator) != batch:
-            raise ShapeError(f"generator: {len(generator)} generators for {batch} latents: give {batch}, or one.")
         if self.use_slicing and batch > 1:
             sample = torch.cat([self._decode(*piece) for piece in _slices(latents, temb, generator)])
         else:
             sample = self._decode(latents, temb, generator)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @apply_forward_hook
+    def decode_in_pieces(
+        self, latents: Tensor, temb: Tensor | None = None, generator: Generators = None
+    ) -> Iterator[Tensor]:
+        """Decode a clip in pieces along time: together the frames of `decode`, without ever holding them all.
+
+        The length of a piece is that of `enable_streaming`; a decoder that looks ahead gives the first frames out late.
+
+        Args:
+            latents, temb, generator: as for `decode`.
+        Returns:
+            [B, 3, F, H, W] each; one piece where streaming is off.
+        """
+        self._check_latents(latents, generator)
+        return self._decoded_pieces(latents, temb, generator)
 
     def forward(
         self,
@@ -212,6 +224,15 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, ModelMixin, ConfigMixin, F
         posterior = self.encode(sample).latent_dist
         latents = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(latents, temb, return_dict=return_dict, generator=generator)
+
+    def _check_latents(self, latents: Tensor, generator: Generators) -> None:
+        if latents.ndim != 5:
+            raise ShapeError(
+                f"latents have shape {tuple(latents.shape)}: they must be [B, C, F, H, W], F = 1 for an image."
+            )
+        batch = latents.shape[0]
+        if isinstance(generator, list) and len(generator) != batch:
+            raise ShapeError(f"generator: {len(generator)} generators for {batch} latents: give {batch}, or one.")
 
     def normalize(self, latents: Tensor) -> Tensor:
         """[B, C, f, h, w] of the encoder -> about zero mean and unit variance, as the transformer sees them."""

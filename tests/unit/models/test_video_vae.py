@@ -195,16 +195,6 @@ def test_tile_sizes_are_checked(vae, sizes, message):
     assert not vae.use_tiling
 
 
-def test_framewise_coding_is_refused_not_ignored(vae):
-    for flag in ("use_framewise_encoding", "use_framewise_decoding"):
-        setattr(vae, flag, True)
-        with pytest.raises(RequestError, match="enable_tiling"):
-            vae.encode(_video())
-        with pytest.raises(RequestError, match="enable_tiling"):
-            vae.decode(_latents())
-        setattr(vae, flag, False)
-
-
 def test_inputs_are_checked(vae, noisy_vae):
     with pytest.raises(ShapeError, match=r"num_frames=4 .* use 1 or 5"):
         vae.encode(_video(frames=4))

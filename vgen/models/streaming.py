@@ -1,0 +1,113 @@
+"""Coding a clip piece by piece in time with the result of the whole: what each layer remembers between the pieces.
+
+A layer that looks back keeps the last frames it has seen. One that looks ahead gives its frames out late, by as many
+as it looks ahead, and what runs beside it (a residual path) is held back to the same frame. The last piece lets go of
+what is still held. So nothing is computed twice, nothing is blended, and no frame is shifted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+FRAMES = 2
+"""The axis of frames in [B, C, F, H, W]."""
+
+
+class FrameStream:
+    """The memory of one pass over one clip; layers store in it under themselves (and a name, if they need several).
+
+    Attributes:
+        last: the piece under way is the clip's last.
+    """
+
+    def __init__(self) -> None:
+        self.last = False
+        self._kept: dict[tuple[nn.Module, str], Tensor] = {}
+
+    def has(self, layer: nn.Module, name: str = "") -> bool:
+        """Whether something is kept for a layer."""
+        return (layer, name) in self._kept
+
+    def join(self, layer: nn.Module, frames: Tensor, name: str = "") -> Tensor:
+        """What was kept for a layer, followed by `frames`; both [B, C, F, H, W]. The memory is emptied."""
+        kept = self._kept.pop((layer, name), None)
+        return frames if kept is None else torch.cat([kept, frames], dim=FRAMES)
+
+    def keep(self, layer: nn.Module, frames: Tensor, name: str = "") -> None:
+        """Remember `frames` (possibly none) for the next piece."""
+        self._kept[(layer, name)] = frames
+
+    def once(self, layer: nn.Module, make: Callable[[], Tensor | None], name: str) -> Tensor | None:
+        """A tensor made at the first piece and used for all."""
+        if (layer, name) not in self._kept:
+            made = make()
+            if made is None:
+                return None
+            self._kept[(layer, name)] = made
+        return self._kept[(layer, name)]
+
+
+def take(stream: FrameStream | None, layer: nn.Module, frames: Tensor, count: int, name: str = "") -> Tensor:
+    """The next `count` frames of a path that runs beside a slower one; the rest waits for the next piece.
+
+    Args:
+        stream: None where the clip is coded whole: then `frames` are all there are.
+        layer, name: whose memory.
+        frames: [B, C, F, H, W], new ones.
+        count: how many the slower path has given out.
+    """
+    if stream is None:
+        return frames
+    joined = stream.join(layer, frames, name)
+    stream.keep(layer, joined[:, :, count:], name)
+    return joined[:, :, :count]
+
+
+def begins(stream: FrameStream | None, layer: nn.Module, frames: Tensor) -> bool:
+    """Whether `frames` [B, C, F, H, W] hold the clip's first frame, as far as `layer` has seen the clip."""
+    if stream is None:
+        return True
+    if frames.shape[FRAMES] == 0 or stream.has(layer, "begun"):
+        return False
+    stream.keep(layer, frames[:, :, :0], "begun")
+    return True
+
+
+class StreamStage(NamedTuple):
+    """A part of a network that a stream goes through, and how many frames of its result go on together."""
+
+    run: Callable[[Tensor, FrameStream], Tensor]
+    frames: int
+
+
+def run_in_pieces(stages: Sequence[StreamStage], pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Send a clip through `stages` piece by piece.
+
+    Every stage has a memory of its own, and hands on no more frames at a time than it says: what the stages before it
+    let go of at the clip's end then never meets at full resolution all at once.
+
+    Args:
+        stages: in order.
+        pieces: [B, C, F, H, W] each, the clip cut along its frames.
+    Returns:
+        The results, piece by piece; some may have no frames.
+    """
+    for stage in stages:
+        pieces = _through(stage, pieces)
+    return iter(pieces)
+
+
+def _through(stage: StreamStage, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    stream = FrameStream()
+    iterator = iter(pieces)
+    piece = next(iterator, None)
+    while piece is not None:
+        following = next(iterator, None)
+        stream.last = following is None
+        made = stage.run(piece, stream)
+        yield from made.split(stage.frames, dim=FRAMES) if made.shape[FRAMES] else (made,)
+        piece = following
