@@ -13,8 +13,15 @@ from vgen.pipelines.interpolation import InterpolationPipeline
 from vgen.pipelines.masked_prediction import MaskedPredictionPipeline
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.text_to_video import TextToVideoPipeline
+from vgen.pipelines.video_to_video import VideoToVideoPipeline
 
-for _pipeline in (TextToVideoPipeline, ImageToVideoPipeline, MaskedPredictionPipeline, InterpolationPipeline):
+for _pipeline in (
+    TextToVideoPipeline,
+    ImageToVideoPipeline,
+    MaskedPredictionPipeline,
+    InterpolationPipeline,
+    VideoToVideoPipeline,
+):
     register_class(_pipeline)
 
 __all__ = [
@@ -25,4 +32,5 @@ __all__ = [
     "TextToVideoPipeline",
     "VideoCondition",
     "VideoPipelineOutput",
+    "VideoToVideoPipeline",
 ]

@@ -19,19 +19,20 @@ from torch import Tensor
 from vgen.diffusion.conditions import ConditionSet, arrange, token_sigmas
 from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
 from vgen.diffusion.samplers import advance, renoise_hard
-from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas, resolution_shift_mu
-from vgen.diffusion.tokens import unpack
-from vgen.errors import NonFiniteError
+from vgen.diffusion.tokens import pack, unpack
+from vgen.errors import NonFiniteError, RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.checks import check_settings
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.decoding import decode_latents, paste_known
 from vgen.pipelines.loading import PipelineLoading
-from vgen.pipelines.noise import draw, prepare_noise_and_known
+from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import GenerationSettings
+from vgen.pipelines.strategies import guidance_of, largest_scale, sampling, set_schedule
 from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings, encode_texts
+from vgen.steps import skipped_steps
 from vgen.types import LatentShape, VideoShape
 
 Conditions = Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]]
@@ -92,8 +93,8 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance scale of the current or last call."""
-        return self._settings.guidance_scale if self._settings else 1.0
+        """Guidance scale of the current or last call; of a list the largest."""
+        return largest_scale(self._settings) if self._settings else 1.0
 
     @property
     def do_classifier_free_guidance(self) -> bool:
@@ -117,7 +118,8 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
 
     def fill_settings(self, given: Mapping[str, Any]) -> GenerationSettings:
         """The settings of a call: the caller's, then the model's defaults, then the convention's."""
-        return GenerationSettings.fill(given, self.config.defaults, self.convention.defaults)
+        of_scheduler = {name: self.scheduler.config.get(name) for name in ("sigmas", "allowed_inference_steps")}
+        return GenerationSettings.fill(given, self.config.defaults, of_scheduler, self.convention.defaults)
 
     def check_inputs(
         self, settings: GenerationSettings, conditions: Conditions = ()
@@ -217,34 +219,45 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
         )
         return noise, conditions
 
-    def set_timesteps(self, num_inference_steps: int, num_tokens: int, device: torch.device) -> None:
-        """Give the scheduler this task's sigmas; its own configuration shifts and stretches them."""
-        config = self.scheduler.config
-        if self.convention.schedule == "linear_quadratic" and not config.use_dynamic_shifting:
-            sigmas = linear_quadratic(num_inference_steps)
-            timesteps = (sigmas * config.num_train_timesteps).tolist()
-            self.scheduler.set_timesteps(sigmas=sigmas.tolist(), timesteps=timesteps, device=device)
-            return
-        mu = resolution_shift_mu(
-            num_tokens,
-            base_tokens=config.base_image_seq_len,
-            max_tokens=config.max_image_seq_len,
-            base_shift=config.base_shift,
-            max_shift=config.max_shift,
-        )
-        self.scheduler.set_timesteps(sigmas=linspace_sigmas(num_inference_steps).tolist(), mu=mu, device=device)
+    def noise_clip(
+        self, noise: Tensor, known: ConditionSet, clip: GivenPixels | None, settings: GenerationSettings
+    ) -> Tensor:
+        """The tokens to start from: noise, or a clip noised to where the schedule starts; known tokens in place.
+
+        Args:
+            noise: [B, N, C].
+            known: the condition set.
+            clip: its content starts the video, or None.
+            settings: of the call; the scheduler has its sigmas.
+        Returns:
+            [B, K + N, C].
+        """
+        one = torch.ones((), device=noise.device)
+        sigma = self.scheduler.timesteps[0].to(noise.device) / self.scheduler.config.num_train_timesteps
+        if clip is None or sigma >= one:
+            return known.noised(noise, one)
+        encoded = encode_given(self.vae, clip, settings, self.convention, noise.device)
+        return known.noised(noise, sigma, pack(encoded.latents, self.patch_size).expand(noise.shape))
 
     @torch.no_grad()
-    def _generate(self, given_settings: Mapping[str, Any], conditions: Conditions = ()) -> Any:
-        """A call of any task: settings and conditions in, clips out."""
+    def _generate(
+        self, given_settings: Mapping[str, Any], conditions: Conditions = (), clip: GivenPixels | None = None
+    ) -> Any:
+        """A call of any task: settings, conditions and perhaps a clip to start from in, clips out."""
         settings = self.fill_settings(given_settings)
         if isinstance(settings.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             given_settings = {
                 **given_settings, "callback_on_step_end_tensor_inputs": settings.callback_on_step_end.tensor_inputs
             }  # fmt: skip
             settings = self.fill_settings(given_settings)
-        guidance = settings.guidance or ClassifierFreeGuidance(settings.guidance_scale, settings.guidance_rescale)
+        guidance = guidance_of(settings)
         shape, given = self.check_inputs(settings, conditions)
+        if clip is None and settings.denoise_strength < 1:
+            raise RequestError(
+                f"denoise_strength={settings.denoise_strength:g} needs a clip to start from: use VideoToVideoPipeline."
+            )
+        skipped = skipped_steps(settings.num_inference_steps, settings.denoise_strength)
+        guidance.check(settings.num_inference_steps - skipped, len(self.transformer.transformer_blocks))
         self._settings, self._guidance, self._interrupt = settings, guidance, False
         device = self._execution_device
         text = self.encode_prompt(
@@ -260,8 +273,11 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
             device,
         )
         noise, known = self.prepare_latents(settings, shape, given, device)
-        self.set_timesteps(settings.num_inference_steps, noise.shape[1], device)
-        latents = unpack(self._denoise(noise, known, text, guidance, settings), shape, self.patch_size)
+        set_schedule(self.scheduler, settings, noise.shape[1], self.convention, device)
+        start = self.noise_clip(noise, known, clip, settings)
+        with sampling(self.scheduler, settings.stochastic_sampling):
+            tokens = self._denoise(start, known, text, guidance, settings)
+        latents = unpack(tokens, shape, self.patch_size)
         if settings.output_type == "latent":
             frames = latents
         else:
@@ -273,16 +289,15 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
 
     def _denoise(
         self,
-        noise: Tensor,
+        start: Tensor,
         known: ConditionSet,
         text: TextEmbeddings,
         guidance: Guidance,
         settings: GenerationSettings,
     ) -> Tensor:
-        """The denoising loop: noise tokens [B, N, C] to latent tokens [B, N, C]."""
-        timesteps = self.scheduler.timesteps
+        """The denoising loop: starting tokens [B, K + N, C] to latent tokens [B, N, C]."""
+        timesteps, tokens = self.scheduler.timesteps, start
         strength = None if known.is_empty else known.strength
-        start = tokens = known.noised(noise, torch.ones((), device=noise.device))
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
@@ -293,7 +308,7 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
                     fresh = draw(tuple(tokens.shape), settings.generator, tokens.device)
                     tokens = renoise_hard(tokens, start, fresh, settings.image_cond_noise_scale, sigma, strength)
                 step = StepState(index, len(timesteps), sigma, tokens)
-                predictions = self._predict(guidance.branches(step), step, known, text, settings.attention_kwargs)
+                predictions = self._predict(guidance.branches(step), step, known, text, settings)
                 velocity = guidance.combine(predictions, step)
                 tokens = advance(self.scheduler, velocity, timestep, tokens, strength, settings.generator)
                 self._check_finite(tokens, step)
@@ -308,9 +323,9 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
         step: StepState,
         known: ConditionSet,
         text: TextEmbeddings,
-        attention_kwargs: dict[str, Any] | None,
+        settings: GenerationSettings,
     ) -> dict[str, Tensor]:
-        """Run the transformer for each branch; branches that need the same forward run as one batch."""
+        """Run the transformer for each branch; branches that can share a forward run as one batch, or one by one."""
         predictions: dict[str, Tensor] = {}
         timesteps = step.sigma.expand(step.latents.shape[0])
         if not known.is_empty:
@@ -319,7 +334,10 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
         remaining = list(branches)
         while remaining:
             group = [branch for branch in remaining if branch.model_kwargs == remaining[0].model_kwargs]
+            if settings.guidance_batching == "separate":
+                group = group[:1]
             remaining = [branch for branch in remaining if branch not in group]
+            skips = tuple(branch.skip_layers for branch in group)
             embeds, masks = zip(*(text.branch(branch.negative) for branch in group), strict=True)
             with self.transformer.cache_context("_".join(branch.name for branch in group)):
                 velocity = self.transformer(
@@ -328,8 +346,9 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
                     timestep=torch.cat([timesteps] * len(group)),
                     encoder_attention_mask=torch.cat(masks),
                     video_coords=known.coordinates[:1],
-                    attention_kwargs=attention_kwargs,
+                    attention_kwargs=settings.attention_kwargs,
                     return_dict=False,
+                    **({"skip_layers": skips} if any(skips) else {}),
                     **group[0].model_kwargs,
                 )[0]
             names = [branch.name for branch in group]

@@ -15,6 +15,7 @@ from vgen.pipelines.settings import GenerationSettings
 from vgen.types import LatentShape, Strides, VideoShape
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+GUIDANCE_BATCHING = ("batched", "separate")
 
 
 def check_settings(
@@ -60,10 +61,14 @@ def _check_numbers(settings: GenerationSettings) -> None:
             raise RequestError(f"{name}={value!r} must be a whole number of 1 or more.")
     if not _is_number(settings.frame_rate) or settings.frame_rate <= 0:
         raise RequestError(f"frame_rate={settings.frame_rate!r} must be a number above 0, for instance 24.")
-    for name in ("guidance_scale", "guidance_rescale", "image_cond_noise_scale"):
-        value = getattr(settings, name)
-        if not _is_number(value) or value < 0:
-            raise RequestError(f"{name}={value!r} must be a number of 0 or more.")
+    noise_scale, strength = settings.image_cond_noise_scale, settings.denoise_strength
+    if not _is_number(noise_scale) or noise_scale < 0:
+        raise RequestError(f"image_cond_noise_scale={noise_scale!r} must be a number of 0 or more.")
+    if not _is_number(strength) or not 0 < strength <= 1:
+        raise RequestError(f"denoise_strength={strength!r} must be above 0 and at most 1; 1 starts from noise alone.")
+    if settings.guidance_batching not in GUIDANCE_BATCHING:
+        legal = " or ".join(map(repr, GUIDANCE_BATCHING))
+        raise RequestError(f"guidance_batching={settings.guidance_batching!r} must be {legal}.")
 
 
 def _is_number(value: Any) -> bool:

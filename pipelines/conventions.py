@@ -1,7 +1,8 @@
 """Numerical conventions as data: what differs between our own models and public LTX-Video weights.
 
 A pipeline looks up what it needs here and branches on nothing else. Folders saved by diffusers' LTX pipelines follow
-diffusers exactly (see `from_model_index`); folders of our own models carry the name "vgen".
+diffusers exactly (see `from_model_index`); folders of our own models carry the name "vgen". To sample public weights
+as Lightricks' own code does, load them with `from_pretrained(folder, convention="original")`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Convention:
         schedule: sigmas before the scheduler's own shift.
         sample_posterior: given pixels are encoded to a draw from the posterior; else to its mean.
         encode_before_noise: given pixels are encoded (and their draws made) before the noise is drawn.
+        draw_as_tokens: the starting noise is drawn in the shape of tokens [B, N, C], not of latents [B, C, f, h, w].
         prefix_latent_frames: of a clip given later than frame 0, how many latent frames become extra tokens (the rest
             lies in place); None: all.
         mix_decode_noise_normalized: noise for a timestep-conditioned decoder is mixed in before denormalising.
@@ -37,6 +39,7 @@ class Convention:
     schedule: Literal["linspace", "linear_quadratic"]
     sample_posterior: bool
     encode_before_noise: bool
+    draw_as_tokens: bool
     prefix_latent_frames: int | None
     mix_decode_noise_normalized: bool
     conditions_name: str
@@ -60,6 +63,7 @@ NATIVE = Convention(
     schedule="linspace",
     sample_posterior=False,
     encode_before_noise=False,
+    draw_as_tokens=False,
     prefix_latent_frames=None,
     mix_decode_noise_normalized=True,
     conditions_name="vgen",
@@ -72,6 +76,7 @@ LTX = Convention(
     schedule="linspace",
     sample_posterior=True,
     encode_before_noise=True,
+    draw_as_tokens=False,
     prefix_latent_frames=2,
     mix_decode_noise_normalized=False,
     conditions_name="ltx-condition",
@@ -84,13 +89,40 @@ LTX_CONDITION = Convention(
     schedule="linear_quadratic",
     sample_posterior=True,
     encode_before_noise=False,
+    draw_as_tokens=False,
     prefix_latent_frames=2,
     mix_decode_noise_normalized=False,
     conditions_name="ltx-condition",
     defaults={**_COMMON, **_LTX_SIZE, "max_sequence_length": 256, "image_cond_noise_scale": 0.15},
 )
+ORIGINAL = Convention(
+    name="original",
+    causal_coordinates=True,
+    mask_text_encoder=True,
+    schedule="linear_quadratic",
+    sample_posterior=True,
+    encode_before_noise=False,
+    draw_as_tokens=True,
+    prefix_latent_frames=2,
+    mix_decode_noise_normalized=True,
+    conditions_name="original",
+    defaults={
+        **_COMMON,
+        "height": 704,
+        "width": 1216,
+        "num_frames": 121,
+        "frame_rate": 30,
+        "num_inference_steps": 30,
+        "max_sequence_length": 256,
+        "image_cond_noise_scale": 0.15,
+        "decode_timestep": 0.05,
+        "decode_noise_scale": 0.025,
+    },
+)
+"""Lightricks' own code, in every task: pass convention="original" when loading public weights. Its schedule is the
+shifted one, not clamped, where the scheduler shifts by token count (0.9.0, 0.9.1), and linear-quadratic after."""
 
-CONVENTIONS: Mapping[str, Convention] = {entry.name: entry for entry in (NATIVE, LTX, LTX_CONDITION)}
+CONVENTIONS: Mapping[str, Convention] = {entry.name: entry for entry in (NATIVE, LTX, LTX_CONDITION, ORIGINAL)}
 
 _OF_CLASS = {
     "LTXPipeline": LTX.name,

@@ -11,7 +11,7 @@ from einops import repeat
 from torch import Tensor
 
 from vgen.diffusion.conditions import KnownLatents, cell_strength, hide_pixels, num_extra_frames
-from vgen.diffusion.tokens import pack
+from vgen.diffusion.tokens import pack, token_grid
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.conventions import Convention
 from vgen.pipelines.settings import GenerationSettings, Generators
@@ -50,6 +50,9 @@ def prepare_noise_and_known(
     channels = vae.config.latent_channels
 
     def noise() -> Tensor:
+        if settings.latents is None and convention.draw_as_tokens:
+            tokens = (settings.batch_size, token_grid(shape, patch_size).num_tokens, channels * patch_size**2)
+            return draw(tokens, settings.generator, device)
         if settings.latents is None:
             return pack(draw((settings.batch_size, channels, *shape), settings.generator, device), patch_size)
         latents = settings.latents.to(device=device, dtype=torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vgen.diffusion.guidance import Guidance
 from vgen.errors import RequestError
+from vgen.steps import settle_steps
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -26,7 +27,8 @@ class GenerationSettings:
         num_frames: pixel frames.
         frame_rate: frames per second of the result; the model sees it.
         num_inference_steps: denoising steps.
-        guidance_scale: classifier-free guidance; 1 and below is off.
+        guidance_scale: classifier-free guidance; 1 and below is off. Like every number of a guidance here one for all
+            steps, or a list with one a step (or one for each of `guidance_sigmas`).
         guidance_rescale: in [0, 1], see vgen.diffusion.guidance.
         max_sequence_length: text tokens.
         decode_timestep: of a timestep-conditioned decoder, in [0, 1]; one, or one a prompt.
@@ -41,7 +43,20 @@ class GenerationSettings:
         decode_noise_scale: noise mixed into the latents of a timestep-conditioned decoder, None: decode_timestep.
         keep_known_pixels: True pastes pixels given with strength 1 back after decoding; None only those of conditions
             with a mask; False none.
-        guidance: a strategy in place of guidance_scale and guidance_rescale.
+        sigmas: the schedule by hand, used as it is: descending from at most 1, one a step, the final 0 left out or not.
+        timesteps: the same in thousandths.
+        denoise_strength: share of the schedule that is run, its end, in (0, 1]; below 1 it needs a clip to start from.
+        stochastic_sampling: whether each step goes to the predicted clean latents and back up with fresh noise; None:
+            as the scheduler is configured.
+        cfg_star: classifier-free guidance scales the unconditional velocity first (CFG-star).
+        stg_scale: spatiotemporal guidance; 0 is off.
+        stg_mode: what its perturbed branch leaves out, see vgen.types.SkipLayers.
+        stg_blocks: of which transformer blocks, from 0; or lists of them, as for guidance_scale.
+        guidance_sigmas: where given, the lists above hold one entry for each of these descending sigmas instead of one
+            a step, see vgen.diffusion.guidance.BySigma.
+        guidance: a strategy in place of guidance_scale, guidance_rescale, cfg_star and everything with stg.
+        guidance_batching: "batched" runs the branches of a step as one batch where they can share it; "separate" one
+            after another, with less memory and the same result.
         attention_kwargs: handed to the transformer (for instance {"scale": 0.8} for LoRA).
         output_type: "pil", "np", "pt" or "latent".
         return_dict: False returns a tuple.
@@ -54,8 +69,8 @@ class GenerationSettings:
     num_frames: int
     frame_rate: float
     num_inference_steps: int
-    guidance_scale: float
-    guidance_rescale: float
+    guidance_scale: float | list[float]
+    guidance_rescale: float | list[float]
     max_sequence_length: int
     decode_timestep: float | list[float]
     image_cond_noise_scale: float
@@ -70,7 +85,17 @@ class GenerationSettings:
     negative_prompt_attention_mask: Tensor | None = None
     decode_noise_scale: float | list[float] | None = None
     keep_known_pixels: bool | None = None
+    sigmas: Sequence[float] | None = None
+    timesteps: Sequence[float] | None = None
+    denoise_strength: float = 1.0
+    stochastic_sampling: bool | None = None
+    cfg_star: bool = False
+    stg_scale: float | list[float] = 0.0
+    stg_mode: str = "attention_values"
+    stg_blocks: list[int] | list[list[int]] | None = None
+    guidance_sigmas: list[float] | None = None
     guidance: Guidance | None = None
+    guidance_batching: str = "batched"
     attention_kwargs: dict[str, Any] | None = None
     output_type: str = "pil"
     return_dict: bool = True
@@ -86,7 +111,7 @@ class GenerationSettings:
             *defaults: looked up in this order.
         Raises:
             TypeError: an argument that does not exist; names the nearest one.
-            RequestError: a size that neither the caller nor any default gives.
+            RequestError: a size that neither the caller nor any default gives, or steps that the model cannot do.
         """
         known = {field.name: field for field in fields(cls)}
         for name in given:
@@ -94,8 +119,11 @@ class GenerationSettings:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise TypeError(f"unexpected argument {name!r}" + (f": did you mean {near[0]!r}?" if near else "."))
         values = {name: value for name, value in given.items() if value is not None}
+        steps = settle_steps(values, defaults)
+        settled = {"num_inference_steps": steps.num_inference_steps, "sigmas": steps.sigmas}
+        values.update({name: value for name, value in settled.items() if value is not None})
         for name, field in known.items():
-            for source in defaults:
+            for source in defaults if name not in ("sigmas", "timesteps") else ():
                 if name not in values and source.get(name) is not None:
                     values[name] = source[name]
             if name not in values and field.default is MISSING:

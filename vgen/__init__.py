@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MaskedPredictionPipeline,
         TextToVideoPipeline,
         VideoCondition,
+        VideoToVideoPipeline,
     )
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "MaskedPredictionPipeline": "vgen.pipelines",
     "TextToVideoPipeline": "vgen.pipelines",
     "VideoCondition": "vgen.pipelines",
+    "VideoToVideoPipeline": "vgen.pipelines",
     # The bases that diffusers looks for in a library whose components it loads.
     "DiffusionPipeline": "diffusers",
     "ModelMixin": "diffusers",
@@ -46,6 +48,7 @@ __all__ = [
     "TextToVideoPipeline",
     "VideoCondition",
     "VideoDiT",
+    "VideoToVideoPipeline",
     "__version__",
 ]
 

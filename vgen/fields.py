@@ -10,6 +10,9 @@ from typing import Any
 
 from pydantic_core import PydanticCustomError
 
+from vgen.errors import RequestError
+from vgen.steps import read_sigmas
+
 MAX_SEED = 2**63 - 1
 """Largest seed that every generator takes."""
 
@@ -84,6 +87,33 @@ def choice(field: str, known: Sequence[str]) -> Callable[[Any], Any]:
         near = difflib.get_close_matches(str(value)[:80], known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise _refuse(f"{field}={value!r:.80} is not known: use {', '.join(known[:-1])} or {known[-1]}{hint}")
+
+    return check
+
+
+def sigma_list(field: str) -> Callable[[Any], Any]:
+    """A check for a schedule given by hand, see `vgen.steps.read_sigmas`. None passes."""
+
+    def check(value: Any) -> Any:
+        try:
+            return None if value is None else read_sigmas(value, field)
+        except RequestError as error:
+            raise _refuse(str(error)) from None
+
+    return check
+
+
+def index_list(field: str, high: int) -> Callable[[Any], Any]:
+    """A check for whole numbers from 0 to `high`, as a list or as text with commas. None passes."""
+    single = whole_number(field, 0, high)
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        entries = [part for part in value[:400].split(",") if part.strip()] if isinstance(value, str) else value
+        if not isinstance(entries, (list, tuple)) or not entries or None in entries:
+            raise _refuse(f"{field}={value!r:.80} is not a list of whole numbers; use for instance 4 or 3,4.")
+        return tuple(single(entry) for entry in entries)
 
     return check
 

@@ -15,8 +15,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from vgen.errors import RequestError, ShapeError
-from vgen.fields import MAX_SEED, choice, device_name, number, text, whole_number
-from vgen.types import Strides, VideoShape
+from vgen.fields import MAX_SEED, choice, device_name, index_list, number, sigma_list, text, whole_number
+from vgen.steps import settle_steps, skipped_steps
+from vgen.types import SKIP_MODES, Strides, VideoShape
+
+TASKS = ("generate", "animate", "interpolate", "predict", "restyle")
 
 MAX_VIDEO_BYTES = 16e9
 """Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
@@ -29,13 +32,32 @@ _Rate = Annotated[float, BeforeValidator(number("frame_rate", 0.1, 240.0))]
 _Steps = Annotated[int, BeforeValidator(whole_number("num_inference_steps", 1, 1000))]
 _Scale = Annotated[float, BeforeValidator(number("guidance_scale", 0.0, 100.0))]
 _Rescale = Annotated[float, BeforeValidator(number("guidance_rescale", 0.0, 1.0))]
+_Sigmas = Annotated[tuple[float, ...], BeforeValidator(sigma_list("sigmas"))]
+_StgScale = Annotated[float, BeforeValidator(number("stg_scale", 0.0, 100.0))]
+_StgBlocks = Annotated[tuple[int, ...], BeforeValidator(index_list("stg_blocks", 999))]
+_StgMode = Annotated[str, BeforeValidator(choice("stg_mode", SKIP_MODES))]
+_Strength = Annotated[float, BeforeValidator(number("denoise_strength", 0.001, 1.0))]
 _Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000))]
 _Dtype = Annotated[str, BeforeValidator(choice("dtype", ("float32", "bfloat16", "float16")))]
 _Fit = Annotated[str, BeforeValidator(choice("fit", ("cover", "contain", "stretch")))]
-_TaskName = Annotated[str, BeforeValidator(choice("task", ("generate", "animate", "interpolate", "predict")))]
+_TaskName = Annotated[str, BeforeValidator(choice("task", TASKS))]
 _Device = Annotated[str, BeforeValidator(device_name)]
 _Prompt = Annotated[str, BeforeValidator(text("prompt"))]
 _NegativePrompt = Annotated[str, BeforeValidator(text("negative_prompt"))]
+
+
+_TASKS_OF = {
+    "image": ("animate",),
+    "first": ("interpolate",),
+    "last": ("interpolate",),
+    "video": ("predict", "restyle"),
+    "keep_frames": ("predict",),
+    "denoise_strength": ("restyle",),
+}
+"""Fields that only some tasks have."""
+
+DENOISE_STRENGTH = 0.6
+"""What restyle takes where nothing is said."""
 
 
 class _Job(BaseModel):
@@ -43,13 +65,13 @@ class _Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    task: _TaskName = Field("generate", description="generate, animate, interpolate or predict.")
+    task: _TaskName = Field("generate", description="generate, animate, interpolate, predict or restyle.")
     prompt: _Prompt = Field("", description="What the clip shows; may be empty except for generate.")
     model: str = Field("sprites", description="Name of a model, or its folder.")
     image: str | None = Field(None, description="animate: the first frame, a local picture.")
     first: str | None = Field(None, description="interpolate: the first frame, a local picture.")
     last: str | None = Field(None, description="interpolate: the last frame, a local picture.")
-    video: str | None = Field(None, description="predict: the clip to go on from, a local video.")
+    video: str | None = Field(None, description="predict, restyle: the clip to start from, a local video.")
     fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")
     keep_known_pixels: bool = Field(True, description="Given pixels are pasted back after decoding.")
 
@@ -79,6 +101,11 @@ class GenerateRequest(_Job):
     num_inference_steps: _Steps | None = Field(None, description="Denoising steps.")
     guidance_scale: _Scale | None = Field(None, description="Guidance by the text; 1 is off.")
     guidance_rescale: _Rescale | None = Field(None, description="Share of the rescaled guidance, 0 to 1.")
+    sigmas: _Sigmas | None = Field(None, description="The schedule by hand: noise levels that descend from 1.")
+    stg_scale: _StgScale | None = Field(None, description="Spatiotemporal guidance; 0 is off.")
+    stg_blocks: _StgBlocks | None = Field(None, description="Transformer blocks that it perturbs, from 0.")
+    stg_mode: _StgMode | None = Field(None, description="What it leaves out of them.")
+    denoise_strength: _Strength | None = Field(None, description="restyle: share of the schedule that is run, 0 to 1.")
     keep_frames: _Keep | None = Field(None, description="predict: frames of the video that are kept.")
     device: _Device | None = Field(None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
     dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
@@ -89,17 +116,18 @@ class GenerateRequest(_Job):
             raise PydanticCustomError(
                 "vgen", "prompt is empty: say what the clip shows, for instance 'a red circle moves to the left'."
             )
-        given = {"image": "animate", "first": "interpolate", "last": "interpolate", "video": "predict"}
-        given["keep_frames"] = "predict"
-        for field, task in given.items():
+        for field, tasks in _TASKS_OF.items():
             value = getattr(self, field)
-            if value is not None and self.task != task:
+            if value is not None and self.task not in tasks:
+                owner = " or ".join(map(repr, tasks))
                 raise PydanticCustomError(
-                    "vgen", "{message}", {"message": f"{field}={value!r} belongs to task {task!r}, not {self.task!r}."}
+                    "vgen", "{message}", {"message": f"{field}={value!r} belongs to task {owner}, not {self.task!r}."}
                 )
-            if value is None and self.task == task and field != "keep_frames":
+            if value is None and self.task in tasks and field not in ("keep_frames", "denoise_strength"):
                 raise PydanticCustomError(
-                    "vgen", "{message}", {"message": f"{field} is missing: task {task!r} needs a local file there."}
+                    "vgen",
+                    "{message}",
+                    {"message": f"{field} is missing: task {self.task!r} needs a local file there."},
                 )
         return self
 
@@ -111,12 +139,16 @@ class GenerateRequest(_Job):
         Args:
             defaults: the model's, see `vgen.hub.model_defaults`.
             strides: the model's, see `vgen.hub.model_strides`.
-            video_frames: frames of the given video, for task predict; bounds the default of keep_frames.
+            video_frames: frames of the given video, for tasks predict and restyle; bounds keep_frames and num_frames.
         Raises:
             ShapeError: sizes that do not fit the model's strides, or are too large; with what would fit.
             RequestError: a parameter that neither the request nor the model gives.
         """
         values = self.model_dump()
+        steps = settle_steps(values, [defaults])
+        values.update(num_inference_steps=steps.num_inference_steps, sigmas=steps.sigmas)
+        if self.task == "restyle":
+            values["num_frames"] = _frames_to_restyle(self.num_frames, defaults, strides.temporal, video_frames)
         for field in ("num_frames", "height", "width", "frame_rate", "num_inference_steps", "guidance_scale"):
             if values[field] is None:
                 if defaults.get(field) is None:
@@ -132,6 +164,10 @@ class GenerateRequest(_Job):
         shape = VideoShape(values["num_frames"], values["height"], values["width"])
         shape.check(strides)
         check_amount(shape, strides)
+        _settle_guidance(values, defaults)
+        if self.task == "restyle":
+            values["denoise_strength"] = DENOISE_STRENGTH if self.denoise_strength is None else self.denoise_strength
+            skipped_steps(values["num_inference_steps"], values["denoise_strength"])
         if self.task == "predict":
             values["keep_frames"] = _frames_to_keep(self.keep_frames, shape.num_frames, strides.temporal, video_frames)
         return ResolvedRequest.create(**values)
@@ -149,6 +185,11 @@ class ResolvedRequest(_Job):
     num_inference_steps: _Steps
     guidance_scale: _Scale
     guidance_rescale: _Rescale
+    sigmas: _Sigmas | None = None
+    stg_scale: _StgScale | None = None
+    stg_blocks: _StgBlocks | None = None
+    stg_mode: _StgMode | None = None
+    denoise_strength: _Strength | None = None
     keep_frames: _Keep | None = None
     device: str
     dtype: str
@@ -217,6 +258,36 @@ def _frames_to_keep(asked: int | None, num_frames: int, stride: int, video_frame
         f"keep_frames={asked} does not fit: keep_frames - 1 must divide by {stride}, and it must be from 1 to {most} "
         f"(the clip has num_frames={num_frames}{have}); use {nearest}."
     )
+
+
+def _frames_to_restyle(
+    asked: int | None, defaults: Mapping[str, Any], stride: int, video_frames: int | None
+) -> int | None:
+    """How many frames of the given video are made anew: as many as the model makes by default and the video has."""
+    if video_frames is None:
+        return asked
+    most = (video_frames - 1) // stride * stride + 1
+    if asked is not None and asked > video_frames:
+        raise RequestError(f"num_frames={asked} and the video has {video_frames} frames: use {most} or fewer.")
+    if asked is not None or defaults.get("num_frames") is None:
+        return asked if asked is not None else most
+    return min(most, defaults["num_frames"])
+
+
+def _settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Fill in spatiotemporal guidance where it is on, and refuse it without blocks."""
+    scale = values["stg_scale"]
+    if not scale:
+        if scale is None and (values["stg_blocks"] is not None or values["stg_mode"] is not None):
+            raise RequestError("stg_blocks and stg_mode do nothing without stg_scale: give stg_scale=1, for instance.")
+        return
+    for field, last in (("stg_blocks", None), ("stg_mode", SKIP_MODES[0])):
+        values[field] = values[field] if values[field] is not None else defaults.get(field, last)
+    if values["stg_blocks"] is None:
+        raise RequestError(
+            f"stg_scale={scale:g} needs stg_blocks: the transformer blocks that are perturbed, for instance one in the "
+            "middle; or stg_scale=0, which is off."
+        )
 
 
 def _messages(error: ValidationError, known: Mapping[str, Any]) -> list[str]:

@@ -83,3 +83,21 @@ def _check_size(field: str, value: int, stride: int) -> None:
     raise ShapeError(
         f"{field}={value} does not fit the model's stride {stride}: it must divide by {stride}; {nearest}."
     )
+
+
+SKIP_MODES = ("attention_values", "attention_skip", "transformer_block")
+"""What `SkipLayers` can leave out of a block, see there."""
+
+
+class SkipLayers(NamedTuple):
+    """A transformer made worse on purpose: what is left out of which of its blocks.
+
+    Attributes:
+        mode: "attention_values", every token attends to itself alone: the values are the attention's result;
+            "attention_skip", the input of the self-attention takes the place of that result;
+            "transformer_block", the whole block is left out.
+        blocks: indices of the blocks, from 0.
+    """
+
+    mode: str
+    blocks: tuple[int, ...]

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from vgen.cli import animate, evaluate, generate, info, interpolate, predict, train
+from vgen.cli import animate, evaluate, generate, info, interpolate, predict, restyle, train
 from vgen.errors import VgenError
 from vgen.version import __version__
 
@@ -44,6 +44,7 @@ app.command("generate")(generate.generate)
 app.command("animate")(animate.animate)
 app.command("interpolate")(interpolate.interpolate)
 app.command("predict")(predict.predict)
+app.command("restyle")(restyle.restyle)
 app.command("info")(info.info)
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)

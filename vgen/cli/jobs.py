@@ -124,7 +124,7 @@ def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
     Args:
         pipe: loaded by `load_pipeline`.
         job: with device and dtype settled.
-        **inputs: what the task adds: image, first, last, conditions, keep_known_pixels.
+        **inputs: what the task adds: image, first, last, video, conditions, keep_known_pixels.
     Raises:
         OutOfMemoryError: names what would help.
         OutputError: see `vgen.io.video.write_video`.
@@ -146,6 +146,7 @@ def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             guidance_rescale=request.guidance_rescale,
+            **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength"),
             generator=[torch.Generator("cpu").manual_seed(request.seed)],
             output_type="np",
             **inputs,
@@ -159,6 +160,11 @@ def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
     metadata = request.to_metadata(model_hash(job.model.folder), versions())
     path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)
     _report(path, job, frames, time.monotonic() - started)
+
+
+def _given(request: ResolvedRequest, *names: str) -> dict[str, Any]:
+    """Those of a request's fields that hold something."""
+    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
 
 
 def _to_bytes(frames: np.ndarray) -> np.ndarray:
@@ -196,3 +202,14 @@ def say_fit(name: str, before: Sequence[int], request: ResolvedRequest) -> list[
     return [
         f"{name}: {before[0]} x {before[1]} was {what} to {request.width} x {request.height} (--fit {request.fit})."
     ]
+
+
+def fit_frames(frames: np.ndarray, request: ResolvedRequest) -> np.ndarray:
+    """uint8 [F, H, W, 3] in the clip's size."""
+    import numpy as np
+    from PIL import Image
+
+    from vgen.io.images import fit_image
+
+    fitted = [fit_image(Image.fromarray(frame), request.height, request.width, request.fit) for frame in frames]
+    return np.stack([np.asarray(picture) for picture in fitted])

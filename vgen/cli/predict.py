@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vgen.cli.options import Fit, JobOptions, KeepKnownPixels, with_job_options
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from vgen.request import ResolvedRequest
 
 
 @with_job_options
@@ -33,7 +28,7 @@ def predict(
     options: JobOptions,
 ) -> None:
     """Keep the first frames of a video and predict the rest of the clip."""
-    from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan, say_fit
+    from vgen.cli.jobs import Model, ask, fit_frames, load_pipeline, make_clip, plan, say_fit
     from vgen.io.video import read_video
 
     fields = {"prompt": prompt, "video": video, "fit": fit, "keep_known_pixels": keep_known_pixels, **options.fields}
@@ -51,20 +46,9 @@ def predict(
             "frames are taken one by one, so its motion changes speed. --frame-rate sets another rate."
         )
     job.notes += say_fit(video, (known.shape[2], known.shape[1]), job.request)
-    known = _fit_all(known, job.request)
+    known = fit_frames(known, job.request)
     pipe = load_pipeline("MaskedPredictionPipeline", job)
     from vgen.pipelines import VideoCondition
 
     conditions = [VideoCondition(frames=known, frame_index=0, strength=1.0)]
     make_clip(pipe, job, conditions=conditions, keep_known_pixels=keep_known_pixels)
-
-
-def _fit_all(frames: np.ndarray, request: ResolvedRequest) -> np.ndarray:
-    """uint8 [F, H, W, 3] in the clip's size."""
-    import numpy as np
-    from PIL import Image
-
-    from vgen.io.images import fit_image
-
-    fitted = [fit_image(Image.fromarray(frame), request.height, request.width, request.fit) for frame in frames]
-    return np.stack([np.asarray(picture) for picture in fitted])

@@ -13,6 +13,12 @@ from torch import Tensor
 
 from vgen.errors import RequestError
 
+LTX_DISTILLED = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725)
+"""What the distilled LTX-Video models (0.9.7, 0.9.8) step through; pass 2 of a run at two sizes refines after it."""
+
+LTX_DISTILLED_REFINE = (0.9094, 0.725, 0.4219)
+"""Pass 2: from latents of pass 1, enlarged and noised to the first of these."""
+
 _Z_LOW = -2.575829  # the standard normal's 0.5 percentile
 _Z_HIGH = 3.090232  # ... and its 99.9 percentile
 

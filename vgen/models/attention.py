@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from vgen.errors import RequestError
 from vgen.models.rope import Rotation, rotate
+from vgen.models.skip import BlockSkip, replace_rows
 
 
 def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
@@ -52,8 +53,9 @@ class VideoAttentionProcessor:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         rotation: Rotation | None = None,
+        skip: BlockSkip | None = None,
     ) -> Tensor:
-        """See VideoAttention.forward."""
+        """See VideoAttention.forward; `skip`: samples whose attention is replaced, by mode (see types.SkipLayers)."""
         query, key, value = attention.project(hidden_states, encoder_hidden_states)
         query, key = attention.norm_q(query), attention.norm_k(key)
         if rotation is not None:
@@ -65,6 +67,10 @@ class VideoAttentionProcessor:
             parallel_config=self._parallel_config,
         )
         attended = attended.flatten(2, 3).to(query.dtype)
+        if skip is not None:
+            for mode, instead in (("attention_values", value), ("attention_skip", hidden_states)):
+                if mode in skip:
+                    attended = replace_rows(attended, instead.to(attended.dtype), skip[mode])
         for layer in attention.to_out:
             attended = layer(attended)
         return attended

@@ -6,6 +6,7 @@ they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +27,8 @@ from vgen.models.config_io import OptionalConfigKeys
 from vgen.models.layers import AdaLayerNormSingle, FeedForward, RMSNorm, TextProjection
 from vgen.models.registration import register_block, register_class, register_single_file
 from vgen.models.rope import RotaryPositions, Rotation
+from vgen.models.skip import BlockSkip, plan_skips, replace_rows
+from vgen.types import SkipLayers
 
 
 class VideoDiTBlock(nn.Module):
@@ -72,6 +75,7 @@ class VideoDiTBlock(nn.Module):
         temb: Tensor,
         rotation: Rotation | None = None,
         encoder_attention_mask: Tensor | None = None,
+        skip: BlockSkip | None = None,
     ) -> Tensor:
         """[B, N, D] -> [B, N, D].
 
@@ -81,11 +85,16 @@ class VideoDiTBlock(nn.Module):
             temb: [B, N or 1, 6 * D], modulation by token or by sample.
             rotation: see rope.RotaryPositions.
             encoder_attention_mask: see VideoAttention.
+            skip: what is left out, see types.SkipLayers.
         """
+        before, modes = hidden_states, skip or {}
+        left_out = "transformer_block" in modes
+        if left_out and modes["transformer_block"] is None:
+            return hidden_states
         modulation = temb.unflatten(-1, self.scale_shift_table.shape) + self.scale_shift_table
         shift_attention, scale_attention, gate_attention, shift_ff, scale_ff, gate_ff = modulation.unbind(dim=2)
         modulated = torch.addcmul(shift_attention, self.norm1(hidden_states), 1 + scale_attention)
-        attended = self.attn1(hidden_states=modulated, rotation=rotation)
+        attended = self.attn1(hidden_states=modulated, rotation=rotation, **({"skip": skip} if skip else {}))
         hidden_states = torch.addcmul(hidden_states, attended, gate_attention)
         hidden_states = hidden_states + self.attn2(
             hidden_states=hidden_states,
@@ -93,7 +102,8 @@ class VideoDiTBlock(nn.Module):
             attention_mask=encoder_attention_mask,
         )
         modulated = torch.addcmul(shift_ff, self.norm2(hidden_states), 1 + scale_ff)
-        return torch.addcmul(hidden_states, self.ff(modulated), gate_ff)
+        hidden_states = torch.addcmul(hidden_states, self.ff(modulated), gate_ff)
+        return replace_rows(hidden_states, before, modes["transformer_block"]) if left_out else hidden_states
 
 
 class VideoDiT(
@@ -206,6 +216,7 @@ class VideoDiT(
         video_coords: Tensor | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
+        skip_layers: SkipLayers | Sequence[SkipLayers | None] | None = None,
     ) -> Transformer2DModelOutput | tuple[Tensor]:
         """Predict the velocity.
 
@@ -219,6 +230,8 @@ class VideoDiT(
             video_coords: [B or 1, 3, N], seconds, pixel rows, pixel columns.
             attention_kwargs: {"scale": weight of LoRA adapters}.
             return_dict: False returns a tuple.
+            skip_layers: what is left out of which blocks; one for all samples, or one (or None) for each of as many
+                equal parts of the batch.
         Returns:
             `sample`, [B, N, out_channels].
         Raises:
@@ -232,10 +245,15 @@ class VideoDiT(
         temb, embedded = (value.unflatten(0, (batch, -1)) for value in (temb, embedded))
         text = self.caption_projection(encoder_hidden_states)
         mask = self._text_mask(encoder_attention_mask)
+        skips: list[BlockSkip | None] = [None] * len(self.transformer_blocks)
+        if skip_layers is not None:
+            skips = plan_skips(skip_layers, len(skips), batch, hidden_states.device)
 
-        for block in self.transformer_blocks:
+        for block, skip in zip(self.transformer_blocks, skips, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, hidden_states, text, temb, rotation, mask)
+                hidden_states = self._gradient_checkpointing_func(
+                    block, hidden_states, text, temb, rotation, mask, skip
+                )
             else:
                 hidden_states = block(
                     hidden_states=hidden_states,
@@ -243,6 +261,7 @@ class VideoDiT(
                     temb=temb,
                     rotation=rotation,
                     encoder_attention_mask=mask,
+                    skip=skip,
                 )
 
         shift, scale = (embedded.unsqueeze(2) + self.scale_shift_table).unbind(dim=2)

@@ -1,0 +1,107 @@
+"""From the settings of a call to its strategies: the guidance, and the schedule that the scheduler steps through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from vgen.diffusion.guidance import BySigma, ClassifierFreeGuidance, ComposedGuidance, Guidance, SpatioTemporalGuidance
+from vgen.diffusion.guidance.values import every
+from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas, resolution_shift_mu
+from vgen.errors import RequestError
+from vgen.pipelines.conventions import Convention
+from vgen.pipelines.settings import GenerationSettings
+from vgen.steps import skipped_steps
+
+
+def guidance_of(settings: GenerationSettings) -> Guidance:
+    """The guidance of a call: the caller's strategy, or what the numbers say.
+
+    Raises:
+        RequestError: a number out of its range, or spatiotemporal guidance without blocks.
+    """
+    if settings.guidance is not None:
+        return settings.guidance
+
+    def values(name: str) -> Any:
+        value = getattr(settings, name)
+        by_sigma = settings.guidance_sigmas is not None and isinstance(value, (list, tuple))
+        if name == "stg_blocks" and by_sigma:
+            by_sigma = any(isinstance(entry, (list, tuple)) for entry in value)
+        return BySigma(settings.guidance_sigmas or (), value) if by_sigma else value
+
+    scale, rescale = values("guidance_scale"), values("guidance_rescale")
+    if not isinstance(settings.stg_scale, (list, tuple)) and settings.stg_scale == 0:
+        return ClassifierFreeGuidance(scale, rescale, settings.cfg_star)
+    if settings.stg_blocks is None:
+        raise RequestError(
+            f"stg_scale={settings.stg_scale!r} needs stg_blocks: the blocks whose attention is left out, for instance "
+            "one in the middle; or stg_scale=0, which is off."
+        )
+    spatiotemporal = SpatioTemporalGuidance(values("stg_blocks"), values("stg_scale"), settings.stg_mode)
+    return ComposedGuidance((ClassifierFreeGuidance(scale, star=settings.cfg_star), spatiotemporal), rescale)
+
+
+def largest_scale(settings: GenerationSettings) -> float:
+    """The largest guidance scale of a call: what diffusers calls its guidance scale."""
+    return max(every(settings.guidance_scale))
+
+
+def set_schedule(
+    scheduler: Any, settings: GenerationSettings, num_tokens: int, convention: Convention, device: torch.device
+) -> None:
+    """Give the scheduler the sigmas of a call.
+
+    Those given by hand are used as they are. Else the convention's are shifted and stretched as the scheduler's own
+    configuration says. With a denoise_strength below 1 only the end of either is left.
+
+    Args:
+        scheduler: diffusers' FlowMatchEulerDiscreteScheduler.
+        settings: of the call.
+        num_tokens: of the video.
+        convention: see `Convention`.
+        device: of the sigmas.
+    """
+    config, num_steps = scheduler.config, settings.num_inference_steps
+    if settings.sigmas is not None or num_steps == 1:
+        _use_sigmas(scheduler, torch.tensor(settings.sigmas or (1.0,), device=device))
+    elif convention.schedule == "linear_quadratic" and not config.use_dynamic_shifting:
+        sigmas = linear_quadratic(num_steps)
+        timesteps = (sigmas * config.num_train_timesteps).tolist()
+        scheduler.set_timesteps(sigmas=sigmas.tolist(), timesteps=timesteps, device=device)
+    else:
+        mu = resolution_shift_mu(
+            num_tokens,
+            base_tokens=config.base_image_seq_len,
+            max_tokens=config.max_image_seq_len,
+            base_shift=config.base_shift,
+            max_shift=config.max_shift,
+        )
+        scheduler.set_timesteps(sigmas=linspace_sigmas(num_steps).tolist(), mu=mu, device=device)
+    skipped = skipped_steps(num_steps, settings.denoise_strength)
+    if skipped:
+        scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[skipped:], scheduler.sigmas[skipped:]
+
+
+def _use_sigmas(scheduler: Any, sigmas: torch.Tensor) -> None:
+    """Make the scheduler step through these sigmas, [steps], without shifting or stretching them."""
+    scheduler.set_timesteps(sigmas=[1.0, 0.5], mu=0.0)  # resets its counters; the two are replaced at once
+    scheduler.num_inference_steps = len(sigmas)
+    scheduler.sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
+    scheduler.timesteps = sigmas * scheduler.config.num_train_timesteps
+
+
+@contextmanager
+def sampling(scheduler: Any, stochastic: bool | None) -> Iterator[None]:
+    """Let the scheduler re-noise at every step, or not, for the time being; None leaves it as it is configured."""
+    before = scheduler.config.stochastic_sampling
+    if stochastic is not None:
+        scheduler.register_to_config(stochastic_sampling=stochastic)
+    try:
+        yield
+    finally:
+        if stochastic is not None:
+            scheduler.register_to_config(stochastic_sampling=before)

@@ -1,0 +1,72 @@
+"""Video to video: a clip is noised in part and denoised anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import PIL.Image
+
+from vgen.errors import RequestError, ShapeError
+from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions, read_frames
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.settings import GenerationSettings, with_settings
+from vgen.types import VideoShape
+
+
+class VideoToVideoPipeline(BasePipeline):
+    """Generate clips from other clips: the less of the schedule is run, the more of the clip is kept."""
+
+    @with_settings
+    def __call__(
+        self,
+        video: Any = None,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        denoise_strength: float = 0.6,
+        **settings: Any,
+    ) -> VideoPipelineOutput | tuple[Any, ...]:
+        """Generate.
+
+        Args:
+            video: the clip to start from: a list of PIL images, a uint8 array [F, H, W, 3] or a float tensor
+                [F, 3, H, W] in [0, 1]; or a list of as many as prompts, one each. Its size is that of the result.
+            prompt: what to show instead.
+            negative_prompt: what to keep away from.
+            denoise_strength: share of the schedule that is run, its end, in (0, 1]; 1 keeps nothing of the clip.
+            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model. Lists
+                over steps are over those that run.
+        Returns:
+            `.frames`, or a tuple of them.
+        Raises:
+            RequestError: something cannot be done as asked; nothing was computed.
+            NonFiniteError: the model gave NaN or infinity.
+        """
+        if video is None:
+            raise RequestError("video is not given: pass the clip to start from, or use TextToVideoPipeline.")
+        several = isinstance(video, (list, tuple)) and bool(video) and not isinstance(video[0], PIL.Image.Image)
+        clips = [read_frames(clip, "video") for clip in (video if several else [video])]
+        frames, _, height, width = clips[0].shape
+        given = {"prompt": prompt, "negative_prompt": negative_prompt, "denoise_strength": denoise_strength}
+        given.update({name: value for name, value in settings.items() if value is not None})
+        given = {"num_frames": frames, "height": height, "width": width, **given}
+        filled = self.fill_settings(given)
+        self.check_inputs(filled)
+        return self._generate(given, clip=self._read(clips, filled))
+
+    def _read(self, clips: list[Any], settings: GenerationSettings) -> GivenPixels:
+        """Check the clips' sizes and number, and bring them to one batch."""
+        for clip in clips:
+            if len(clip) != settings.num_frames:
+                raise ShapeError(
+                    f"video has {len(clip)} frames and num_frames={settings.num_frames}: give as many, or leave "
+                    "num_frames out."
+                )
+        shape = VideoShape(settings.num_frames, settings.height, settings.width)
+        conditions = [[VideoCondition(clip)] for clip in clips]
+        if len(clips) not in (1, settings.num_prompts):
+            raise RequestError(
+                f"video holds {len(clips)} clips for {settings.num_prompts} prompts: give one, or one a prompt."
+            )
+        per_prompt = conditions if len(clips) > 1 else conditions[0]
+        return read_conditions(per_prompt, shape, self.vae.strides, settings.num_prompts, None)[0]

@@ -1,0 +1,159 @@
+"""Which steps a call takes, as far as numbers alone decide it: shared by requests and pipelines, without torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from numbers import Real
+from typing import Any, NamedTuple
+
+from vgen.errors import RequestError
+
+TRAIN_TIMESTEPS = 1000
+"""timestep = TRAIN_TIMESTEPS * sigma."""
+
+MAX_STEPS = 1000
+
+
+class Steps(NamedTuple):
+    """How many steps, and their sigmas (descending, without the final 0) where they are given and not computed."""
+
+    num_inference_steps: int | None
+    sigmas: tuple[float, ...] | None
+
+
+def read_sigmas(values: Any, name: str = "sigmas", unit: float = 1.0) -> tuple[float, ...]:
+    """Read a schedule given by hand.
+
+    Args:
+        values: numbers that descend, or text with commas between them; a final 0 is where it ends anyway.
+        name: what errors call it.
+        unit: what stands for sigma 1.
+    Returns:
+        The sigmas, in (0, 1], without a final 0.
+    Raises:
+        RequestError: names the value and the rule.
+    """
+    if isinstance(values, str):
+        values = [part for part in values.replace(" ", ",").split(",") if part]
+    elif hasattr(values, "tolist"):
+        values = values.tolist()
+    shown = f"{name}={values!r}" if len(repr(values)) <= 80 else f"{name}={repr(values)[:76]} ..."
+    rule = f"it must be a list of numbers that descend from at most {unit:g} and stay above 0, one a step"
+    try:
+        numbers = [float(value) for value in values if not isinstance(value, bool)]
+    except (TypeError, ValueError, OverflowError):
+        numbers = []
+    if numbers and numbers[-1] == 0:
+        numbers.pop()
+    if not numbers or len(numbers) > MAX_STEPS or not all(math.isfinite(number) for number in numbers):
+        raise RequestError(f"{shown}: {rule}, for instance {unit:g}, {0.9 * unit:g}, {0.6 * unit:g}.")
+    sigmas = tuple(number / unit for number in numbers)
+    if sigmas[0] > 1 or sigmas[-1] <= 0 or any(after >= before for before, after in pairwise(sigmas)):
+        raise RequestError(f"{shown}: {rule}.")
+    return sigmas
+
+
+def settle_steps(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]) -> Steps:
+    """Decide on the steps of a call, by what the caller gives and what the model was made for.
+
+    Args:
+        given: the caller's num_inference_steps, sigmas and timesteps, each None or absent where left out.
+        defaults: looked up in this order for num_inference_steps; for `sigmas`, a model's own schedule; and for
+            `allowed_inference_steps`, what it can do: numbers of steps (whole, 1 or more), or the only sigmas it knows.
+    Returns:
+        The steps; num_inference_steps is None where nobody says it.
+    Raises:
+        RequestError: what is given contradicts itself or the model; names the nearest that fits.
+    """
+    allowed = _first(defaults, "allowed_inference_steps")
+    counts, known_sigmas = _read_allowed(allowed)
+    asked = given.get("num_inference_steps")
+    sigmas = _given_sigmas(given)
+    if sigmas is not None:
+        if asked is not None and asked != len(sigmas):
+            raise RequestError(
+                f"num_inference_steps={asked} and a list of {len(sigmas)} sigmas contradict each other: leave one out."
+            )
+        return Steps(_allowed_count(len(sigmas), counts), _allowed_sigmas(sigmas, known_sigmas))
+    own = _first(defaults, "sigmas")
+    own = read_sigmas(own, "the model's sigmas") if own is not None else known_sigmas
+    if own is not None and asked in (None, len(own)):
+        return Steps(len(own), own)
+    if asked is not None and counts is not None:
+        return Steps(_allowed_count(asked, counts), None)
+    if own is not None:
+        raise RequestError(
+            f"num_inference_steps={asked}: this model was distilled for {len(own)} steps, at sigmas "
+            f"{', '.join(f'{sigma:g}' for sigma in own)}; use num_inference_steps={len(own)}, or give sigmas."
+        )
+    if asked is None:
+        asked = _first(defaults, "num_inference_steps")
+        if counts is not None and asked not in counts:
+            asked = max(counts)
+    return Steps(asked, None)
+
+
+def skipped_steps(num_steps: int, denoise_strength: float) -> int:
+    """How many steps of a schedule are left out at its start where a clip is denoised in part.
+
+    Args:
+        num_steps: of the whole schedule.
+        denoise_strength: share of them that is run, rounded down, in (0, 1].
+    Raises:
+        RequestError: no step would be left.
+    """
+    run = min(num_steps, math.floor(num_steps * denoise_strength + 1e-9))
+    if run < 1:
+        raise RequestError(
+            f"denoise_strength={denoise_strength:g} of {num_steps} steps leaves none to run: use "
+            f"{math.ceil(1000 / num_steps) / 1000:g} or more, or num_inference_steps={math.ceil(1 / denoise_strength)}."
+        )
+    return num_steps - run
+
+
+def _first(sources: Sequence[Mapping[str, Any]], name: str) -> Any:
+    return next((source[name] for source in sources if source.get(name) is not None), None)
+
+
+def _given_sigmas(given: Mapping[str, Any]) -> tuple[float, ...] | None:
+    sigmas, timesteps = given.get("sigmas"), given.get("timesteps")
+    if sigmas is not None and timesteps is not None:
+        raise RequestError("sigmas and timesteps are both given: they say the same (timestep = 1000 sigma); give one.")
+    if timesteps is not None:
+        return read_sigmas(timesteps, "timesteps", TRAIN_TIMESTEPS)
+    return None if sigmas is None else read_sigmas(sigmas)
+
+
+def _read_allowed(allowed: Any) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None]:
+    """What a model can do: numbers of steps, or sigmas."""
+    if allowed is None:
+        return None, None
+    values = allowed if isinstance(allowed, (list, tuple)) else [allowed]
+    if not values or not all(isinstance(value, Real) and value > 0 for value in values):
+        raise RequestError(f"the model's allowed_inference_steps={allowed!r} must be numbers above 0.")
+    if all(value >= 1 and value == int(value) for value in values):
+        return tuple(sorted(int(value) for value in values)), None
+    return None, read_sigmas(sorted(values, reverse=True), "the model's allowed_inference_steps")
+
+
+def _allowed_count(asked: int, counts: tuple[int, ...] | None) -> int:
+    if counts is not None and isinstance(asked, Real) and asked not in counts:
+        nearest = min(counts, key=lambda count: abs(count - asked))
+        raise RequestError(
+            f"num_inference_steps={asked} is not what this model was distilled for "
+            f"({', '.join(map(str, counts))}): use {nearest}."
+        )
+    return asked
+
+
+def _allowed_sigmas(sigmas: tuple[float, ...], known: tuple[float, ...] | None) -> tuple[float, ...]:
+    for sigma in sigmas if known is not None else ():
+        if round(sigma, 4) not in {round(value, 4) for value in known or ()}:
+            nearest = min(known or (), key=lambda value: abs(value - sigma))
+            raise RequestError(
+                f"sigmas holds {sigma:g}, which this model was not distilled for "
+                f"({', '.join(f'{value:g}' for value in known or ())}): the nearest is {nearest:g}."
+            )
+    return sigmas
