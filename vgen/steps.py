@@ -35,11 +35,11 @@ def read_sigmas(values: Any, name: str = "sigmas", unit: float = 1.0) -> tuple[f
     Raises:
         RequestError: names the value and the rule.
     """
+    shown = f"{name}={values!r}" if len(repr(values)) <= 80 else f"{name}={repr(values)[:76]} ..."
     if isinstance(values, str):
         values = [part for part in values.replace(" ", ",").split(",") if part]
     elif hasattr(values, "tolist"):
         values = values.tolist()
-    shown = f"{name}={values!r}" if len(repr(values)) <= 80 else f"{name}={repr(values)[:76]} ..."
     rule = f"it must be a list of numbers that descend from at most {unit:g} and stay above 0, one a step"
     try:
         numbers = [float(value) for value in values if not isinstance(value, bool)]

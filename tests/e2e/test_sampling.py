@@ -9,6 +9,7 @@ import torch
 
 from vgen.diffusion.guidance import AdaptiveProjectedGuidance, ComposedGuidance, SpatioTemporalGuidance
 from vgen.errors import RequestError
+from vgen.io.video import read_video
 from vgen.pipelines import TextToVideoPipeline, VideoToVideoPipeline
 from vgen.types import SKIP_MODES
 
@@ -239,3 +240,16 @@ def test_bad_clips_are_refused(video_to_video, monkeypatch, call, message):
     monkeypatch.setattr(video_to_video, "encode_prompt", None)
     with pytest.raises(RequestError, match=message):
         video_to_video(prompt="a", **call)
+
+
+def test_restyle_with_the_embedded_model(tmp_path, run_cli):
+    clip, words = tmp_path / "clip.mp4", ("--seed", 1, "--steps", 3)
+    assert run_cli("generate", "a red circle on a black background", "-o", clip, *words).code == 0
+    done = run_cli("restyle", clip, "a blue circle on a black background", "-o", tmp_path / "b.mp4", *words,
+                   "--strength", 0.7, "--stg-scale", 1, "--stg-blocks", 2)  # fmt: skip
+    assert done.code == 0, done.err
+    made, given = (read_video(path).frames for path in (tmp_path / "b.mp4", clip))
+    assert made.shape == given.shape == (17, 64, 64, 3)
+    assert (made != given).mean() > 0.01
+    refused = run_cli("restyle", clip, "a", "-o", tmp_path / "c.mp4", "--stg-scale", 1, "--stg-blocks", 99)
+    assert (refused.code, "stg_blocks=[99] are not there" in refused.err) == (2, True)
