@@ -1,0 +1,81 @@
+"""What coding will take is told beforehand, and a budget is kept."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vgen.engine.memory import CodingPlan, LiveBytes, decoding_peak, parse_bytes, plan_decoding
+from vgen.errors import OutOfMemoryError, RequestError
+from vgen.models import CausalVideoVAE
+from vgen.types import LatentShape
+
+
+@pytest.fixture(scope="module")
+def vae() -> CausalVideoVAE:
+    return CausalVideoVAE(
+        latent_channels=8,
+        block_out_channels=(8, 8, 16, 16),
+        decoder_block_out_channels=(16, 16, 32, 32),
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+    ).eval()
+
+
+def test_live_bytes_counts_what_is_alive_at_once() -> None:
+    with LiveBytes() as live:
+        first = torch.empty(1000, device="meta")
+        view = first[:10]
+        del first
+        second = torch.empty(500, device="meta")
+        del view, second
+        torch.empty(200, device="meta")
+    assert live.peak == 6000
+
+
+def test_the_rehearsal_counts_what_the_real_decoder_makes(vae: CausalVideoVAE) -> None:
+    shape = LatentShape(5, 4, 6)
+    for plan in (CodingPlan(None, None, 0), CodingPlan(8, None, 0), CodingPlan(8, (64, 96), 0)):
+        told = decoding_peak(vae, shape, 2, plan=plan)
+        plan.apply(vae)
+        with torch.no_grad(), LiveBytes() as live:
+            for _ in vae.decode_in_pieces(torch.zeros(2, 8, *shape)):
+                pass
+        assert 0.9 * live.peak < told / 1.3 < 1.1 * live.peak
+    vae.disable_tiling()
+    vae.disable_streaming()
+
+
+def test_streaming_makes_memory_flat_in_time(vae: CausalVideoVAE) -> None:
+    streamed = CodingPlan(8, None, 0)
+    short, long = (decoding_peak(vae, LatentShape(frames, 4, 4), plan=streamed) for frames in (20, 200))
+    assert long < 1.1 * short
+    whole = decoding_peak(vae, LatentShape(20, 4, 4), plan=CodingPlan(None, None, 0))
+    assert whole > 3 * short
+
+
+def test_the_least_change_that_fits_is_chosen(vae: CausalVideoVAE) -> None:
+    shape = LatentShape(17, 16, 24)
+    whole = plan_decoding(vae, shape, 1, 10**12)
+    assert (whole.num_frames, whole.tile) == (None, None)
+    streamed = plan_decoding(vae, shape, 1, whole.peak_bytes - 1)
+    assert (streamed.num_frames, streamed.tile) == (8, None)
+    tiled = plan_decoding(vae, shape, 1, streamed.peak_bytes - 1)
+    assert tiled.num_frames == 8
+    assert tiled.tile is not None
+    assert tiled.peak_bytes < streamed.peak_bytes < whole.peak_bytes
+    with pytest.raises(OutOfMemoryError, match=r"vae_memory=0\.00 GiB is too little .* GiB; give that much"):
+        plan_decoding(vae, shape, 1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("4GB", 4 * 10**9), ("900 MiB", 900 * 2**20), ("1.5g", 1_500_000_000), ("512", 512)]
+)
+def test_amounts_of_memory(text: str, expected: int) -> None:
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "four", "0GB", "-1GB", "4XB"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="no amount of memory"):
+        parse_bytes(text)

@@ -1,0 +1,165 @@
+"""How much memory coding a clip takes, told beforehand by a rehearsal, and the way of coding that fits a budget.
+
+The rehearsal runs the same code on the meta device, where tensors have sizes but no content, and counts what is alive
+at the same time. Nothing is estimated from formulas that could go stale.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vgen.errors import OutOfMemoryError, RequestError
+from vgen.models import CausalVideoVAE
+from vgen.types import LatentShape
+
+WORKSPACE: Final = 1.3
+"""What convolution libraries take on top of the tensors, as a factor."""
+_REHEARSED_FRAMES: Final = 24
+"""Latent frames after which a stream's memory has stopped growing."""
+_SMALLEST_TILE: Final = 4
+"""Latents; smaller tiles are mostly overlap."""
+_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside it that are alive at the same time.
+
+    Attributes:
+        peak: the most there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                self._alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return result
+
+
+class CodingPlan(NamedTuple):
+    """A way of coding: pixel frames at a time (None: all) and pixels of a tile's sides (None: whole pictures)."""
+
+    num_frames: int | None
+    tile: tuple[int, int] | None
+    peak_bytes: int
+
+    def apply(self, vae: CausalVideoVAE) -> None:
+        """Set a VAE up accordingly."""
+        vae.disable_streaming()
+        vae.disable_tiling()
+        if self.num_frames is not None:
+            vae.enable_streaming(self.num_frames)
+        if self.tile is not None:
+            overlap = [_overlap(side, stride) for side, stride in zip(self.tile, vae.strides[1:], strict=True)]
+            vae.enable_tiling(*self.tile, *(side - cut for side, cut in zip(self.tile, overlap, strict=True)))
+
+
+def parse_bytes(text: str) -> int:
+    """ "4GB", "900 MiB" or a number of bytes -> bytes.
+
+    Raises:
+        RequestError: it is no amount of memory.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    if found is None or float(found[1]) == 0:
+        raise RequestError(f"{text!r} is no amount of memory: give for instance 4GB or 900MiB.")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, plan: CodingPlan | None = None) -> int:
+    """Most bytes alive while a clip is decoded and its frames are taken away piece by piece, weights not counted.
+
+    Args:
+        vae: the model; only its configuration and dtype matter.
+        shape: of the latents.
+        batch: clips decoded together.
+        plan: the way of coding; None: as `vae` is set up.
+    Returns:
+        Bytes, the workspace of convolutions included.
+    """
+    with torch.device("meta"):
+        double = CausalVideoVAE.from_config(vae.config).eval()
+    torch.nn.Module.to(double, vae.dtype)  # diffusers' own `to` warns about casting, which does not matter here
+    _copy_set_up(vae, double)
+    if plan is not None:
+        plan.apply(double)
+    frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_decoding else shape.frames
+    size = (batch, double.config.latent_channels, frames, shape.height, shape.width)
+    latents = torch.empty(size, device="meta", dtype=vae.dtype)
+    timestep = torch.empty(batch, device="meta", dtype=vae.dtype) if double.config.timestep_conditioning else None
+    with torch.no_grad(), LiveBytes() as live:
+        for _ in double.decode_in_pieces(latents, timestep):
+            pass
+    return int(live.peak * WORKSPACE)
+
+
+def plan_decoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
+    """The way of decoding that changes least and fits a budget: whole, then streamed (exact), then tiled (blended).
+
+    Args:
+        vae: the model.
+        shape: of the latents.
+        batch: clips decoded together.
+        budget: bytes for everything but the weights.
+    Raises:
+        OutOfMemoryError: not even the smallest tiles fit; says what they need.
+    """
+    needed = 0
+    for frames, tile in _ways(vae, shape):
+        plan = CodingPlan(frames, tile, 0)
+        needed = decoding_peak(vae, shape, batch, plan=plan)
+        if needed <= budget:
+            return plan._replace(peak_bytes=needed)
+    raise OutOfMemoryError(
+        f"vae_memory={budget / 2**30:.2f} GiB is too little to decode {shape.frames} x {shape.height} x {shape.width} "
+        f"latents of {batch} clips: the smallest tiles take {needed / 2**30:.2f} GiB; give that much, or fewer clips."
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _ways(vae: CausalVideoVAE, shape: LatentShape) -> Iterator[tuple[int | None, tuple[int, int] | None]]:
+    yield None, None
+    stride, rows, columns = vae.strides
+    yield stride, None
+    height, width = shape.height, shape.width
+    while max(height, width) > _SMALLEST_TILE:
+        if height >= width:
+            height = max(_SMALLEST_TILE, (height + 1) // 2)
+        else:
+            width = max(_SMALLEST_TILE, (width + 1) // 2)
+        yield stride, (height * rows, width * columns)
+
+
+def _overlap(side: int, stride: int) -> int:
+    """A quarter of a tile, at least one latent, at most the eight that public pipelines overlap by."""
+    return min(max(side // 4 // stride, 1), 8) * stride
+
+
+def _copy_set_up(source: CausalVideoVAE, target: CausalVideoVAE) -> None:
+    for name, value in vars(source).items():
+        if name.startswith(("use_", "tile_")):
+            setattr(target, name, value)
