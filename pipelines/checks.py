@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vgen.diffusion.tokens import token_grid, token_strides
 from vgen.errors import RequestError, ShapeError
+from vgen.fields import parse_bytes
 from vgen.pipelines.settings import GenerationSettings
 from vgen.types import LatentShape, Strides, VideoShape
 
@@ -40,6 +41,8 @@ def check_settings(
     video_shape.check(token_strides(strides, patch_size))
     shape = video_shape.latent(strides)
     _check_decoding(settings)
+    if isinstance(settings.vae_memory, str) and settings.vae_memory != "auto":
+        parse_bytes(settings.vae_memory)
     generators = settings.generator
     if isinstance(generators, list) and len(generators) != settings.batch_size:
         raise RequestError(f"generator holds {len(generators)} generators for {settings.batch_size} clips.")

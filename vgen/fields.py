@@ -64,6 +64,35 @@ def number(field: str, low: float, high: float) -> Callable[[Any], Any]:
     return check
 
 
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(text: str) -> int:
+    """ "4GB", "900 MiB" or a number of bytes -> bytes.
+
+    Raises:
+        RequestError: it is no amount of memory.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
+    if found is None or float(found[1]) == 0:
+        raise RequestError(f"{text!r:.40} is no amount of memory: give for instance 4GB or 900MiB.")
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def memory_amount(field: str) -> Callable[[Any], Any]:
+    """A check for an amount of memory, such as "4GB" or a number of bytes; becomes bytes. None passes."""
+
+    def check(value: Any) -> Any:
+        if value is None or (type(value) is int and value > 0):
+            return value
+        try:
+            return parse_bytes(str(value))
+        except RequestError as error:
+            raise _refuse(f"{field}={error}") from None
+
+    return check
+
+
 def _as_number(value: Any) -> int | float | None:
     if isinstance(value, bool):
         return None

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from vgen.errors import RequestError, ShapeError
-from vgen.fields import MAX_SEED, choice, device_name, index_list, number, sigma_list, text, whole_number
+from vgen.fields import MAX_SEED, choice, device_name, index_list, memory_amount, number, sigma_list, text, whole_number
 from vgen.steps import settle_steps, skipped_steps
 from vgen.types import SKIP_MODES, Strides, VideoShape
 
@@ -38,6 +38,7 @@ _StgBlocks = Annotated[tuple[int, ...], BeforeValidator(index_list("stg_blocks",
 _StgMode = Annotated[str, BeforeValidator(choice("stg_mode", SKIP_MODES))]
 _Strength = Annotated[float, BeforeValidator(number("denoise_strength", 0.001, 1.0))]
 _Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000))]
+_Memory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
 _Dtype = Annotated[str, BeforeValidator(choice("dtype", ("float32", "bfloat16", "float16")))]
 _Fit = Annotated[str, BeforeValidator(choice("fit", ("cover", "contain", "stretch")))]
 _TaskName = Annotated[str, BeforeValidator(choice("task", TASKS))]
@@ -109,6 +110,7 @@ class GenerateRequest(_Job):
     keep_frames: _Keep | None = Field(None, description="predict: frames of the video that are kept.")
     device: _Device | None = Field(None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
     dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
+    vae_memory: _Memory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
 
     @model_validator(mode="after")
     def _check_task(self) -> GenerateRequest:
@@ -193,6 +195,7 @@ class ResolvedRequest(_Job):
     keep_frames: _Keep | None = None
     device: str
     dtype: str
+    vae_memory: _Memory | None = None
 
     def to_metadata(self, model_hash: str | None = None, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The JSON object that is written into an output.

@@ -148,6 +148,7 @@ def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
             guidance_rescale=request.guidance_rescale,
             **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength"),
             generator=[torch.Generator("cpu").manual_seed(request.seed)],
+            vae_memory=request.vae_memory or "auto",
             output_type="np",
             **inputs,
         )

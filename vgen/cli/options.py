@@ -61,6 +61,12 @@ _REQUEST_OPTIONS: dict[str, Any] = {
     "frame_rate": _text("--frame-rate", metavar="FPS", help="Frames per second.", panel=_SIZE),
     "device": _text("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.", panel=_MACHINE),
     "dtype": _text("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.", panel=_MACHINE),
+    "vae_memory": _text(
+        "--vae-memory",
+        metavar="SIZE",
+        help="Memory for decoding, such as 4GB; by what is free.",
+        panel=_MACHINE,
+    ),
 }
 
 

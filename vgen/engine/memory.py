@@ -6,8 +6,8 @@ at the same time. Nothing is estimated from formulas that could go stale.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vgen.errors import OutOfMemoryError, RequestError
+from vgen.errors import OutOfMemoryError
 from vgen.models import CausalVideoVAE
 from vgen.types import LatentShape
 
@@ -25,7 +25,6 @@ _REHEARSED_FRAMES: Final = 24
 """Latent frames after which a stream's memory has stopped growing."""
 _SMALLEST_TILE: Final = 4
 """Latents; smaller tiles are mostly overlap."""
-_UNITS: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 class LiveBytes(TorchDispatchMode):
@@ -47,9 +46,13 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 storage = leaf.untyped_storage()
                 self._alive.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        self.peak = max(self.peak, self.now())
         return result
+
+    def now(self) -> int:
+        """Bytes that are alive now."""
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        return sum(size for _, size in self._alive.values())
 
 
 class CodingPlan(NamedTuple):
@@ -70,18 +73,6 @@ class CodingPlan(NamedTuple):
             vae.enable_tiling(*self.tile, *(side - cut for side, cut in zip(self.tile, overlap, strict=True)))
 
 
-def parse_bytes(text: str) -> int:
-    """ "4GB", "900 MiB" or a number of bytes -> bytes.
-
-    Raises:
-        RequestError: it is no amount of memory.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
-    if found is None or float(found[1]) == 0:
-        raise RequestError(f"{text!r} is no amount of memory: give for instance 4GB or 900MiB.")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
-
-
 def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, plan: CodingPlan | None = None) -> int:
     """Most bytes alive while a clip is decoded and its frames are taken away piece by piece, weights not counted.
 
@@ -100,13 +91,22 @@ def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, pl
     if plan is not None:
         plan.apply(double)
     frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_decoding else shape.frames
-    size = (batch, double.config.latent_channels, frames, shape.height, shape.width)
+    tile, tiles = _largest_tile(double, shape)
+    size = (batch, double.config.latent_channels, frames, *tile)
     latents = torch.empty(size, device="meta", dtype=vae.dtype)
     timestep = torch.empty(batch, device="meta", dtype=vae.dtype) if double.config.timestep_conditioning else None
+    between = piece_frames = 0
     with torch.no_grad(), LiveBytes() as live:
-        for _ in double.decode_in_pieces(latents, timestep):
-            pass
-    return int(live.peak * WORKSPACE)
+        for piece in double.decode_in_pieces(latents, timestep):
+            piece_frames = max(piece_frames, piece.shape[2])
+            del piece
+            between = max(between, live.now())
+    if tiles == 1:
+        return int(live.peak * WORKSPACE)
+    # All tiles go through time side by side: while one is worked on, the others keep what they need, and their pieces
+    # wait to be blended into whole pictures.
+    pictures = batch * 3 * piece_frames * shape.height * shape.width * vae.strides.height * vae.strides.width
+    return int((live.peak + (tiles - 1) * between + 2 * pictures * vae.dtype.itemsize) * WORKSPACE)
 
 
 def plan_decoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
@@ -132,6 +132,27 @@ def plan_decoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: i
     )
 
 
+@contextmanager
+def decoding_within(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int | None) -> Iterator[None]:
+    """Inside, `vae` decodes within a budget; afterwards it is set up as before.
+
+    Args:
+        vae: the model.
+        shape, batch: of the latents to decode.
+        budget: bytes; None: four fifths of what is free on its device now.
+    Raises:
+        OutOfMemoryError: nothing fits.
+    """
+    if budget is None:
+        budget = free_bytes(vae.device) * 4 // 5
+    before = {name: value for name, value in vars(vae).items() if name.startswith(("use_", "tile_"))}
+    plan_decoding(vae, shape, batch, budget).apply(vae)
+    try:
+        yield
+    finally:
+        vars(vae).update(before)
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory that is free now on a device."""
     if device.type == "cuda":
@@ -152,6 +173,20 @@ def _ways(vae: CausalVideoVAE, shape: LatentShape) -> Iterator[tuple[int | None,
         else:
             width = max(_SMALLEST_TILE, (width + 1) // 2)
         yield stride, (height * rows, width * columns)
+
+
+def _largest_tile(vae: CausalVideoVAE, shape: LatentShape) -> tuple[tuple[int, int], int]:
+    """Rows and columns of the largest tile, in latents, and how many tiles there are."""
+    if not vae.use_tiling:
+        return (shape.height, shape.width), 1
+    sides, count = [], 1
+    for axis, length, stride in (
+        ("height", shape.height, vae.strides.height),
+        ("width", shape.width, vae.strides.width),
+    ):
+        sides.append(min(length, getattr(vae, f"tile_sample_min_{axis}") // stride))
+        count *= len(range(0, length, getattr(vae, f"tile_sample_stride_{axis}") // stride))
+    return (sides[0], sides[1]), count
 
 
 def _overlap(side: int, stride: int) -> int:
