@@ -20,17 +20,47 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
+class TaskMix(Strict):
+    """Shares of what is given: nothing but text, the first frame, a prefix, or the last frame / both ends."""
+
+    text: Share = 0.60
+    first: Share = 0.25
+    prefix: Share = 0.10
+    other: Share = 0.05
+
+
+class ShiftConfig(Strict):
+    """The shift mu towards noise, of training and of sampling: a line through two token counts, not clamped.
+
+    The defaults are LTX-Video's. Latents whose content survives more noise (few tokens, much redundancy) need more.
+    """
+
+    base_shift: float = 0.95
+    max_shift: float = 2.05
+    base_tokens: Count = 1024
+    max_tokens: Count = 4096
+
+    @model_validator(mode="after")
+    def _check(self) -> ShiftConfig:
+        if self.max_tokens <= self.base_tokens:
+            raise ValueError(f"max_tokens={self.max_tokens} must be above base_tokens={self.base_tokens}")
+        return self
+
+
 class Stage(Strict):
     """A stretch of a run with one mixture of clip lengths.
 
     `frames` gives each clip length its share of the steps, `batch` its batch size. `crop` cuts a square of that many
-    pixels with a part of the object in it out of every clip (pixel objectives only).
+    pixels with a part of the object in it out of every clip (pixel objectives only). `tasks` and `shift` stand in for
+    those of the objective while the stage lasts (flow objectives only; sampling keeps to the objective's shift).
     """
 
     steps: Count
     frames: dict[int, Share]
     batch: dict[int, Count]
     crop: int | None = Field(None, ge=8)
+    tasks: TaskMix | None = None
+    shift: ShiftConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Stage:
@@ -137,33 +167,6 @@ class TextEncoderConfig(Strict):
     num_heads: Count = 4
     vocabulary: int = Field(1024, ge=160)
     max_length: Count = 64
-
-
-class TaskMix(Strict):
-    """Shares of what is given: nothing but text, the first frame, a prefix, or the last frame / both ends."""
-
-    text: Share = 0.60
-    first: Share = 0.25
-    prefix: Share = 0.10
-    other: Share = 0.05
-
-
-class ShiftConfig(Strict):
-    """The shift mu towards noise, of training and of sampling: a line through two token counts, not clamped.
-
-    The defaults are LTX-Video's. Latents whose content survives more noise (few tokens, much redundancy) need more.
-    """
-
-    base_shift: float = 0.95
-    max_shift: float = 2.05
-    base_tokens: Count = 1024
-    max_tokens: Count = 4096
-
-    @model_validator(mode="after")
-    def _check(self) -> ShiftConfig:
-        if self.max_tokens <= self.base_tokens:
-            raise ValueError(f"max_tokens={self.max_tokens} must be above base_tokens={self.base_tokens}")
-        return self
 
 
 class FlowObjectiveConfig(Strict):

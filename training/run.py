@@ -122,7 +122,8 @@ def build_objective(
     with accelerator.main_process_first():
         tokenizer = _tokenizer(config, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
-    return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, held_out), source
+    plan = BatchPlan(recipe.stages, recipe.seed)
+    return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, held_out, plan), source
 
 
 def _fill(cache: LatentCache, control: Control, accelerator: Accelerator) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -193,6 +194,45 @@ def test_kill_and_resume_equals_not_stopping(vae_run: Path, tmp_path: Path) -> N
     assert process.wait() in (-signal.SIGKILL, 0)
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     _assert_same_end(vae_run, run)
+
+
+def test_a_stage_may_have_tasks_and_a_shift_of_its_own(vae_run: Path, small_shards: Any, tmp_path: Path) -> None:
+    content = _flow_recipe(vae_run / "export")
+    stage = {"steps": 2, "frames": {5: 1.0}, "batch": {5: 2}}
+    only = {"text": 0.0, "first": 0.0, "prefix": 0.0, "other": 0.0}
+    content["stages"] = [
+        {**stage, "tasks": {**only, "text": 1.0}},
+        {**stage, "tasks": {**only, "first": 1.0}, "shift": {"base_shift": 9.0, "max_shift": 9.1}},
+    ]
+    content["objective"]["uniform_share"] = 0.0
+    run_recipe(_recipe(tmp_path, content), [f"output_dir={tmp_path / 'run'}"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    tasks = [sorted(name[5:] for name in row if name in ("loss/text", "loss/first")) for row in rows if "loss" in row]
+    assert tasks == [["text"], ["text"], ["first"], ["first"]]
+    late = [name for row in rows[2:4] for name in row if name.startswith("loss/sigma")]
+    assert set(late) == {"loss/sigma_0.75"}  # so far shifted, hardly anything lies below
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    """One journal, one set of checkpoints, and a stop that both processes agree on."""
+    recipe = _recipe(tmp_path, {**VAE_RECIPE, "gradient_accumulation": 1})
+    run = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone",
+        "-m", "vgen.training.run", str(recipe), f"output_dir={run}",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run.mkdir()
+    (run / "stop").touch()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000001"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert (run / "export" / "config.json").is_file()
 
 
 def test_other_data_is_refused(vae_run: Path, tmp_path: Path) -> None:

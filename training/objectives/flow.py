@@ -22,7 +22,7 @@ from vgen.training.control import Control
 from vgen.training.data.captioned import tokenize
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.latents import encode_clips
-from vgen.training.data.plan import Batch
+from vgen.training.data.plan import Batch, BatchPlan
 from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
@@ -46,6 +46,7 @@ class FlowObjective(Objective):
         vae: frozen, for validation samples and the export.
         tokenizer: of the text encoder.
         held_out: validation clips.
+        plan: says which stage of the recipe a step belongs to.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class FlowObjective(Objective):
         vae: CausalVideoVAE,
         tokenizer: PreTrainedTokenizerBase,
         held_out: SpriteClips,
+        plan: BatchPlan,
     ) -> None:
         super().__init__()
         self.config = config
+        self.plan = plan
         self.data = data
         self.tokenizer = tokenizer
         self.held_out = held_out
@@ -83,7 +86,8 @@ class FlowObjective(Objective):
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch {"latents", "last", "input_ids", "attention_mask"}."""
         latents = batch["latents"].float()
-        task = draw_task(self.config.tasks, latents.shape[2], keys)
+        stage = self.plan.stage(keys.step)
+        task = draw_task(stage.tasks or self.config.tasks, latents.shape[2], keys)
         known = known_latents(task, latents, batch.get("last"), self.strides, keys)
         shape = self._token_shape(latents)
         sigma = sample_training_sigmas(
@@ -91,7 +95,7 @@ class FlowObjective(Objective):
             shape[1],
             keys.generator("sigma"),
             uniform_share=self.config.uniform_share,
-            mu=resolution_shift_mu(shape[1], **self.config.shift.model_dump()),
+            mu=resolution_shift_mu(shape[1], **(stage.shift or self.config.shift).model_dump()),
         )
         noise = torch.randn(shape, generator=keys.generator("noise"))
         inputs = self._inputs(latents, known, sigma.to(latents), noise.to(latents))
