@@ -92,7 +92,10 @@ def table(report: dict[str, Any]) -> Table:
     """The scores as a table: one row a measure, one column a tier."""
     budget = report["budget"]
     title = f"{report['model']} ({report['hash'][:12]}), {budget['prompts']} prompts x {budget['seeds']} seeds a split"
-    drawn = Table("measure", *report["scores"], title=title)
+    drawn = Table(title=title)
+    drawn.add_column("measure", no_wrap=True)
+    for tier in report["scores"]:
+        drawn.add_column(tier)
     columns = [_rows(tier) for tier in report["scores"].values()]
     for name in columns[0]:
         drawn.add_row(name, *(column[name] for column in columns))

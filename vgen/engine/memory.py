@@ -74,7 +74,7 @@ class CodingPlan(NamedTuple):
 
 
 def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, plan: CodingPlan | None = None) -> int:
-    """Most bytes alive while a clip is decoded and its frames are taken away piece by piece, weights not counted.
+    """Most bytes alive while a clip is decoded, the finished clip included, weights not.
 
     Args:
         vae: the model; only its configuration and dtype matter.
@@ -90,23 +90,22 @@ def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, pl
     _copy_set_up(vae, double)
     if plan is not None:
         plan.apply(double)
+    tile, edges = _largest_tile(double, shape)
     frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_decoding else shape.frames
-    tile, tiles = _largest_tile(double, shape)
-    size = (batch, double.config.latent_channels, frames, *tile)
-    latents = torch.empty(size, device="meta", dtype=vae.dtype)
+    latents = torch.empty(batch, double.config.latent_channels, frames, *tile, device="meta", dtype=vae.dtype)
     timestep = torch.empty(batch, device="meta", dtype=vae.dtype) if double.config.timestep_conditioning else None
-    between = piece_frames = 0
     with torch.no_grad(), LiveBytes() as live:
         for piece in double.decode_in_pieces(latents, timestep):
-            piece_frames = max(piece_frames, piece.shape[2])
             del piece
-            between = max(between, live.now())
-    if tiles == 1:
-        return int(live.peak * WORKSPACE)
-    # All tiles go through time side by side: while one is worked on, the others keep what they need, and their pieces
-    # wait to be blended into whole pictures.
-    pictures = batch * 3 * piece_frames * shape.height * shape.width * vae.strides.height * vae.strides.width
-    return int((live.peak + (tiles - 1) * between + 2 * pictures * vae.dtype.itemsize) * WORKSPACE)
+    # What becomes of the pieces: they are joined into a clip; a tile's clip is blended into that of the whole picture.
+    pixel = batch * 3 * (1 + (shape.frames - 1) * vae.strides.temporal) * vae.dtype.itemsize
+    pixel *= vae.strides.height * vae.strides.width
+    clip = pixel * tile[0] * tile[1]
+    working = int(live.peak * WORKSPACE)
+    coding = working + clip if double.use_framewise_decoding else working
+    if tile == shape[1:]:
+        return coding
+    return pixel * (shape.height * shape.width + edges) + max(coding, 3 * clip)
 
 
 def plan_decoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
@@ -176,17 +175,16 @@ def _ways(vae: CausalVideoVAE, shape: LatentShape) -> Iterator[tuple[int | None,
 
 
 def _largest_tile(vae: CausalVideoVAE, shape: LatentShape) -> tuple[tuple[int, int], int]:
-    """Rows and columns of the largest tile, in latents, and how many tiles there are."""
+    """Rows and columns of the largest tile, and the size of the edges that wait to be blended, all in latents."""
     if not vae.use_tiling:
-        return (shape.height, shape.width), 1
-    sides, count = [], 1
-    for axis, length, stride in (
-        ("height", shape.height, vae.strides.height),
-        ("width", shape.width, vae.strides.width),
-    ):
-        sides.append(min(length, getattr(vae, f"tile_sample_min_{axis}") // stride))
-        count *= len(range(0, length, getattr(vae, f"tile_sample_stride_{axis}") // stride))
-    return (sides[0], sides[1]), count
+        return (shape.height, shape.width), 0
+    height, width = (getattr(vae, f"tile_sample_min_{axis}") for axis in ("height", "width"))
+    rows, columns = height // vae.strides.height, width // vae.strides.width
+    below = rows - vae.tile_sample_stride_height // vae.strides.height
+    beside = columns - vae.tile_sample_stride_width // vae.strides.width
+    tile = (min(shape.height, rows), min(shape.width, columns))
+    across = 2 * shape.width * columns // max(columns - beside, 1)  # two rows of tiles, their overlap counted twice
+    return tile, below * across + beside * tile[0]
 
 
 def _overlap(side: int, stride: int) -> int:

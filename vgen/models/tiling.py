@@ -96,22 +96,26 @@ class TiledCoding:
         tile = (self.tile_sample_min_height, self.tile_sample_min_width)
         step = (self.tile_sample_stride_height, self.tile_sample_stride_width)
         scales = tuple(1 / stride for stride in (self.strides.height, self.strides.width))
-        if not self.use_framewise_encoding:
-            return torch.cat(list(self._tiled(lambda part: iter([self.encoder(part)]), video, tile, step, scales)), 2)
         frames = self.tile_sample_stride_num_frames
 
         def encode(part: Tensor) -> Iterator[Tensor]:
+            if not self.use_framewise_encoding:
+                return iter([self.encoder(part)])
             rest = part[:, :, 1:].split(frames, dim=2) if part.shape[2] > 1 else ()
             return self.encoder.in_pieces([part[:, :, :1], *rest], frames)
 
-        return torch.cat(list(self._tiled(encode, video, tile, step, scales)), dim=2)
+        latent_frames = 1 + (video.shape[2] - 1) // self.strides.temporal
+        return _joined(self._tiled(encode, video, tile, step, scales, latent_frames), latent_frames)
 
     def _decode(self, latents: Tensor, temb: Tensor | None, generator: object) -> Tensor:
         """[B, C, f, h, w] -> [B, 3, F, H, W]."""
-        return torch.cat(list(self._decoded_pieces(latents, temb, generator)), dim=2)
+        return _joined(self._decoded_pieces(latents, temb, generator), self._pixel_frames(latents))
+
+    def _pixel_frames(self, latents: Tensor) -> int:
+        return 1 + (latents.shape[2] - 1) * self.strides.temporal
 
     def _decoded_pieces(self, latents: Tensor, temb: Tensor | None, generator: object) -> Iterator[Tensor]:
-        """[B, C, f, h, w] -> [B, 3, F, H, W], one after the other in time; one where decoding is not framewise."""
+        """[B, C, f, h, w] -> [B, 3, F, H, W], one after the other in time; one only if not framewise or in tiles."""
         tile = (
             self.tile_sample_min_height // self.strides.height,
             self.tile_sample_min_width // self.strides.width,
@@ -128,7 +132,7 @@ class TiledCoding:
                 return iter([self.decoder(part, temb, generator)])
             return self.decoder.in_pieces(part.split(frames, dim=2), temb, generator, part.shape[0], frames)
 
-        return self._tiled(decode, latents, tile, step, scales)
+        return self._tiled(decode, latents, tile, step, scales, self._pixel_frames(latents))
 
     def _tiled(
         self,
@@ -137,13 +141,12 @@ class TiledCoding:
         tile: tuple[int, int],
         step: tuple[int, int],
         scales: tuple[float, float],
+        frames: int,
     ) -> Iterator[Tensor]:
-        """`code` applied to all of `whole`, or to its tiles where it is larger than one; empty pieces left out."""
+        """`code` applied to `whole`, in pieces of time; by tiles and in one piece of `frames` where it is larger than one."""
         if not self.use_tiling or (whole.shape[3] <= tile[0] and whole.shape[4] <= tile[1]):
-            pieces = code(whole)
-        else:
-            pieces = _by_tiles(code, whole, tile, step, scales)
-        return (piece for piece in pieces if piece.shape[2])
+            return (piece for piece in code(whole) if piece.shape[2])
+        return iter([_by_tiles(code, whole, tile, step, scales, frames)])
 
 
 def _by_tiles(
@@ -152,40 +155,60 @@ def _by_tiles(
     tile: tuple[int, int],
     step: tuple[int, int],
     scales: tuple[float, float],
-) -> Iterator[Tensor]:
-    """Pieces in time of overlapping tiles of `whole` [B, C, F, H, W], blended where the tiles overlap.
+    frames: int,
+) -> Tensor:
+    """Overlapping tiles of `whole` [B, C, F, H, W], coded one after the other and blended where they overlap.
 
-    All tiles go through time side by side. `tile` and `step` count positions of `whole`; a position of `whole` becomes
-    `scales` positions of the result.
+    Each tile goes through all of time before the next begins, so that a stream's memory is that of one tile; only the
+    result and the tiles' overlapping edges are kept. `tile` and `step` count positions of `whole`; a position of
+    `whole` becomes `scales` positions of the result.
     """
     out_step = tuple(round(n * scale) for n, scale in zip(step, scales, strict=True))
     overlap = tuple(round(n * scale) - s for n, scale, s in zip(tile, scales, out_step, strict=True))
-    grid = [
-        [code(whole[:, :, :, top : top + tile[0], left : left + tile[1]]) for left in range(0, whole.shape[4], step[1])]
-        for top in range(0, whole.shape[3], step[0])
-    ]
-    for first in grid[0][0]:
-        rows = [
-            [first if (i, j) == (0, 0) else next(pieces) for j, pieces in enumerate(row)] for i, row in enumerate(grid)
-        ]
-        yield _blend_grid(rows, (out_step[0], out_step[1]), (overlap[0], overlap[1]))
+    size = [round(n * scale) for n, scale in zip(whole.shape[3:], scales, strict=True)]
+    result: Tensor | None = None
+    edges_above: list[Tensor] = []
+    for row, top in enumerate(range(0, whole.shape[3], step[0])):
+        edges: list[Tensor] = []
+        left_edge: Tensor | None = None
+        for column, left in enumerate(range(0, whole.shape[4], step[1])):
+            part = _joined(code(whole[:, :, :, top : top + tile[0], left : left + tile[1]]), frames)
+            if row:
+                part = _blend(edges_above[column], part, overlap[0], 3)
+            if left_edge is not None:
+                part = _blend(left_edge, part, overlap[1], 4)
+            edges.append(_edge(part, overlap[0], 3))
+            left_edge = _edge(part, overlap[1], 4)
+            if result is None:
+                result = part.new_empty(*part.shape[:3], *size)
+            shown = part[:, :, :, : out_step[0], : out_step[1]]
+            y, x = row * out_step[0], column * out_step[1]
+            result[:, :, :, y : y + shown.shape[3], x : x + shown.shape[4]] = shown
+        edges_above = edges
+    assert result is not None
+    return result
 
 
-def _blend_grid(rows: list[list[Tensor]], step: tuple[int, int], overlap: tuple[int, int]) -> Tensor:
-    """One picture (of some frames) from the rows of its overlapping tiles."""
-    strips: list[Tensor] = []
-    above: list[Tensor] | None = None
-    for row in rows:
-        blended: list[Tensor] = []
-        for index, part in enumerate(row):
-            if above is not None:
-                part = _blend(above[index], part, overlap[0], 3)
-            if index:
-                part = _blend(blended[-1], part, overlap[1], 4)
-            blended.append(part)
-        above = blended
-        strips.append(torch.cat([part[:, :, :, : step[0], : step[1]] for part in blended], dim=4))
-    return torch.cat(strips, dim=3)
+def _joined(pieces: Iterator[Tensor], frames: int) -> Tensor:
+    """Pieces in time as one clip of so many frames; nothing is ever held twice."""
+    clip: Tensor | None = None
+    done = 0
+    for piece in pieces:
+        if piece.shape[2] == frames:
+            return piece
+        if clip is None:
+            clip = piece.new_empty(*piece.shape[:2], frames, *piece.shape[3:])
+        clip[:, :, done : done + piece.shape[2]] = piece
+        done += piece.shape[2]
+    assert clip is not None
+    assert done == frames
+    return clip
+
+
+def _edge(part: Tensor, width: int, dim: int) -> Tensor:
+    """A copy of the last `width` positions, so that the rest of `part` can be freed."""
+    width = min(width, part.shape[dim])
+    return part.narrow(dim, part.shape[dim] - width, width).clone()
 
 
 def _blend(before: Tensor, after: Tensor, overlap: int, dim: int) -> Tensor:

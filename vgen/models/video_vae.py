@@ -199,7 +199,7 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, ModelMixin, ConfigMixin, F
         Args:
             latents, temb, generator: as for `decode`.
         Returns:
-            [B, 3, F, H, W] each; one piece where streaming is off.
+            [B, 3, F, H, W] each; one piece where streaming is off or the pictures are coded in tiles.
         """
         self._check_latents(latents, generator)
         return self._decoded_pieces(latents, temb, generator)
