@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from einops import repeat
 from torch import Tensor
 
-from vgen.engine.memory import decoding_within
-from vgen.fields import parse_bytes
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.conventions import Convention
 from vgen.pipelines.noise import draw
 from vgen.pipelines.settings import GenerationSettings
+from vgen.pipelines.vae_memory import within_memory
 from vgen.types import LatentShape
 
 
@@ -47,16 +45,9 @@ def decode_latents(
             latents = torch.lerp(vae.denormalize(latents).to(dtype), noise, scale)
     else:
         latents = vae.denormalize(latents).to(dtype)
-    with _memory(vae, latents, settings.vae_memory):
+    with within_memory(vae, LatentShape(*latents.shape[2:]), latents.shape[0], settings.vae_memory):
         video = vae.decode(latents.to(vae.dtype), timestep, return_dict=False, generator=settings.generator)[0]
     return video.float()
-
-
-def _memory(vae: Any, latents: Tensor, asked: int | str | None) -> AbstractContextManager[None]:
-    if asked is None:
-        return nullcontext()
-    budget = None if asked == "auto" else parse_bytes(asked) if isinstance(asked, str) else asked
-    return decoding_within(vae, LatentShape(*latents.shape[2:]), latents.shape[0], budget)
 
 
 def paste_known(video: Tensor, given: Sequence[GivenPixels], keep: bool | None, num_videos_per_prompt: int) -> Tensor:

@@ -15,7 +15,8 @@ from vgen.diffusion.tokens import pack, token_grid
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.conventions import Convention
 from vgen.pipelines.settings import GenerationSettings, Generators
-from vgen.types import LatentShape
+from vgen.pipelines.vae_memory import within_memory
+from vgen.types import LatentShape, VideoShape
 
 
 def draw(
@@ -106,7 +107,9 @@ def _for_clips(tensor: Tensor, settings: GenerationSettings) -> Tensor:
 
 def _encode(vae: Any, pixels: Tensor, settings: GenerationSettings, convention: Convention) -> Tensor:
     """Pixels [1 or B, 3, F, H, W] to raw latents; every posterior is drawn from with its clip's own generator."""
-    posteriors = [vae.encode(clip).latent_dist for clip in pixels.split(1)]
+    shape = VideoShape(*pixels.shape[2:]).latent(vae.strides)
+    with within_memory(vae, shape, 1, settings.vae_memory, encode=True):
+        posteriors = [vae.encode(clip).latent_dist for clip in pixels.split(1)]
     if not convention.sample_posterior:
         return torch.cat([posterior.mean for posterior in posteriors])
     generator = settings.generator

@@ -57,7 +57,7 @@ class GenerationSettings:
         guidance: a strategy in place of guidance_scale, guidance_rescale, cfg_star and everything with stg.
         guidance_batching: "batched" runs the branches of a step as one batch where they can share it; "separate" one
             after another, with less memory and the same result.
-        vae_memory: memory that decoding may take, in bytes or as "4GB"; the clip is decoded in pieces where it needs
+        vae_memory: memory that coding may take, in bytes or as "4GB"; a clip is coded in pieces where it needs
             more, exactly as long as pieces in time suffice. "auto": most of what is free; None: as the VAE is set up.
         attention_kwargs: handed to the transformer (for instance {"scale": 0.8} for LoRA).
         output_type: "pil", "np", "pt" or "latent".

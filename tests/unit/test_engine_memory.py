@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vgen.engine.memory import WORKSPACE, CodingPlan, LiveBytes, decoding_peak, decoding_within, plan_decoding
+from vgen.engine.memory import (
+    WORKSPACE,
+    CodingPlan,
+    LiveBytes,
+    decoding_peak,
+    decoding_within,
+    encoding_within,
+    plan_decoding,
+    plan_encoding,
+)
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.fields import parse_bytes
 from vgen.models import CausalVideoVAE
@@ -104,3 +113,27 @@ def test_amounts_of_memory(text: str, expected: int) -> None:
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(RequestError, match="no amount of memory"):
         parse_bytes(text)
+
+
+@torch.no_grad()
+def test_encoding_is_planned_as_well(vae: CausalVideoVAE) -> None:
+    shape = LatentShape(5, 4, 6)
+    video = torch.rand(1, 3, 33, 128, 192, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = vae.encode(video).latent_dist.mean
+    whole = plan_encoding(vae, shape, 1, 10**12)
+    streamed = plan_encoding(vae, shape, 1, whole.peak_bytes - 1)
+    tiled = plan_encoding(vae, shape, 1, streamed.peak_bytes - 1)
+    assert (whole.num_frames, streamed.num_frames, streamed.tile) == (None, 8, None)
+    assert tiled.tile is not None
+    for plan, tolerance in ((whole, 0.05), (streamed, 0.05), (tiled, 0.2)):
+        plan.apply(vae)
+        with LiveBytes() as live:
+            made = vae.encode(video).latent_dist.mean
+        assert plan.peak_bytes / WORKSPACE == pytest.approx(live.peak, rel=tolerance)
+        if plan.tile is None:
+            torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+    vae.disable_tiling()
+    vae.disable_streaming()
+    with encoding_within(vae, shape, 1, streamed.peak_bytes):
+        assert vae.use_framewise_encoding
+    assert not vae.use_framewise_encoding

@@ -6,7 +6,7 @@ at the same time. Nothing is estimated from formulas that could go stale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from vgen.errors import OutOfMemoryError
 from vgen.models import CausalVideoVAE
-from vgen.types import LatentShape
+from vgen.types import LatentShape, VideoShape
 
 WORKSPACE: Final = 1.3
 """What convolution libraries take on top of the tensors, as a factor."""
@@ -84,12 +84,7 @@ def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, pl
     Returns:
         Bytes, the workspace of convolutions included.
     """
-    with torch.device("meta"):
-        double = CausalVideoVAE.from_config(vae.config).eval()
-    torch.nn.Module.to(double, vae.dtype)  # diffusers' own `to` warns about casting, which does not matter here
-    _copy_set_up(vae, double)
-    if plan is not None:
-        plan.apply(double)
+    double = _double(vae, plan)
     tile, edges = _largest_tile(double, shape)
     frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_decoding else shape.frames
     latents = torch.empty(batch, double.config.latent_channels, frames, *tile, device="meta", dtype=vae.dtype)
@@ -98,7 +93,7 @@ def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, pl
         for piece in double.decode_in_pieces(latents, timestep):
             del piece
     # What becomes of the pieces: they are joined into a clip; a tile's clip is blended into that of the whole picture.
-    pixel = batch * 3 * (1 + (shape.frames - 1) * vae.strides.temporal) * vae.dtype.itemsize
+    pixel = batch * 3 * VideoShape.of_latent(shape, vae.strides).num_frames * vae.dtype.itemsize
     pixel *= vae.strides.height * vae.strides.width
     clip = pixel * tile[0] * tile[1]
     working = int(live.peak * WORKSPACE)
@@ -106,6 +101,29 @@ def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, pl
     if tile == shape[1:]:
         return coding
     return pixel * (shape.height * shape.width + edges) + max(coding, 3 * clip)
+
+
+def encoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, plan: CodingPlan | None = None) -> int:
+    """Most bytes alive while a clip is encoded, its latents included; its pixels, which are there already, are not.
+
+    Args:
+        vae: the model; only its configuration and dtype matter.
+        shape: of the latents to make.
+        batch: clips encoded together.
+        plan: the way of coding; None: as `vae` is set up.
+    Returns:
+        Bytes, the workspace of convolutions included.
+    """
+    double = _double(vae, plan)
+    tile, _ = _largest_tile(double, shape)
+    frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_encoding else shape.frames
+    video = torch.empty(
+        batch, 3, *VideoShape.of_latent(LatentShape(frames, *tile), vae.strides), device="meta", dtype=vae.dtype
+    )
+    with torch.no_grad(), LiveBytes() as live:
+        double.encode(video)
+    latents = batch * 2 * double.config.latent_channels * shape.frames * shape.height * shape.width * vae.dtype.itemsize
+    return int(live.peak * WORKSPACE) + (0 if tile == shape[1:] else 2 * latents)
 
 
 def plan_decoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
@@ -119,15 +137,27 @@ def plan_decoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: i
     Raises:
         OutOfMemoryError: not even the smallest tiles fit; says what they need.
     """
-    needed = 0
+    return _plan(decoding_peak, "decode", vae, shape, batch, budget)
+
+
+def plan_encoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
+    """As `plan_decoding`, for encoding a clip to latents of `shape`; the clip's pixels do not count."""
+    return _plan(encoding_peak, "encode", vae, shape, batch, budget)
+
+
+def _plan(
+    peak: Callable[..., int], verb: str, vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int
+) -> CodingPlan:
+    least = 0
     for frames, tile in _ways(vae, shape):
         plan = CodingPlan(frames, tile, 0)
-        needed = decoding_peak(vae, shape, batch, plan=plan)
+        needed = peak(vae, shape, batch, plan=plan)
         if needed <= budget:
             return plan._replace(peak_bytes=needed)
+        least = min(needed, least or needed)
     raise OutOfMemoryError(
-        f"vae_memory={budget / 2**30:.2f} GiB is too little to decode {shape.frames} x {shape.height} x {shape.width} "
-        f"latents of {batch} clips: the smallest tiles take {needed / 2**30:.2f} GiB; give that much, or fewer clips."
+        f"vae_memory={budget / 2**30:.2f} GiB is too little to {verb} {shape.frames} x {shape.height} x {shape.width} "
+        f"latents of {batch} clips: the least is {least / 2**30:.2f} GiB; give that much, or fewer clips."
     )
 
 
@@ -142,14 +172,42 @@ def decoding_within(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget:
     Raises:
         OutOfMemoryError: nothing fits.
     """
-    if budget is None:
-        budget = free_bytes(vae.device) * 4 // 5
+    with _set_up(vae, plan_decoding(vae, shape, batch, _room(vae, budget))):
+        yield
+
+
+@contextmanager
+def encoding_within(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int | None) -> Iterator[None]:
+    """As `decoding_within`, for encoding to latents of `shape`."""
+    with _set_up(vae, plan_encoding(vae, shape, batch, _room(vae, budget))):
+        yield
+
+
+def _room(vae: CausalVideoVAE, budget: int | None) -> int:
+    return free_bytes(vae.device) * 4 // 5 if budget is None else budget
+
+
+@contextmanager
+def _set_up(vae: CausalVideoVAE, plan: CodingPlan) -> Iterator[None]:
     before = {name: value for name, value in vars(vae).items() if name.startswith(("use_", "tile_"))}
-    plan_decoding(vae, shape, batch, budget).apply(vae)
+    plan.apply(vae)
     try:
         yield
     finally:
         vars(vae).update(before)
+
+
+def _double(vae: CausalVideoVAE, plan: CodingPlan | None) -> CausalVideoVAE:
+    """A model without content that codes as `vae` does, or by a plan."""
+    with torch.device("meta"):
+        double = CausalVideoVAE.from_config(vae.config).eval()
+    torch.nn.Module.to(double, vae.dtype)  # diffusers' own `to` warns about casting, which does not matter here
+    for name, value in vars(vae).items():
+        if name.startswith(("use_", "tile_")):
+            setattr(double, name, value)
+    if plan is not None:
+        plan.apply(double)
+    return double
 
 
 def free_bytes(device: torch.device) -> int:
@@ -190,9 +248,3 @@ def _largest_tile(vae: CausalVideoVAE, shape: LatentShape) -> tuple[tuple[int, i
 def _overlap(side: int, stride: int) -> int:
     """A quarter of a tile, at least one latent, at most the eight that public pipelines overlap by."""
     return min(max(side // 4 // stride, 1), 8) * stride
-
-
-def _copy_set_up(source: CausalVideoVAE, target: CausalVideoVAE) -> None:
-    for name, value in vars(source).items():
-        if name.startswith(("use_", "tile_")):
-            setattr(target, name, value)

@@ -143,7 +143,7 @@ class TiledCoding:
         scales: tuple[float, float],
         frames: int,
     ) -> Iterator[Tensor]:
-        """`code` applied to `whole`, in pieces of time; by tiles and in one piece of `frames` where it is larger than one."""
+        """`code` applied to `whole`, in pieces of time; by tiles, in one piece of `frames`, if it is larger."""
         if not self.use_tiling or (whole.shape[3] <= tile[0] and whole.shape[4] <= tile[1]):
             return (piece for piece in code(whole) if piece.shape[2])
         return iter([_by_tiles(code, whole, tile, step, scales, frames)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vgen.errors import OutOfMemoryError, RequestError
-from vgen.pipelines import TextToVideoPipeline
+from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
 from vgen.request import GenerateRequest
 
 CALL = {"prompt": "a red circle", "num_inference_steps": 1, "output_type": "np", "num_frames": 33}
@@ -39,8 +39,30 @@ def test_a_smaller_budget_changes_no_pixel_worth_seeing(pipeline, monkeypatch) -
 def test_what_cannot_work_is_refused_at_once(pipeline) -> None:
     with pytest.raises(RequestError, match="no amount of memory"):
         _frames(pipeline, vae_memory="plenty")
-    with pytest.raises(OutOfMemoryError, match="smallest tiles take"):
+    with pytest.raises(OutOfMemoryError, match="too little to decode"):
         _frames(pipeline, vae_memory=1000)
+
+
+def test_what_is_given_is_encoded_within_it_too(monkeypatch) -> None:
+    pipeline = MaskedPredictionPipeline.from_pretrained("sprites", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    clip = torch.rand(33, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen = []
+    encode = pipeline.vae.encode
+    monkeypatch.setattr(
+        pipeline.vae, "encode", lambda *a, **k: (seen.append(pipeline.vae.use_framewise_encoding), encode(*a, **k))[1]
+    )
+    made = [
+        pipeline(
+            **CALL,
+            conditions=[VideoCondition(clip)],
+            generator=torch.Generator().manual_seed(0),
+            vae_memory=memory,
+        ).frames
+        for memory in (None, "10MB")
+    ]
+    assert seen == [False, True]
+    np.testing.assert_allclose(*made, atol=1e-4)
 
 
 def test_the_request_takes_it_in_the_usual_spellings() -> None:
