@@ -31,7 +31,7 @@ class Encoder(nn.Module):
         block_out_channels: width of each stage (the kind with space to depth has one more: the last stage's output).
         down_block_types: kind of each stage.
         spatio_temporal_scaling: whether each stage reduces the resolution.
-        layers_per_block: residual blocks of each stage and of the middle.
+        layers_per_block: residual blocks of each stage; the last entry, which may be the last stage's, of the middle.
         downsample_type: how each stage reduces (only the kind with space to depth has a choice).
         patch_size: pixels of a patch's side.
         patch_size_t: frames of a patch.
@@ -55,7 +55,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         stages = down_stages(block_out_channels, down_block_types, spatio_temporal_scaling, downsample_type)
-        check_lengths(len(stages) + 1, "block_out_channels", layers_per_block=layers_per_block)
+        check_lengths(len(stages), "block_out_channels", layers_per_block=layers_per_block)
         self.patch = (patch_size_t, patch_size, patch_size)
         self.conv_in = CausalConv3d(in_channels * patch_size_t * patch_size**2, block_out_channels[0], causal=causal)
         self.down_blocks = nn.ModuleList(

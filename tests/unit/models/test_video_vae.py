@@ -219,7 +219,7 @@ def test_inputs_are_checked(vae, noisy_vae):
         ({"decoder_upsample_type": ("temporal", "sideways")}, "'sideways' is not known"),
         ({"downsample_type": ("temporal", "sideways")}, "'sideways' is not known"),
         ({"block_out_channels": (48, 64, 96)}, "64 -> 96 cannot be downsampled"),
-        ({"layers_per_block": (1, 1)}, "layers_per_block has 2 entries, but block_out_channels asks for 3"),
+        ({"layers_per_block": (1,)}, "layers_per_block has 1 entries, but block_out_channels asks for 2"),
         ({"decoder_inject_noise": (False,)}, "decoder_inject_noise has 1 entries"),
         ({"upsample_residual": (True, True), "upsample_factor": (3, 1)}, "upsample_factor=3 has to meet"),
         ({"upsample_factor": (2, 1)}, "upsample_factor=2 has to meet"),
