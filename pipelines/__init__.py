@@ -10,9 +10,11 @@ from vgen.pipelines.base import BasePipeline
 from vgen.pipelines.conditioning import VideoCondition
 from vgen.pipelines.image_to_video import ImageToVideoPipeline
 from vgen.pipelines.interpolation import InterpolationPipeline
+from vgen.pipelines.latent_upsample import LatentUpsamplePipeline, load_upsampler
 from vgen.pipelines.masked_prediction import MaskedPredictionPipeline
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.text_to_video import TextToVideoPipeline
+from vgen.pipelines.two_pass import TwoPass
 from vgen.pipelines.video_to_video import VideoToVideoPipeline
 
 for _pipeline in (
@@ -21,6 +23,7 @@ for _pipeline in (
     MaskedPredictionPipeline,
     InterpolationPipeline,
     VideoToVideoPipeline,
+    LatentUpsamplePipeline,
 ):
     register_class(_pipeline)
 
@@ -28,9 +31,12 @@ __all__ = [
     "BasePipeline",
     "ImageToVideoPipeline",
     "InterpolationPipeline",
+    "LatentUpsamplePipeline",
     "MaskedPredictionPipeline",
     "TextToVideoPipeline",
+    "TwoPass",
     "VideoCondition",
     "VideoPipelineOutput",
     "VideoToVideoPipeline",
+    "load_upsampler",
 ]

@@ -220,14 +220,14 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
         return noise, conditions
 
     def noise_clip(
-        self, noise: Tensor, known: ConditionSet, clip: GivenPixels | None, settings: GenerationSettings
+        self, noise: Tensor, known: ConditionSet, clip: GivenPixels | Tensor | None, settings: GenerationSettings
     ) -> Tensor:
         """The tokens to start from: noise, or a clip noised to where the schedule starts; known tokens in place.
 
         Args:
             noise: [B, N, C].
             known: the condition set.
-            clip: its content starts the video, or None.
+            clip: its content starts the video, as pixels or as normalised latents [B, C, f, h, w]; or None.
             settings: of the call; the scheduler has its sigmas.
         Returns:
             [B, K + N, C].
@@ -236,14 +236,21 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
         sigma = self.scheduler.timesteps[0].to(noise.device) / self.scheduler.config.num_train_timesteps
         if clip is None or sigma >= one:
             return known.noised(noise, one)
-        encoded = encode_given(self.vae, clip, settings, self.convention, noise.device)
-        return known.noised(noise, sigma, pack(encoded.latents, self.patch_size).expand(noise.shape))
+        if isinstance(clip, GivenPixels):
+            clip = encode_given(self.vae, clip, settings, self.convention, noise.device).latents
+        return known.noised(noise, sigma, pack(clip.to(noise), self.patch_size).expand(noise.shape))
 
     @torch.no_grad()
     def _generate(
-        self, given_settings: Mapping[str, Any], conditions: Conditions = (), clip: GivenPixels | None = None
+        self, given_settings: Mapping[str, Any], conditions: Conditions = (), clip: GivenPixels | Tensor | None = None
     ) -> Any:
         """A call of any task: settings, conditions and perhaps a clip to start from in, clips out."""
+        two_pass = given_settings.get("two_pass")
+        if two_pass is not None:
+            if not hasattr(two_pass, "run"):
+                raise RequestError(f"two_pass is a {type(two_pass).__name__}: give TwoPass(upsampler, preset).")
+            once = {name: value for name, value in given_settings.items() if name != "two_pass"}
+            return two_pass.run(self, once, conditions, clip)
         settings = self.fill_settings(given_settings)
         if isinstance(settings.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             given_settings = {

@@ -69,6 +69,9 @@ def _check_numbers(settings: GenerationSettings) -> None:
         raise RequestError(f"image_cond_noise_scale={noise_scale!r} must be a number of 0 or more.")
     if not _is_number(strength) or not 0 < strength <= 1:
         raise RequestError(f"denoise_strength={strength!r} must be above 0 and at most 1; 1 starts from noise alone.")
+    compression = settings.tone_map_compression_ratio
+    if not _is_number(compression) or not 0 <= compression <= 1:
+        raise RequestError(f"tone_map_compression_ratio={compression!r} must be in [0, 1]; 0 is off.")
     if settings.guidance_batching not in GUIDANCE_BATCHING:
         legal = " or ".join(map(repr, GUIDANCE_BATCHING))
         raise RequestError(f"guidance_batching={settings.guidance_batching!r} must be {legal}.")

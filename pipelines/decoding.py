@@ -9,6 +9,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from vgen.diffusion.latent_statistics import tone_map
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.conventions import Convention
 from vgen.pipelines.noise import draw
@@ -25,13 +26,14 @@ def decode_latents(
     Args:
         vae: the CausalVideoVAE.
         latents: [B, C, f, h, w], normalised, float32.
-        settings: decode timestep and noise, and the generator.
+        settings: decode timestep and noise, tone map, and the generator.
         convention: where the decode noise is mixed in.
         dtype: of the denormalised latents, before the VAE's own.
     Returns:
         [B, 3, F, H, W], about [-1, 1], float32.
     """
     timestep = None
+    compression = settings.tone_map_compression_ratio
     if vae.config.timestep_conditioning:
         timestep = _per_clip(settings.decode_timestep, settings, latents.device, dtype)
         scale = timestep
@@ -40,11 +42,12 @@ def decode_latents(
         noise = draw(tuple(latents.shape), settings.generator, latents.device, dtype)
         scale = scale.view(-1, 1, 1, 1, 1)
         if convention.mix_decode_noise_normalized:
-            latents = vae.denormalize(torch.lerp(latents, noise.to(latents), scale.to(latents))).to(dtype)
+            mixed = torch.lerp(latents, noise.to(latents), scale.to(latents))
+            latents = vae.denormalize(tone_map(mixed, compression)).to(dtype)
         else:
-            latents = torch.lerp(vae.denormalize(latents).to(dtype), noise, scale)
+            latents = torch.lerp(vae.denormalize(tone_map(latents, compression)).to(dtype), noise, scale)
     else:
-        latents = vae.denormalize(latents).to(dtype)
+        latents = vae.denormalize(tone_map(latents, compression)).to(dtype)
     with within_memory(vae, LatentShape(*latents.shape[2:]), latents.shape[0], settings.vae_memory):
         video = vae.decode(latents.to(vae.dtype), timestep, return_dict=False, generator=settings.generator)[0]
     return video.float()

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from vgen.diffusion.guidance import Guidance
 from vgen.errors import RequestError
 from vgen.steps import settle_steps
+
+if TYPE_CHECKING:
+    from vgen.pipelines.two_pass import TwoPass
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -57,6 +60,9 @@ class GenerationSettings:
         guidance: a strategy in place of guidance_scale, guidance_rescale, cfg_star and everything with stg.
         guidance_batching: "batched" runs the branches of a step as one batch where they can share it; "separate" one
             after another, with less memory and the same result.
+        tone_map_compression_ratio: how far large values of the latents are compressed before decoding, in [0, 1]; see
+            vgen.diffusion.latent_statistics.tone_map.
+        two_pass: a first pass at a smaller size, and a second that refines it enlarged; see vgen.pipelines.two_pass.
         vae_memory: memory that coding may take, in bytes or as "4GB"; a clip is coded in pieces where it needs
             more, exactly as long as pieces in time suffice. "auto": most of what is free; None: as the VAE is set up.
         attention_kwargs: handed to the transformer (for instance {"scale": 0.8} for LoRA).
@@ -98,6 +104,8 @@ class GenerationSettings:
     guidance_sigmas: list[float] | None = None
     guidance: Guidance | None = None
     guidance_batching: str = "batched"
+    tone_map_compression_ratio: float = 0.0
+    two_pass: TwoPass | None = None
     vae_memory: int | str | None = None
     attention_kwargs: dict[str, Any] | None = None
     output_type: str = "pil"

@@ -14,26 +14,34 @@ from typing import TYPE_CHECKING, Any
 from vgen.version import __version__
 
 if TYPE_CHECKING:
+    from vgen.models.latent_upsampler import LatentUpsampler
     from vgen.models.video_dit import VideoDiT
     from vgen.models.video_vae import CausalVideoVAE
     from vgen.pipelines import (
         ImageToVideoPipeline,
         InterpolationPipeline,
+        LatentUpsamplePipeline,
         MaskedPredictionPipeline,
         TextToVideoPipeline,
+        TwoPass,
         VideoCondition,
         VideoToVideoPipeline,
+        load_upsampler,
     )
 
 _HOMES = {
     "CausalVideoVAE": "vgen.models",
+    "LatentUpsampler": "vgen.models",
     "VideoDiT": "vgen.models",
     "ImageToVideoPipeline": "vgen.pipelines",
     "InterpolationPipeline": "vgen.pipelines",
+    "LatentUpsamplePipeline": "vgen.pipelines",
     "MaskedPredictionPipeline": "vgen.pipelines",
     "TextToVideoPipeline": "vgen.pipelines",
+    "TwoPass": "vgen.pipelines",
     "VideoCondition": "vgen.pipelines",
     "VideoToVideoPipeline": "vgen.pipelines",
+    "load_upsampler": "vgen.pipelines",
     # The bases that diffusers looks for in a library whose components it loads.
     "DiffusionPipeline": "diffusers",
     "ModelMixin": "diffusers",
@@ -44,12 +52,16 @@ __all__ = [
     "CausalVideoVAE",
     "ImageToVideoPipeline",
     "InterpolationPipeline",
+    "LatentUpsamplePipeline",
+    "LatentUpsampler",
     "MaskedPredictionPipeline",
     "TextToVideoPipeline",
+    "TwoPass",
     "VideoCondition",
     "VideoDiT",
     "VideoToVideoPipeline",
     "__version__",
+    "load_upsampler",
 ]
 
 

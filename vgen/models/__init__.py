@@ -1,4 +1,4 @@
-"""The networks: VideoDiT, the diffusion transformer, and CausalVideoVAE (both loaded when first used)."""
+"""The networks: VideoDiT, CausalVideoVAE and LatentUpsampler, each loaded when first used."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vgen.models.latent_upsampler import LatentUpsampler
     from vgen.models.video_dit import VideoDiT
     from vgen.models.video_vae import CausalVideoVAE
 
-_HOMES = {"CausalVideoVAE": "vgen.models.video_vae", "VideoDiT": "vgen.models.video_dit"}
+_HOMES = {
+    "CausalVideoVAE": "vgen.models.video_vae",
+    "LatentUpsampler": "vgen.models.latent_upsampler",
+    "VideoDiT": "vgen.models.video_dit",
+}
 
-__all__ = ["CausalVideoVAE", "VideoDiT"]
+__all__ = ["CausalVideoVAE", "LatentUpsampler", "VideoDiT"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,181 @@
+"""Latents or a clip, enlarged without a second pass: diffusers' LTXLatentUpsamplePipeline, and loading an upsampler."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+
+from vgen.errors import CheckpointError, RequestError, ShapeError
+from vgen.io.upsampler import find_upsampler
+from vgen.models import CausalVideoVAE
+from vgen.models.latent_upsampler import LatentUpsampler
+from vgen.pipelines.conditioning import read_frames
+from vgen.pipelines.conventions import LTX
+from vgen.pipelines.decoding import decode_latents
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.settings import GenerationSettings, Generators
+from vgen.pipelines.two_pass import TwoPass
+from vgen.types import LatentShape, VideoShape
+
+_OURS = {
+    "AutoencoderKLLTXVideo": ["vgen", "CausalVideoVAE"],
+    "LTXLatentUpsamplerModel": ["vgen", "LatentUpsampler"],
+}
+
+
+def load_upsampler(
+    name_or_path: str | os.PathLike[str],
+    *,
+    torch_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> LatentUpsampler:
+    """Load a latent upsampler in any of its formats.
+
+    Args:
+        name_or_path: see `vgen.io.upsampler.find_upsampler`.
+        torch_dtype: of the weights, None: as stored.
+        device: where to put it.
+    Raises:
+        CheckpointError: nothing is there, or it is no upsampler, incomplete or damaged.
+    """
+    return LatentUpsampler.from_files(find_upsampler(name_or_path), torch_dtype=torch_dtype, device=device)
+
+
+class LatentUpsamplePipeline(DiffusionPipeline):
+    """A clip, or its latents, at the upsampler's scale.
+
+    Loads folders of diffusers' LTXLatentUpsamplePipeline and its own. What comes out is soft: `TwoPass` refines it.
+
+    Args:
+        vae: pixels <-> latents.
+        latent_upsampler: made for this VAE.
+    """
+
+    model_cpu_offload_seq = ""
+
+    def __init__(self, vae: CausalVideoVAE, latent_upsampler: LatentUpsampler) -> None:
+        super().__init__()
+        self.register_modules(vae=vae, latent_upsampler=latent_upsampler)
+        self.video_processor = VideoProcessor(vae_scale_factor=vae.strides.height)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Load from a folder.
+
+        Args:
+            pretrained_model_name_or_path: a folder with a VAE and an upsampler.
+            **kwargs: as diffusers' own: torch_dtype, components by name ...
+        Raises:
+            CheckpointError: incomplete or damaged.
+        """
+        folder = os.fspath(pretrained_model_name_or_path)
+        if "latent_upsampler" not in kwargs:
+            find_upsampler(folder)
+        if "torch_dtype" in kwargs:
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
+        try:
+            return super().from_pretrained(folder, **kwargs)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"The upsampler in {folder} cannot be loaded: {error}") from error
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Read model_index.json, with diffusers' LTX classes translated to ours."""
+        config = super().load_config(pretrained_model_name_or_path, **kwargs)
+        index, rest = (config[0], config[1:]) if isinstance(config, tuple) else (config, None)
+        index = {
+            key: _OURS.get(value[1], value) if isinstance(value, (list, tuple)) and len(value) == 2 else value
+            for key, value in index.items()
+        }
+        return index if rest is None else (index, *rest)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        video: Any = None,
+        latents: Tensor | None = None,
+        *,
+        adain_factor: float = 0.0,
+        tone_map_compression_ratio: float = 0.0,
+        decode_timestep: float = 0.0,
+        decode_noise_scale: float | None = None,
+        generator: Generators = None,
+        vae_memory: int | str | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> VideoPipelineOutput | tuple[Any, ...]:
+        """Enlarge.
+
+        Args:
+            video: a clip that fits the VAE's strides, see VideoCondition.frames; or
+            latents: [B, C, f, h, w], normalised, as pipelines give them with output_type "latent".
+            adain_factor: see vgen.diffusion.latent_statistics.match_statistics.
+            tone_map_compression_ratio: before decoding; does nothing to latents that are returned.
+            decode_timestep, decode_noise_scale, vae_memory: see GenerationSettings.
+            generator: draws the posterior of `video`, and the noise of a timestep-conditioned decoder.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: False returns a tuple.
+        Returns:
+            `.frames`, or a tuple of them.
+        Raises:
+            RequestError: something does not fit; nothing was computed.
+        """
+        if (video is None) == (latents is None):
+            raise RequestError("Give either video or latents, and not both.")
+        if not 0 <= tone_map_compression_ratio <= 1:
+            raise RequestError(f"tone_map_compression_ratio={tone_map_compression_ratio!r} must be in [0, 1].")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise RequestError(f"output_type={output_type!r} must be one of pil, np, pt, latent.")
+        channels = self.vae.config.latent_channels
+        if latents is not None and (latents.ndim != 5 or latents.shape[1] != channels):
+            raise ShapeError(f"latents have shape {tuple(latents.shape)}: they must be [B, {channels}, f, h, w].")
+        two_pass = TwoPass(self.latent_upsampler, adain_factor=adain_factor)
+        two_pass.check_upsampler(self.vae)
+        if latents is None:
+            latents = self._encode(video, generator)
+        large = two_pass.enlarge(self.vae, latents, self._execution_device)
+        frames: Any = large
+        if output_type != "latent":
+            settings = _decode_settings(
+                VideoShape.of_latent(LatentShape(*large.shape[2:]), self.vae.strides),
+                large.shape[0],
+                decode_timestep=decode_timestep,
+                decode_noise_scale=decode_noise_scale,
+                tone_map_compression_ratio=tone_map_compression_ratio,
+                generator=generator,
+                vae_memory=vae_memory,
+            )
+            pixels = decode_latents(self.vae, large, settings, LTX, self.vae.dtype)
+            frames = self.video_processor.postprocess_video(pixels, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def _encode(self, video: Any, generator: Generators) -> Tensor:
+        frames = read_frames(video, "video")
+        pixels = frames.permute(1, 0, 2, 3)[None] * 2 - 1
+        VideoShape(*pixels.shape[2:]).check(self.vae.strides)
+        one = generator[0] if isinstance(generator, list) else generator
+        posterior = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
+        return self.vae.normalize(posterior.sample(one).float())
+
+
+def _decode_settings(shape: VideoShape, batch: int, **decoding: Any) -> GenerationSettings:
+    """The settings of a call that only decodes."""
+    return GenerationSettings(
+        num_frames=shape.num_frames,
+        height=shape.height,
+        width=shape.width,
+        frame_rate=1.0,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        guidance_rescale=0.0,
+        max_sequence_length=1,
+        image_cond_noise_scale=0.0,
+        prompt=[""] * batch,
+        **decoding,
+    )
