@@ -132,12 +132,14 @@ class VaeObjectiveConfig(Strict):
     """Reconstruction training of a causal video VAE. `model` holds the arguments of CausalVideoVAE.
 
     `inflate_before` is the step (counted from 0) before which the averaged weights, until then trained on images, are
-    rearranged for clips.
+    rearranged for clips. `train: decoder` leaves the encoder and the latent statistics as they are, so that latents,
+    and transformers trained on them, keep their meaning.
     """
 
     kind: Literal["vae"]
     model: dict[str, Any]
     init: Path | None = None
+    train: Literal["all", "decoder"] = "all"
     inflate_before: int | None = Field(None, ge=0)
     haar_weight: float = Field(0.2, ge=0)
     haar_levels: Count = 3
@@ -146,6 +148,12 @@ class VaeObjectiveConfig(Strict):
     validation_clips: Count = 16
     validation_frames: Count = 17
     statistics_clips: Count = 256
+
+    @model_validator(mode="after")
+    def _check_trained(self) -> VaeObjectiveConfig:
+        if self.train == "decoder" and (self.init is None or self.inflate_before is not None):
+            raise ValueError("train='decoder' needs init=FOLDER with a trained encoder, and no inflate_before")
+        return self
 
 
 class LatentCacheConfig(Strict):

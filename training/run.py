@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from vgen.engine.allocator import keep_freed_memory
 from vgen.errors import VgenError
 from vgen.models import CausalVideoVAE
 from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
@@ -181,6 +182,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, e.g. optimizer.lr=1e-3")
     parser.add_argument("--export", action="store_true", help="train no further; export the newest checkpoint")
     arguments = parser.parse_args()
+    keep_freed_memory()
     try:
         run_recipe(arguments.recipe, arguments.overrides, export_only=arguments.export)
     except VgenError as error:

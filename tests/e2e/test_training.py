@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from vgen.errors import CheckpointError, NonFiniteError, VgenError
 from vgen.training.objectives.vae import VaeObjective
@@ -112,6 +113,18 @@ def flow_run(tmp_path_factory: pytest.TempPathFactory, vae_run: Path, small_shar
     root = tmp_path_factory.mktemp("flow")
     path = _recipe(root, _flow_recipe(vae_run / "export"))
     return run_recipe(path, [f"output_dir={root / 'run'}", "every.validate=6"])
+
+
+def test_a_decoder_trained_alone_keeps_the_meaning_of_latents(vae_run: Path, tmp_path: Path) -> None:
+    before = vae_run / "export"
+    changes = [f"output_dir={tmp_path / 'run'}", f"objective.init={before}", "objective.train=decoder"]
+    run = run_recipe(_recipe(tmp_path, VAE_RECIPE), [*changes, "stages=[{steps: 2, frames: {5: 1.0}, batch: {5: 1}}]"])
+    old, new = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (before, run / "export"))
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    with pytest.raises(VgenError, match="needs init=FOLDER"):
+        run_recipe(_recipe(tmp_path, VAE_RECIPE), [f"output_dir={tmp_path / 'other'}", "objective.train=decoder"])
 
 
 def _load(run: Path, step: int) -> TrainingState:

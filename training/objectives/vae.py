@@ -42,6 +42,7 @@ class VaeObjective(Objective):
         self.clips = clips
         self.held_out = held_out
         self.vae = build_vae(config, seed)
+        self.vae.encoder.requires_grad_(config.train == "all")
 
     def before_step(self, step: int, ema: Ema) -> None:
         """Turn the image-trained average into a VAE that starts well on clips."""
@@ -87,9 +88,11 @@ class VaeObjective(Objective):
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
         """Measure the latent statistics on training clips, store them in the model, and save it."""
         self.eval()
-        mean, std = self.latent_statistics(control)
-        self.vae.latents_mean.copy_(mean)
-        self.vae.latents_std.copy_(std)
+        if self.config.train == "all":
+            mean, std = self.latent_statistics(control)
+            self.vae.latents_mean.copy_(mean)
+            self.vae.latents_std.copy_(std)
+        mean, std = self.vae.latents_mean, self.vae.latents_std
         saved = copy.deepcopy(self.vae).to(dtype)
         saved.save_pretrained(folder)
         return {"latents_mean_abs": float(mean.abs().mean()), "latents_std_mean": float(std.mean())}

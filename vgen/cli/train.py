@@ -35,7 +35,9 @@ def run(
     for override in overrides or []:
         if "=" not in override:
             raise RequestError(f"override {override!r} is not of the form KEY=VALUE, for instance optimizer.lr=1e-3.")
+    from vgen.engine.allocator import keep_freed_memory
     from vgen.training.run import run_recipe
 
+    keep_freed_memory()
     folder = run_recipe(recipe, list(overrides or []), resume=resume)
     typer.echo(f"The run is in {folder}.")
