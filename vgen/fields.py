@@ -132,6 +132,20 @@ def sigma_list(field: str) -> Callable[[Any], Any]:
     return check
 
 
+def refusing(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A check that keeps the value where `check` takes it; its RequestError becomes a finding. None passes."""
+
+    def checked(value: Any) -> Any:
+        try:
+            if value is not None:
+                check(value)
+        except RequestError as error:
+            raise _refuse(str(error)) from None
+        return value
+
+    return checked
+
+
 def index_list(field: str, high: int) -> Callable[[Any], Any]:
     """A check for whole numbers from 0 to `high`, as a list or as text with commas. None passes."""
     single = whole_number(field, 0, high)

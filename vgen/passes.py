@@ -64,11 +64,26 @@ def preset_named(name: str) -> TwoPassPreset:
         RequestError: there is none; names the nearest.
     """
     known = presets()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise RequestError(f"upscale_preset={name!r:.80} is not known: use {', '.join(known)}{hint}")
     return known[name]
+
+
+def preset_for(defaults: Mapping[str, Any]) -> str:
+    """The preset for a model by its defaults: the one they name, "distilled" where they allow its sigmas, or "plain".
+
+    Args:
+        defaults: see vgen.hub.model_defaults; `upscale_preset` and `allowed_inference_steps` are read.
+    """
+    if defaults.get("upscale_preset") is not None:
+        return str(defaults["upscale_preset"])
+    allowed = defaults.get("allowed_inference_steps")
+    distilled = preset_named("distilled")
+    needed = {round(sigma, 4) for one in (distilled.first_pass, distilled.second_pass) for sigma in one["sigmas"]}
+    known = {round(float(step), 4) for step in allowed} if isinstance(allowed, (list, tuple)) else set()
+    return "distilled" if needed <= known else PLAIN
 
 
 class PassShapes(NamedTuple):

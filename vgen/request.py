@@ -15,7 +15,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from vgen.errors import RequestError, ShapeError
-from vgen.fields import MAX_SEED, choice, device_name, index_list, memory_amount, number, sigma_list, text, whole_number
+from vgen.fields import (
+    MAX_SEED,
+    choice,
+    device_name,
+    index_list,
+    memory_amount,
+    number,
+    refusing,
+    sigma_list,
+    text,
+    whole_number,
+)
+from vgen.passes import PLAIN, preset_for, preset_named
 from vgen.steps import settle_steps, skipped_steps
 from vgen.types import SKIP_MODES, Strides, VideoShape
 
@@ -45,6 +57,8 @@ _TaskName = Annotated[str, BeforeValidator(choice("task", TASKS))]
 _Device = Annotated[str, BeforeValidator(device_name)]
 _Prompt = Annotated[str, BeforeValidator(text("prompt"))]
 _NegativePrompt = Annotated[str, BeforeValidator(text("negative_prompt"))]
+_Upscale = Annotated[str, BeforeValidator(text("upscale"))]
+_UpscalePreset = Annotated[str, BeforeValidator(refusing(preset_named))]
 
 
 _TASKS_OF = {
@@ -75,6 +89,8 @@ class _Job(BaseModel):
     video: str | None = Field(None, description="predict, restyle: the clip to start from, a local video.")
     fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")
     keep_known_pixels: bool = Field(True, description="Given pixels are pasted back after decoding.")
+    upscale: _Upscale | None = Field(None, description="Latent upsampler of a call in two passes: a file or folder.")
+    upscale_preset: _UpscalePreset | None = Field(None, description="What the passes do: plain, dev, distilled ...")
 
     @classmethod
     def create(cls, **fields: Any) -> Self:
@@ -118,6 +134,8 @@ class GenerateRequest(_Job):
             raise PydanticCustomError(
                 "vgen", "prompt is empty: say what the clip shows, for instance 'a red circle moves to the left'."
             )
+        if self.upscale_preset is not None and self.upscale is None:
+            raise PydanticCustomError("vgen", "upscale_preset does nothing without upscale: give an upsampler too.")
         for field, tasks in _TASKS_OF.items():
             value = getattr(self, field)
             if value is not None and self.task not in tasks:
@@ -167,6 +185,9 @@ class GenerateRequest(_Job):
         shape.check(strides)
         check_amount(shape, strides)
         _settle_guidance(values, defaults)
+        if self.upscale is not None:
+            values["upscale_preset"] = self.upscale_preset or preset_for(defaults)
+            _refuse_settled(values["upscale_preset"], self)
         if self.task == "restyle":
             values["denoise_strength"] = DENOISE_STRENGTH if self.denoise_strength is None else self.denoise_strength
             skipped_steps(values["num_inference_steps"], values["denoise_strength"])
@@ -291,6 +312,16 @@ def _settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any]) -> Non
             f"stg_scale={scale:g} needs stg_blocks: the transformer blocks that are perturbed, for instance one in the "
             "middle; or stg_scale=0, which is off."
         )
+
+
+def _refuse_settled(name: str, asked: GenerateRequest) -> None:
+    """Refuse what the request asks for and the passes of a preset decide themselves."""
+    for field in sorted(preset_named(name).settled):
+        if getattr(asked, field, None) is not None:
+            raise RequestError(
+                f"{field}={getattr(asked, field)!r:.80} and upscale_preset={name!r} contradict each other: the preset "
+                f"says it for both passes. Leave {field} out, or use upscale_preset={PLAIN!r}."
+            )
 
 
 def _messages(error: ValidationError, known: Mapping[str, Any]) -> list[str]:

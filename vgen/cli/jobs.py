@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.hub import model_defaults, model_hash, model_strides, resolve_model
 from vgen.io.output import check_output, check_output_size
@@ -73,7 +74,7 @@ def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, v
     """Resolve a request and check that its output can hold the clip."""
     resolved = request.resolve(model.defaults, model.strides, video_frames)
     check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
-    return Job(resolved, model, output, overwrite)
+    return Job(resolved, model, output, overwrite, check_upscale(resolved, model.folder, model.strides))
 
 
 def load_pipeline(class_name: str, job: Job) -> Any:
@@ -135,6 +136,8 @@ def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
 
     started = time.monotonic()
     request = job.request
+    if request.upscale is not None:
+        inputs["two_pass"] = load_two_pass(request.upscale, request.upscale_preset, request.dtype, request.device)
     try:
         result = pipe(
             prompt=request.prompt,

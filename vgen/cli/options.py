@@ -58,6 +58,18 @@ _REQUEST_OPTIONS: dict[str, Any] = {
     "num_frames": _text("--num-frames", metavar="N", help="Frames of the clip.", panel=_SIZE),
     "height": _text("--height", metavar="N", help="Rows.", panel=_SIZE),
     "width": _text("--width", metavar="N", help="Columns.", panel=_SIZE),
+    "upscale": _text(
+        "--upscale",
+        metavar="FILE|FOLDER",
+        help="Two passes: small first, then enlarged by this latent upsampler and refined.",
+        panel=_SIZE,
+    ),
+    "upscale_preset": _text(
+        "--upscale-preset",
+        metavar="NAME",
+        help="What the passes do: plain (any model), dev, distilled or distilled-13b (LTX-Video).",
+        panel=_SIZE,
+    ),
     "frame_rate": _text("--frame-rate", metavar="FPS", help="Frames per second.", panel=_SIZE),
     "device": _text("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.", panel=_MACHINE),
     "dtype": _text("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.", panel=_MACHINE),

@@ -25,6 +25,8 @@ CONFIG_DEFAULTS: Mapping[str, Any] = {
 }
 """Every key of a configuration, with the value that a folder may leave out."""
 
+_REPOSITORY = "Lightricks/LTX-Video"
+_PUBLISHED = re.compile(r"ltxv-(spatial|temporal)-upscaler-\d[\w.]*")
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _FIRST, _ENLARGING = "initial_conv.weight", "upsampler.0.weight"
 
@@ -61,9 +63,9 @@ def find_upsampler(name_or_path: str | os.PathLike[str]) -> UpsamplerFiles:
     """Find a latent upsampler and check what can be checked without loading it.
 
     Args:
-        name_or_path: a safetensors file of Lightricks', a folder with config.json and weights, the folder of a
-            pipeline that holds such a `latent_upsampler` (LTXLatentUpsamplePipeline), or `owner/name` of the Hugging
-            Face hub if it is cached.
+        name_or_path: a safetensors file of Lightricks', a folder with config.json and weights, or the folder of a
+            pipeline that holds such a `latent_upsampler` (LTXLatentUpsamplePipeline); if the Hugging Face hub's cache
+            holds it, the name of a published file (ltxv-spatial-upscaler-0.9.8) or `owner/name` of a folder.
     Raises:
         CheckpointError: nothing is there, or it is no upsampler, incomplete or damaged; names what is wrong.
     """
@@ -158,15 +160,26 @@ def _locate(text: str) -> Path:
             return path
     except OSError as error:
         raise CheckpointError(f"upscale={text[:80]!r} cannot be looked up: {error.strerror}.") from None
-    message = f"upscale={text!r} is not there: give the file or folder of a latent upsampler."
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
-        from vgen.hub import _cached_snapshot
+    return _cached(text)
 
-        cached = _cached_snapshot(text)
-        if cached is not None:
-            return cached
+
+def _cached(text: str) -> Path:
+    """A published file by its name, or a hub repository, in the local cache of the Hugging Face hub."""
+    from vgen.hub import _cached_snapshots
+
+    name = text.removesuffix(".safetensors")
+    if _PUBLISHED.fullmatch(name):
+        wanted = [snapshot / f"{name}.safetensors" for snapshot in _cached_snapshots(_REPOSITORY)]
+        fetch = f"{_REPOSITORY} {name}.safetensors"
+    else:
+        wanted, fetch = list(_cached_snapshots(text)), text
+    found = next((path for path in wanted if path.exists()), None)
+    if found is not None:
+        return found
+    message = f"upscale={text!r:.200} is not there: give the file or folder of a latent upsampler."
+    if "/" in fetch and re.fullmatch(r"[\w.-]+/[\w. -]+", fetch):
         message += (
-            f" If it is one of the Hugging Face hub, fetch it first with `hf download {text}`; nothing is downloaded "
+            f" If it is one of the Hugging Face hub, fetch it first with `hf download {fetch}`; nothing is downloaded "
             "by itself."
         )
     raise CheckpointError(message)

@@ -1,0 +1,74 @@
+"""`--upscale`: what can be refused before torch is imported, and the two passes for a pipeline's call."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vgen.errors import CheckpointError, RequestError
+from vgen.types import Strides, VideoShape
+
+if TYPE_CHECKING:
+    from vgen.request import ResolvedRequest
+
+
+def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> list[str]:
+    """Check the upsampler of a request against its model and its size, from headers and JSON alone.
+
+    Args:
+        request: resolved.
+        folder: of the model, or its single file.
+        strides: pixels per token of the model.
+    Returns:
+        What to say when the clip is finished; empty without an upsampler.
+    Raises:
+        CheckpointError: there is no such upsampler, or it is damaged.
+        RequestError: it does not fit the model, or the size does not fit two passes.
+    """
+    if request.upscale is None:
+        return []
+    from vgen.io.upsampler import find_upsampler
+    from vgen.passes import PLAIN, pass_shapes, preset_named
+    from vgen.request import check_amount
+
+    found = find_upsampler(request.upscale)
+    channels = _latent_channels(folder)
+    if found.channels != channels:
+        raise RequestError(
+            f"upscale={request.upscale!r} takes latents of {found.channels} channels and the model's VAE gives "
+            f"{channels}: use the upsampler that was made for it."
+        )
+    target = VideoShape(request.num_frames, request.height, request.width)
+    factor = preset_named(request.upscale_preset or PLAIN).downscale_factor
+    first, second = pass_shapes(target, strides, found.scale, factor)
+    check_amount(second, strides)
+    resized = "" if second == target else f", resized to {target.width} x {target.height}"
+    frames = f" of {first.num_frames} and {second.num_frames} frames" if first.num_frames != second.num_frames else ""
+    return [
+        f"two passes ({request.upscale_preset}){frames}: {first.width} x {first.height}, then "
+        f"{second.width} x {second.height}{resized}."
+    ]
+
+
+def _latent_channels(folder: Path) -> int:
+    if folder.is_file():
+        from vgen.io.single_file import SingleFile
+
+        return int(SingleFile.open(folder).part("vae").config.get("latent_channels", 128))
+    file = folder / "vae" / "config.json"
+    try:
+        return int(json.loads(file.read_bytes()).get("latent_channels", 128))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: latent_channels cannot be read: {error}.") from None
+
+
+@lru_cache(maxsize=1)
+def load_two_pass(name: str, preset: str, dtype: str, device: str) -> Any:
+    """Load the upsampler; the clips of a prompt file share it."""
+    import torch
+
+    from vgen.pipelines import TwoPass, load_upsampler
+
+    return TwoPass(load_upsampler(name, torch_dtype=getattr(torch, dtype), device=device), preset)
