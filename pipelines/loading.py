@@ -1,20 +1,32 @@
-"""Loading: a name or a folder to a pipeline, ours or diffusers' LTX ones, with errors that say what is wrong."""
+"""Loading: a name, a folder or a single file to a pipeline, ours or LTX ones, with errors that say what is wrong."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 
-from vgen.errors import CheckpointError
-from vgen.hub import resolve_model, weight_files
+from vgen.catalog import entry_named
+from vgen.errors import CheckpointError, RequestError
+from vgen.hub import file_defaults, find_text_encoder, resolve_model, weight_files
+from vgen.io.checkpoint import check_weights
+from vgen.io.single_file import COMPONENTS, SingleFile, tensor_faults
+from vgen.models.empty import empty_model, model_shapes
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
+from vgen.pipelines.text import load_text_encoder
+
+_TEXT = ("text_encoder", "tokenizer")
+_CONVENTION_OF_GENERATION = {"0.9.0": "ltx", "0.9.1": "ltx", "0.9.5": "ltx-condition"}
+"""Single files follow the pipeline class that diffusers' folders of the same version name."""
 
 
 class PipelineLoading(DiffusionPipeline):
@@ -26,32 +38,88 @@ class PipelineLoading(DiffusionPipeline):
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         device: torch.device | str | None = None,
+        text_encoder_folder: str | os.PathLike[str] | None = None,
+        upcast_fp8: bool = False,
         **kwargs: Any,
     ) -> Self:
         """Load a pipeline. Every pipeline of this package loads every folder, also diffusers' LTX-Video ones.
 
         Args:
-            pretrained_model_name_or_path: a folder, or a name that `vgen.hub.resolve_model` knows.
+            pretrained_model_name_or_path: a folder, a single file, or a name that `vgen.hub.resolve_model` knows.
             device: where to put the components.
+            text_encoder_folder: a folder or cached hub repository with text_encoder/ and tokenizer/, for models that
+                come without; left out, see `vgen.hub.find_text_encoder`.
+            upcast_fp8: widen plain FP8 weights of a single file.
             **kwargs: as diffusers' own: torch_dtype, variant, device_map, quantization_config, components by name ...
+                For a single file those that `from_single_file` takes.
         Raises:
-            CheckpointError: an unknown name, or a folder that is incomplete or damaged.
+            CheckpointError: an unknown name, or a folder or file that is incomplete or damaged.
         """
-        folder = resolve_model(pretrained_model_name_or_path)
+        found = resolve_model(pretrained_model_name_or_path, upcast_fp8=upcast_fp8)
         if "torch_dtype" in kwargs:  # the name that most people know; diffusers' own is now `dtype`
             kwargs["dtype"] = kwargs.pop("torch_dtype")
-        bars = diffusers_logging.is_progress_bar_enabled()
-        diffusers_logging.disable_progress_bar()
-        try:
-            pipeline = super().from_pretrained(str(folder), **kwargs)
-        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"The model in {folder} cannot be loaded: {error}") from error
-        finally:
-            if bars:
-                diffusers_logging.enable_progress_bar()
+        if found.is_file():
+            more = {"text_encoder_folder": text_encoder_folder, "upcast_fp8": upcast_fp8}
+            return cls.from_single_file(found, device=device, **more, **kwargs)
+        if _lacks_text_encoder(found) or text_encoder_folder is not None:
+            _add_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype"))
+        with _quietly():
+            try:
+                pipeline = super().from_pretrained(str(found), **kwargs)
+            except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+                _check_folder(found, kwargs)
+                raise CheckpointError(f"The model in {found} cannot be loaded: {error}") from error
         if not {"variant", "quantization_config"} & kwargs.keys():
             for name in sorted({"transformer", "vae"} - kwargs.keys()):
-                _check_tensors(getattr(pipeline, name), folder / name)
+                _check_tensors(getattr(pipeline, name), found / name)
+        return pipeline.to(device) if device is not None else pipeline
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        text_encoder_folder: str | os.PathLike[str] | None = None,
+        upcast_fp8: bool = False,
+        version: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a single safetensors file in the original layout of LTX-Video.
+
+        Args:
+            path: the file.
+            device: where the tensors go, straight from the file; the CPU if left out.
+            dtype: of all; left out, transformer and VAE are float32, as from a folder, the text encoder is as stored.
+            text_encoder_folder: see `from_pretrained`.
+            upcast_fp8: widen plain FP8 weights, see `SingleFile.check_precision`.
+            version: name in `vgen.catalog`, for a file that goes by another name; says only what the defaults are.
+            **kwargs: components by name, used as they are; `convention` and `defaults`.
+        Raises:
+            CheckpointError: the file is damaged, incomplete or of another kind; or no text encoder is there.
+            RequestError: an argument that a single file cannot take.
+        """
+        entry = None if version is None else entry_named(version)
+        allowed = {"scheduler", "vae", "transformer", *_TEXT, "convention", "defaults"}
+        if kwargs.keys() - allowed:
+            raise RequestError(
+                f"{', '.join(sorted(kwargs.keys() - allowed))} cannot be given for a single file: convert it to a "
+                "folder first (`vgen convert FILE FOLDER`), and load that."
+            )
+        file = SingleFile.open(Path(path))
+        file.check_precision(upcast_fp8)
+        target = "cpu" if device is None else device
+        components = dict(kwargs)
+        for kind in ("transformer", "vae"):
+            if kind not in components:
+                components[kind] = load_component(file, kind, target, dtype or torch.float32)
+        components.setdefault("scheduler", FlowMatchEulerDiscreteScheduler.from_config(file.scheduler))
+        _add_text_encoder(components, file.path, text_encoder_folder, dtype)
+        components.setdefault("convention", _CONVENTION_OF_GENERATION[file.generation])
+        components.setdefault("defaults", _as_json(file_defaults(file, entry)))
+        pipeline = cls(**components)
+        pipeline.register_to_config(_name_or_path=str(path))
         return pipeline.to(device) if device is not None else pipeline
 
     @classmethod
@@ -82,17 +150,86 @@ class PipelineLoading(DiffusionPipeline):
         return Path(path).name if path else type(self).__name__
 
 
+def load_component(
+    file: SingleFile, kind: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> nn.Module:
+    """A model out of a single file, without ever holding more than one copy of it.
+
+    Args:
+        file: opened.
+        kind: a name of `vgen.io.single_file.COMPONENTS`.
+        device, dtype: see `SingleFile.load_into`.
+    Raises:
+        CheckpointError: the component is not there, or its tensors are not the model's.
+    """
+    part = file.part(kind)
+    model = empty_model(COMPONENTS[kind].class_name, part.config)
+    file.load_into(model, part, device, dtype)
+    return model
+
+
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(dict(values))))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without progress bars."""
+    bars = diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            diffusers_logging.enable_progress_bar()
+
+
+def _lacks_text_encoder(folder: Path) -> bool:
+    index = json.loads((folder / "model_index.json").read_bytes())
+    return any(index.get(name) == [None, None] for name in _TEXT)
+
+
+def _add_text_encoder(
+    components: dict[str, Any], model: Path, given: str | os.PathLike[str] | None, dtype: torch.dtype | None
+) -> None:
+    """Load text encoder and tokenizer where they are not among the components yet."""
+    if not set(_TEXT) <= components.keys():
+        folder = find_text_encoder(model, given)
+        with _quietly():
+            try:
+                loaded = load_text_encoder(folder, dtype)
+            except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+                raise CheckpointError(f"The text encoder in {folder} cannot be loaded: {error}") from error
+        for name, component in zip(_TEXT, loaded, strict=True):
+            components.setdefault(name, component)
+
+
+def _check_folder(folder: Path, given: Mapping[str, Any]) -> None:
+    """Say what is wrong with the tensors of a folder that could not be loaded, if it is they."""
+    for kind in ("transformer", "vae"):
+        if kind in given:
+            continue
+        config = json.loads((folder / kind / "config.json").read_bytes())
+        try:
+            shapes = model_shapes(COMPONENTS[kind].class_name, config)
+            stored = [check_weights(file) for file in weight_files(folder / kind)]
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / kind}: {error}") from None
+        _refuse_faults(
+            shapes, {key: entry.shape for entries in stored for key, entry in entries.items()}, folder / kind
+        )
+
+
 def _check_tensors(model: nn.Module, folder: Path) -> None:
     """Refuse weights that lack a tensor, which would silently stay random, or hold one that is not the model's."""
-    stored: set[str] = set()
-    for file in weight_files(folder):
-        with safe_open(file, framework="pt") as handle:
-            stored |= set(handle.keys())
-    expected = set(model.state_dict())
-    for keys, what in ((expected - stored, "lack {} tensors"), (stored - expected, "hold {} unknown tensors")):
-        if keys:
-            shown = ", ".join(sorted(keys)[:5]) + (" ..." if len(keys) > 5 else "")
-            raise CheckpointError(
-                f"The weights in {folder} {what.format(len(keys))}: {shown}. They do not belong to its config.json, "
-                "or are incomplete: copy or fetch the model again."
-            )
+    stored = {key for file in weight_files(folder) for key in check_weights(file)}
+    _refuse_faults(dict.fromkeys(model.state_dict(), ()), dict.fromkeys(stored, ()), folder)
+
+
+def _refuse_faults(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    faults = tensor_faults(expected, found)
+    if faults:
+        raise CheckpointError(
+            f"The weights in {folder} {faults}. They do not belong to its config.json, or are incomplete: copy or "
+            "fetch the model again."
+        )

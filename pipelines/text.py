@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 
-__all__ = ["PreTrainedTokenizerBase", "T5EncoderModel", "TextEmbeddings", "encode_texts"]
+__all__ = ["PreTrainedTokenizerBase", "T5EncoderModel", "TextEmbeddings", "encode_texts", "load_text_encoder"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,19 @@ class TextEmbeddings:
                 self.negative_prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
             ),
         )
+
+
+def load_text_encoder(folder: Path, dtype: torch.dtype | None) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
+    """The encoder in text_encoder/ and the tokenizer in tokenizer/ of a folder; safetensors only, nothing is fetched.
+
+    Args:
+        folder: with both.
+        dtype: of the encoder; None keeps what is stored.
+    """
+    encoder = T5EncoderModel.from_pretrained(
+        folder / "text_encoder", dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+    )
+    return encoder.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 
 def encode_texts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,6 +189,49 @@ def ltx_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULER)
         LTXPipeline(scheduler, vae, **_text_components(), transformer=transformer).save_pretrained(folders[generation])
     return folders
+
+
+@pytest.fixture
+def ltx_random(tmp_path: Path, ltx_folders: dict[str, Path]) -> Callable[[str], Path]:
+    """Copies a folder of `ltx_folders` with a random number in every place: bfloat16 transformer, float32 VAE."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    def copy(generation: str) -> Path:
+        folder = Path(shutil.copytree(ltx_folders[generation], tmp_path / f"ltx-{generation}"))
+        generator = torch.Generator().manual_seed(11)
+        for name, dtype in (("transformer", torch.bfloat16), ("vae", torch.float32)):
+            file = folder / name / "diffusion_pytorch_model.safetensors"
+            weights = {key: value.shape for key, value in load_file(file).items()}
+            filled = {key: torch.randn(shape, generator=generator).to(dtype) for key, shape in weights.items()}
+            save_file(filled, file, metadata={"format": "pt"})
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def ltx_original(tmp_path: Path, ltx_random: Callable[[str], Path]) -> Callable[..., tuple[Path, Path]]:
+    """A folder of `ltx_random`, and the same model as Lightricks publishes it: `ltx.safetensors`.
+
+    With their statistics that nobody uses; its metadata holds `config`, or nothing (`configured=False`).
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    def make(generation: str, configured: bool = True) -> tuple[Path, Path]:
+        from vgen.io.convert import folder_to_file
+        from vgen.io.single_file import read_metadata
+        from vgen.models.empty import model_shapes
+
+        folder, file = ltx_random(generation), tmp_path / "ltx.safetensors"
+        folder_to_file(folder, file, model_shapes)
+        idle = {"vae.per_channel_statistics.mean-of-stds": torch.randn(8)}
+        metadata = {"config": read_metadata(file)["config"], "licence": "none"} if configured else None
+        save_file({**load_file(file), **idle}, file, metadata=metadata)
+        return folder, file
+
+    return make
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Model names to folders, and what a folder's JSON says, without importing torch.
+"""Model names to folders and single files, and what their JSON says, without importing torch.
 
 Nothing is ever downloaded here: a name of the Hugging Face hub is looked up in the local cache, and if it is not
 there the error says what to fetch. Nothing in a folder can run code, and only safetensors weights are read.
@@ -16,8 +16,18 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from vgen.catalog import (
+    CATALOG,
+    REPOSITORY,
+    TEXT_ENCODERS,
+    CatalogEntry,
+    entry_of_file,
+    entry_of_repository,
+    generic_defaults,
+)
 from vgen.errors import CheckpointError
 from vgen.io.checkpoint import check_weights
+from vgen.io.single_file import SingleFile
 from vgen.types import Strides
 
 EMBEDDED = ("sprites",)
@@ -31,62 +41,130 @@ _LTX_CLASSES = {"LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"
 _SAMPLING = {"num_inference_steps": 50, "guidance_scale": 3.0, "guidance_rescale": 0.0, "negative_prompt": ""}
 _LTX_SIZE = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25.0}
 _WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
+_FETCH_TEXT = f'hf download {REPOSITORY} --include "text_encoder/*" --include "tokenizer/*"'
 
 
-def resolve_model(name_or_folder: str | os.PathLike[str]) -> Path:
-    """The folder of a model, checked as far as can be without loading it.
+def resolve_model(name_or_folder: str | os.PathLike[str], *, upcast_fp8: bool = False) -> Path:
+    """The folder or single file of a model, checked as far as can be without loading it.
 
     Args:
-        name_or_folder: an embedded model's name, a folder, or `owner/name` of the Hugging Face hub if it is cached.
+        name_or_folder: an embedded model's name; a name of `vgen.catalog` or `owner/name` of the Hugging Face hub, if
+            it is cached; a folder; or a single safetensors file.
+        upcast_fp8: let plain FP8 weights pass, see `SingleFile.check_precision`.
     Raises:
-        CheckpointError: unknown name (with the nearest known one), not on this machine, or a broken folder (with the
-            file and what is wrong with it).
+        CheckpointError: unknown name (with the nearest known one), not on this machine (with what to fetch), or a
+            broken folder or file (with what is wrong with it).
     """
     text = os.fspath(name_or_folder)
     if text in EMBEDDED:
-        folder = Path(str(files("vgen.assets") / text))
-        if not folder.is_dir():
-            raise CheckpointError(f"model {text!r} should be part of this installation, but {folder} is missing.")
+        found = Path(str(files("vgen.assets") / text))
+        if not found.is_dir():
+            raise CheckpointError(f"model {text!r} should be part of this installation, but {found} is missing.")
+    elif text in CATALOG:
+        found = find_entry(CATALOG[text]) or _refuse_absent(CATALOG[text])
     else:
-        folder = _local_folder(text) or _cached_snapshot(text) or _refuse(text)
-    check_model(folder)
-    return folder
+        found = _local(text) or next(_cached_snapshots(text), None) or _refuse(text)
+    if found.is_dir():
+        check_model(found)
+    else:
+        SingleFile.open(found).check_precision(upcast_fp8)
+    return found
 
 
-def _local_folder(text: str) -> Path | None:
+def _local(text: str) -> Path | None:
     if not text or "\0" in text:
         raise CheckpointError(f"model={text!r} is no name; use {', '.join(EMBEDDED)} or a model's folder.")
-    folder = Path(text).expanduser()
+    path = Path(text).expanduser()
     try:
-        if folder.is_dir():
-            return folder
-        if folder.exists():
-            raise CheckpointError(f"model={text!r} is a file; a model is a folder with a model_index.json.")
+        if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
+            return path
+        if path.exists():
+            raise CheckpointError(
+                f"model={text!r} is a file; a model is a folder with a model_index.json, or one .safetensors file."
+            )
     except OSError as error:
         raise CheckpointError(f"model={text[:80]!r} cannot be looked up: {error.strerror}.") from None
     return None
 
 
-def _cached_snapshot(text: str) -> Path | None:
-    """The newest cached snapshot of a hub repository, by the cache's own layout."""
+def _cached_snapshots(text: str) -> Iterator[Path]:
+    """The cached snapshots of a hub repository, the newest first, by the cache's own layout."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
-        return None
+        return
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
     repository = cache / f"models--{text.replace('/', '--')}"
     try:
         revision = (repository / "refs" / "main").read_text(encoding="ascii").strip()
+        others = sorted(path for path in (repository / "snapshots").iterdir() if path.name != revision)
     except (OSError, ValueError):
-        return None
-    snapshot = repository / "snapshots" / revision
-    return snapshot if re.fullmatch(r"[\w.-]+", revision) and snapshot.is_dir() else None
+        return
+    newest = repository / "snapshots" / revision
+    if re.fullmatch(r"[\w.-]+", revision) and newest.is_dir():
+        yield from (newest, *others)
+
+
+def find_entry(entry: CatalogEntry) -> Path | None:
+    """Where a model of the catalog lies on this machine: a whole folder, else the single file, else None."""
+    for snapshot in _cached_snapshots(entry.folder or ""):
+        if all((snapshot / part).exists() for part in ("model_index.json", "transformer", "vae", "text_encoder")):
+            return snapshot
+    found = (snapshot / entry.file for snapshot in _cached_snapshots(REPOSITORY))
+    return next((file for file in found if file.is_file()), None)
+
+
+def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder whose text_encoder/ and tokenizer/ a model without its own is to use.
+
+    Args:
+        model: a folder or single file; those that lie in it or beside it come first, then the cache of the hub.
+        given: a folder, or `owner/name` of a cached hub repository, that is to be used.
+    Raises:
+        CheckpointError: there is none (with what to fetch), or it is broken.
+    """
+    if given is not None:
+        text = os.fspath(given)
+        places = [path for path in (_local(text), *_cached_snapshots(text)) if path is not None]
+    else:
+        cached = (snapshot for name in TEXT_ENCODERS for snapshot in _cached_snapshots(name))
+        places = [model if model.is_dir() else model.parent, *cached]
+    for place in places:
+        if (place / "text_encoder").is_dir() and (place / "tokenizer").is_dir():
+            check_text_encoder(place)
+            return place
+    where = f"{os.fspath(given)!r} has no text_encoder/ and tokenizer/" if given else f"{model} has no text encoder"
+    raise CheckpointError(
+        f"{where}, and none is on this machine. Fetch LTX-Video's with `{_FETCH_TEXT}`, or say where it is: "
+        "text_encoder_folder=... (a folder with text_encoder/ and tokenizer/), or put these two beside the model."
+    )
+
+
+def check_text_encoder(folder: Path) -> None:
+    """Check a folder's text_encoder/ and tokenizer/.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
+    """
+    _check_component(folder / "text_encoder", needs_weights=True)
+    _check_component(folder / "tokenizer", needs_weights=False)
+
+
+def _refuse_absent(entry: CatalogEntry) -> Path:
+    message = f"model={entry.name!r} is not on this machine. Fetch it with `hf download {REPOSITORY} {entry.file}`"
+    try:
+        find_text_encoder(Path(entry.file))
+    except CheckpointError:
+        message += f" and its text encoder with `{_FETCH_TEXT}`"
+    size = f"{entry.file_bytes / 1e9:.1f} GB"
+    raise CheckpointError(f"{message} ({size}, licence: {entry.licence}); nothing is downloaded by itself.")
 
 
 def _refuse(text: str) -> Path:
-    near = difflib.get_close_matches(text, EMBEDDED, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(text, (*EMBEDDED, *CATALOG), n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     message = (
-        f"model={text!r} is not known: {hint}Known are {', '.join(EMBEDDED)}, and any folder with a model_index.json."
+        f"model={text!r} is not known: {hint}Known are {', '.join(EMBEDDED)}, the names that `vgen models` lists, any "
+        "folder with a model_index.json, and any .safetensors file of LTX-Video."
     )
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         message += (
@@ -177,13 +255,15 @@ def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """What the model's makers chose for the parameters that a caller leaves out.
 
     Args:
-        folder: a model's folder.
+        folder: a model's folder or single file, from `resolve_model`.
     Returns:
         num_inference_steps, guidance_scale, guidance_rescale and negative_prompt in any case; height, width,
         num_frames and frame_rate for models that say them and for LTX folders; whatever else the model states.
     Raises:
         CheckpointError: model_index.json is missing or broken.
     """
+    if Path(folder).is_file():
+        return {**_SAMPLING, **_LTX_SIZE, **file_defaults(SingleFile.open(Path(folder)))}
     file = Path(folder) / "model_index.json"
     index = _read_json(file)
     stated = index.get("defaults", {})
@@ -192,7 +272,32 @@ def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
     size = (
         _LTX_SIZE if index.get("_class_name") in _LTX_CLASSES or index.get("convention", "").startswith("ltx") else {}
     )
-    return {**_SAMPLING, **size, **{key: value for key, value in stated.items() if value is not None}}
+    known = _defaults_of_repository(file)
+    return {**_SAMPLING, **size, **known, **{key: value for key, value in stated.items() if value is not None}}
+
+
+def _defaults_of_repository(file: Path) -> Mapping[str, Any]:
+    """The catalog's defaults for a folder in the cache of the hub: its own files do not say them."""
+    cached = next((part for part in file.parts if part.startswith("models--")), "")
+    entry = entry_of_repository(cached.removeprefix("models--").replace("--", "/", 1))
+    return entry.defaults if entry else {}
+
+
+def file_defaults(file: SingleFile, entry: CatalogEntry | None = None) -> dict[str, Any]:
+    """What the makers of a single file's model chose, see `model_defaults`.
+
+    Args:
+        file: opened.
+        entry: which model it is; None goes by the file's name, then by what its header tells.
+    """
+    stored = file.folder.get("model_index", {}).get("defaults")
+    if stored is not None and entry is None:
+        return dict(stored)
+    allowed = file.configs.get("allowed_inference_steps")
+    entry = entry or entry_of_file(file.path)
+    if entry is None:
+        return generic_defaults(file.generation, allowed)
+    return {**entry.defaults, **({"allowed_inference_steps": allowed} if allowed else {})}
 
 
 def model_strides(folder: str | os.PathLike[str]) -> Strides:
@@ -205,7 +310,13 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
         CheckpointError: a file is missing or its keys make no sense.
     """
     file = Path(folder) / "vae" / "config.json"
-    config = _read_json(file)
+    if Path(folder).is_file():
+        file, single = Path(folder), SingleFile.open(Path(folder))
+        config, patch = (
+            {} if kind not in single.kinds else single.part(kind).config for kind in ("vae", "transformer")
+        )
+    else:
+        config, patch = _read_json(file), _read_json(Path(folder) / "transformer" / "config.json")
     try:
         scaling = [bool(scale) for scale in config.get("spatio_temporal_scaling") or (True, True, True, False)]
         kinds = list(config.get("downsample_type") or ()) + ["conv"] * len(scaling)
@@ -216,7 +327,6 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
             spatial = int(config.get("patch_size") or 4) * 2 ** sum(kind != "temporal" for kind in used)
         if temporal is None:
             temporal = int(config.get("patch_size_t") or 1) * 2 ** sum(kind != "spatial" for kind in used)
-        patch = _read_json(Path(folder) / "transformer" / "config.json")
         rows = int(spatial) * int(patch.get("patch_size") or 1)
         strides = Strides(int(temporal) * int(patch.get("patch_size_t") or 1), rows, rows)
     except (TypeError, ValueError) as error:
@@ -235,6 +345,9 @@ def model_hash(folder: str | os.PathLike[str]) -> str:
         64 hexadecimal digits.
     """
     root, total = Path(folder), hashlib.sha256()
+    if root.is_file():
+        total.update(f"{root.stat().st_size}\0".encode() + _file_hash(root))
+        return total.hexdigest()
     for file in _model_files(root):
         total.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
         total.update(_file_hash(file))

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from vgen.cli import animate, evaluate, generate, info, interpolate, predict, restyle, train
+from vgen.cli import animate, convert, evaluate, generate, info, interpolate, models, predict, restyle, train
 from vgen.errors import VgenError
 from vgen.version import __version__
 
@@ -46,6 +46,8 @@ app.command("interpolate")(interpolate.interpolate)
 app.command("predict")(predict.predict)
 app.command("restyle")(restyle.restyle)
 app.command("info")(info.info)
+app.command("models")(models.models)
+app.command("convert")(convert.convert)
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
 
