@@ -13,6 +13,7 @@ from vgen.diffusion.tokens import token_grid, token_strides
 from vgen.errors import RequestError, ShapeError
 from vgen.fields import parse_bytes
 from vgen.pipelines.settings import GenerationSettings
+from vgen.pipelines.softening import LARGEST_CRF
 from vgen.types import LatentShape, Strides, VideoShape
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -69,6 +70,9 @@ def _check_numbers(settings: GenerationSettings) -> None:
         raise RequestError(f"image_cond_noise_scale={noise_scale!r} must be a number of 0 or more.")
     if not _is_number(strength) or not 0 < strength <= 1:
         raise RequestError(f"denoise_strength={strength!r} must be above 0 and at most 1; 1 starts from noise alone.")
+    crf = settings.input_crf
+    if not isinstance(crf, Integral) or isinstance(crf, bool) or not 0 <= crf <= LARGEST_CRF:
+        raise RequestError(f"input_crf={crf!r} must be a whole number from 0 (as it is) to {LARGEST_CRF}.")
     compression = settings.tone_map_compression_ratio
     if not _is_number(compression) or not 0 <= compression <= 1:
         raise RequestError(f"tone_map_compression_ratio={compression!r} must be in [0, 1]; 0 is off.")

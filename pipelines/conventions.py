@@ -53,6 +53,7 @@ _COMMON = {
     "max_sequence_length": 128,
     "decode_timestep": 0.0,
     "image_cond_noise_scale": 0.0,
+    "input_crf": 0,
 }
 _LTX_SIZE = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25}
 
@@ -115,6 +116,7 @@ ORIGINAL = Convention(
         "num_inference_steps": 30,
         "max_sequence_length": 256,
         "image_cond_noise_scale": 0.15,
+        "input_crf": 29,
         "decode_timestep": 0.05,
         "decode_noise_scale": 0.025,
     },

@@ -15,6 +15,7 @@ from vgen.diffusion.tokens import pack, token_grid
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.conventions import Convention
 from vgen.pipelines.settings import GenerationSettings, Generators
+from vgen.pipelines.softening import soften
 from vgen.pipelines.vae_memory import within_memory
 from vgen.types import LatentShape, VideoShape
 
@@ -60,7 +61,7 @@ def prepare_noise_and_known(
         return pack(latents, patch_size) if latents.ndim == 5 else latents
 
     def known() -> list[KnownLatents]:
-        return [encode_given(vae, entry, settings, convention, device) for entry in given]
+        return [encode_given(vae, entry, settings, convention, device, settings.input_crf) for entry in given]
 
     if convention.encode_before_noise:
         encoded = known()
@@ -70,7 +71,12 @@ def prepare_noise_and_known(
 
 
 def encode_given(
-    vae: Any, given: GivenPixels, settings: GenerationSettings, convention: Convention, device: torch.device
+    vae: Any,
+    given: GivenPixels,
+    settings: GenerationSettings,
+    convention: Convention,
+    device: torch.device,
+    input_crf: int = 0,
 ) -> KnownLatents:
     """Encode one condition, hidden pixels replaced first, and draw the noise of its extra tokens.
 
@@ -80,6 +86,7 @@ def encode_given(
         settings: of the call; its generator draws.
         convention: see `Convention`.
         device: where to encode.
+        input_crf: how much the frames are softened first, see vgen.pipelines.softening.
     Returns:
         Latents [1 or B, C, f, h, w], float32.
     """
@@ -87,6 +94,7 @@ def encode_given(
     if given.mask is not None:
         pixels = hide_pixels(pixels, given.mask)
         strength = strength * cell_strength(given.mask, vae.strides)
+    pixels = soften(pixels, input_crf)  # after hiding, so that no hidden pixel bleeds into its neighbours
     pixels, strength = (_for_clips(tensor, settings) for tensor in (pixels, strength))
     raw = _encode(vae, pixels.to(device=device, dtype=vae.dtype), settings, convention)
     latents = vae.normalize(raw.float())

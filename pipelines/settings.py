@@ -36,6 +36,8 @@ class GenerationSettings:
         max_sequence_length: text tokens.
         decode_timestep: of a timestep-conditioned decoder, in [0, 1]; one, or one a prompt.
         image_cond_noise_scale: noise put on hard-known tokens at every step.
+        input_crf: H.264 rate factor that given frames are softened with before they are encoded, 0 to 51; 0 leaves
+            them as they are. Pictures sharper than video tend to make still clips.
         prompt: one, or a list; "" is allowed.
         negative_prompt: what to keep away from; one for all, or one a prompt.
         num_videos_per_prompt: clips for each prompt.
@@ -82,6 +84,7 @@ class GenerationSettings:
     max_sequence_length: int
     decode_timestep: float | list[float]
     image_cond_noise_scale: float
+    input_crf: int
     prompt: str | list[str] | None = None
     negative_prompt: str | list[str] | None = None
     num_videos_per_prompt: int = 1

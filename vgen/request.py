@@ -50,6 +50,7 @@ _StgBlocks = Annotated[tuple[int, ...], BeforeValidator(index_list("stg_blocks",
 _StgMode = Annotated[str, BeforeValidator(choice("stg_mode", SKIP_MODES))]
 _Strength = Annotated[float, BeforeValidator(number("denoise_strength", 0.001, 1.0))]
 _Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000))]
+_Crf = Annotated[int, BeforeValidator(whole_number("input_crf", 0, 51))]
 _Memory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
 _Dtype = Annotated[str, BeforeValidator(choice("dtype", ("float32", "bfloat16", "float16")))]
 _Fit = Annotated[str, BeforeValidator(choice("fit", ("cover", "contain", "stretch")))]
@@ -68,6 +69,7 @@ _TASKS_OF = {
     "video": ("predict", "restyle"),
     "keep_frames": ("predict",),
     "denoise_strength": ("restyle",),
+    "input_crf": ("animate", "interpolate", "predict"),
 }
 """Fields that only some tasks have."""
 
@@ -124,6 +126,7 @@ class GenerateRequest(_Job):
     stg_mode: _StgMode | None = Field(None, description="What it leaves out of them.")
     denoise_strength: _Strength | None = Field(None, description="restyle: share of the schedule that is run, 0 to 1.")
     keep_frames: _Keep | None = Field(None, description="predict: frames of the video that are kept.")
+    input_crf: _Crf | None = Field(None, description="How much given frames are softened, as H.264 would, 0 to 51.")
     device: _Device | None = Field(None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
     dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
     vae_memory: _Memory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
@@ -143,7 +146,7 @@ class GenerateRequest(_Job):
                 raise PydanticCustomError(
                     "vgen", "{message}", {"message": f"{field}={value!r} belongs to task {owner}, not {self.task!r}."}
                 )
-            if value is None and self.task in tasks and field not in ("keep_frames", "denoise_strength"):
+            if value is None and self.task in tasks and field not in ("keep_frames", "denoise_strength", "input_crf"):
                 raise PydanticCustomError(
                     "vgen",
                     "{message}",
@@ -214,6 +217,7 @@ class ResolvedRequest(_Job):
     stg_mode: _StgMode | None = None
     denoise_strength: _Strength | None = None
     keep_frames: _Keep | None = None
+    input_crf: _Crf | None = None
     device: str
     dtype: str
     vae_memory: _Memory | None = None

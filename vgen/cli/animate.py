@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vgen.cli.options import Fit, JobOptions, KeepKnownPixels, with_job_options
+from vgen.cli.options import Fit, InputCrf, JobOptions, KeepKnownPixels, with_job_options
 
 
 @with_job_options
@@ -15,6 +15,7 @@ def animate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What happens; may be empty.")],
     fit: Fit = "cover",
     keep_known_pixels: KeepKnownPixels = True,
+    input_crf: InputCrf = None,
     *,
     options: JobOptions,
 ) -> None:
@@ -22,8 +23,8 @@ def animate(
     from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan, say_fit
     from vgen.io.images import fit_image, read_image
 
-    fields = {"prompt": prompt, "image": image, "fit": fit, "keep_known_pixels": keep_known_pixels, **options.fields}
-    request = ask("animate", options.output, options.overwrite, fields)
+    fields = {"prompt": prompt, "image": image, "fit": fit, "keep_known_pixels": keep_known_pixels}
+    request = ask("animate", options.output, options.overwrite, {**fields, "input_crf": input_crf, **options.fields})
     picture = read_image(image)
     job = plan(request, Model.find(request.model), options.output, options.overwrite)
     job.notes += say_fit(image, picture.size, job.request)

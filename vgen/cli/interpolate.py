@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vgen.cli.options import Fit, JobOptions, KeepKnownPixels, with_job_options
+from vgen.cli.options import Fit, InputCrf, JobOptions, KeepKnownPixels, with_job_options
 
 
 @with_job_options
@@ -16,6 +16,7 @@ def interpolate(
     prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What happens between them.")] = "",
     fit: Fit = "cover",
     keep_known_pixels: KeepKnownPixels = True,
+    input_crf: InputCrf = None,
     *,
     options: JobOptions,
 ) -> None:
@@ -25,7 +26,9 @@ def interpolate(
     from vgen.io.images import fit_image, read_image
 
     fields = {"prompt": prompt, "first": first, "last": last, "fit": fit, "keep_known_pixels": keep_known_pixels}
-    request = ask("interpolate", options.output, options.overwrite, {**fields, **options.fields})
+    request = ask(
+        "interpolate", options.output, options.overwrite, {**fields, "input_crf": input_crf, **options.fields}
+    )
     pictures = {"first": read_image(first), "last": read_image(last)}
     job = plan(request, Model.find(request.model), options.output, options.overwrite)
     if job.request.num_frames < 2:

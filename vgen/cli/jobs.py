@@ -149,7 +149,7 @@ def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
             guidance_rescale=request.guidance_rescale,
-            **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength"),
+            **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength", "input_crf"),
             generator=[torch.Generator("cpu").manual_seed(request.seed)],
             vae_memory=request.vae_memory or "auto",
             output_type="np",

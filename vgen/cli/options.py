@@ -97,6 +97,16 @@ class JobOptions:
     fields: dict[str, str]
 
 
+InputCrf = Annotated[
+    str | None,
+    typer.Option(
+        "--input-crf",
+        metavar="N",
+        help="Soften what is given as H.264 would, 0 to 51: pictures sharper than video tend to stay still.",
+    ),
+]
+
+
 def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the shared options; it receives them as `options: JobOptions`."""
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]

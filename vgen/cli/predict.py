@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vgen.cli.options import Fit, JobOptions, KeepKnownPixels, with_job_options
+from vgen.cli.options import Fit, InputCrf, JobOptions, KeepKnownPixels, with_job_options
 
 
 @with_job_options
@@ -24,6 +24,7 @@ def predict(
     ] = None,
     fit: Fit = "cover",
     keep_known_pixels: KeepKnownPixels = True,
+    input_crf: InputCrf = None,
     *,
     options: JobOptions,
 ) -> None:
@@ -32,7 +33,9 @@ def predict(
     from vgen.io.video import read_video
 
     fields = {"prompt": prompt, "video": video, "fit": fit, "keep_known_pixels": keep_known_pixels, **options.fields}
-    request = ask("predict", options.output, options.overwrite, {**fields, "keep_frames": keep_frames})
+    request = ask(
+        "predict", options.output, options.overwrite, {**fields, "keep_frames": keep_frames, "input_crf": input_crf}
+    )
     model = Model.find(request.model)
     wanted = request.keep_frames or request.num_frames or model.defaults.get("num_frames")
     clip = read_video(video, max_frames=wanted)

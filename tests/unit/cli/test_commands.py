@@ -99,6 +99,12 @@ def test_animate(tmp_path: Path, paper_model: Path, pipeline: RecordingPipeline,
     assert pipeline.calls[1]["image"].getpixel((0, 0)) == (0, 0, 0)
     assert pipeline.calls[1]["keep_known_pixels"] is False
     assert "scaled and padded" in done.out
+    assert "input_crf" not in pipeline.calls[1], "the model's own"
+    run_cli(*words, "--overwrite", "--input-crf", 30)
+    assert pipeline.calls[2]["input_crf"] == 30
+    refused = run_cli(*words, "--overwrite", "--input-crf", 60)
+    assert refused.code == 2
+    assert "input_crf=60" in refused.err
 
 
 def test_interpolate(
@@ -106,8 +112,9 @@ def test_interpolate(
 ) -> None:
     last = tmp_path / "last.png"
     Image.new("RGB", (64, 64), (0, 0, 250)).save(last)
-    done = run_cli("interpolate", picture, last, "-o", tmp_path / "clip.mp4", "--model", paper_model)
+    done = run_cli("interpolate", picture, last, "-o", tmp_path / "clip.mp4", "--model", paper_model, "--input-crf", 9)
     assert done.code == 0
+    assert pipeline.calls[0]["input_crf"] == 9
     assert pipeline.loaded == ["InterpolationPipeline"]
     assert pipeline.calls[0]["first"].getpixel((0, 0)) == (200, 30, 30)
     assert pipeline.calls[0]["last"].getpixel((0, 0)) == (0, 0, 250)
@@ -121,8 +128,11 @@ def test_interpolate(
 def test_predict(tmp_path: Path, paper_model: Path, pipeline: RecordingPipeline, run_cli: Run) -> None:
     frames = np.repeat(np.arange(0, 220, 20, dtype=np.uint8), 64 * 64 * 3).reshape(11, 64, 64, 3)
     video = write_video(f"{tmp_path}/video/", frames, 12.0)
-    done = run_cli("predict", video, "-o", tmp_path / "clip.mp4", "--model", paper_model, "--keep-frames", 5)
+    done = run_cli(
+        "predict", video, "-o", tmp_path / "clip.mp4", "--model", paper_model, "--keep-frames", 5, "--input-crf", 7
+    )
     assert done.code == 0
+    assert pipeline.calls[0]["input_crf"] == 7
     assert pipeline.loaded == ["MaskedPredictionPipeline"]
     (condition,) = pipeline.calls[0]["conditions"]
     assert (condition.frame_index, condition.strength, condition.mask) == (0, 1.0, None)
