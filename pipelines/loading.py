@@ -15,7 +15,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
 
-from vgen.catalog import entry_named
+from vgen.catalog import CATALOG, entry_named
 from vgen.errors import CheckpointError, RequestError
 from vgen.hub import file_defaults, find_text_encoder, resolve_model, weight_files
 from vgen.io.checkpoint import check_weights
@@ -61,6 +61,9 @@ class PipelineLoading(DiffusionPipeline):
         if found.is_file():
             more = {"text_encoder_folder": text_encoder_folder, "upcast_fp8": upcast_fp8}
             return cls.from_single_file(found, device=device, **more, **kwargs)
+        name = os.fspath(pretrained_model_name_or_path)
+        if name in CATALOG and not _states_defaults(found):
+            kwargs.setdefault("defaults", _as_json(CATALOG[name].defaults))
         if _lacks_text_encoder(found) or text_encoder_folder is not None:
             _add_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype"))
         with _quietly():
@@ -116,7 +119,7 @@ class PipelineLoading(DiffusionPipeline):
                 components[kind] = load_component(file, kind, target, dtype or torch.float32)
         components.setdefault("scheduler", FlowMatchEulerDiscreteScheduler.from_config(file.scheduler))
         _add_text_encoder(components, file.path, text_encoder_folder, dtype)
-        components.setdefault("convention", _CONVENTION_OF_GENERATION[file.generation])
+        components.setdefault("convention", _convention_of(file))
         components.setdefault("defaults", _as_json(file_defaults(file, entry)))
         pipeline = cls(**components)
         pipeline.register_to_config(_name_or_path=str(path))
@@ -168,6 +171,12 @@ def load_component(
     return model
 
 
+def _convention_of(file: SingleFile) -> str:
+    """That of the folder which the file was made from, else its generation's."""
+    stored = from_model_index(file.folder.get("model_index", {})).get("convention")
+    return stored or _CONVENTION_OF_GENERATION[file.generation]
+
+
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(dict(values))))
 
@@ -182,6 +191,10 @@ def _quietly() -> Iterator[None]:
     finally:
         if bars:
             diffusers_logging.enable_progress_bar()
+
+
+def _states_defaults(folder: Path) -> bool:
+    return bool(json.loads((folder / "model_index.json").read_bytes()).get("defaults"))
 
 
 def _lacks_text_encoder(folder: Path) -> bool:

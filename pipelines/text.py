@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+from transformers.utils import logging as transformers_logging
 
 __all__ = ["PreTrainedTokenizerBase", "T5EncoderModel", "TextEmbeddings", "encode_texts", "load_text_encoder"]
 
@@ -50,9 +51,15 @@ def load_text_encoder(folder: Path, dtype: torch.dtype | None) -> tuple[T5Encode
         folder: with both.
         dtype: of the encoder; None keeps what is stored.
     """
-    encoder = T5EncoderModel.from_pretrained(
-        folder / "text_encoder", dtype=dtype or "auto", use_safetensors=True, local_files_only=True
-    )
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        encoder = T5EncoderModel.from_pretrained(
+            folder / "text_encoder", dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+        )
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     return encoder.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
 
 

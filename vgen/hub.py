@@ -288,11 +288,10 @@ def file_defaults(file: SingleFile, entry: CatalogEntry | None = None) -> dict[s
 
     Args:
         file: opened.
-        entry: which model it is; None goes by the file's name, then by what its header tells.
+        entry: which model it is; None goes by the folder that the file was made from, the file's name, its header.
     """
-    stored = file.folder.get("model_index", {}).get("defaults")
-    if stored is not None and entry is None:
-        return dict(stored)
+    if "model_index" in file.folder and entry is None:
+        return dict(file.folder["model_index"].get("defaults") or {})
     allowed = file.configs.get("allowed_inference_steps")
     entry = entry or entry_of_file(file.path)
     if entry is None:

@@ -122,6 +122,18 @@ def test_the_cache_is_looked_up(cache: Callable[..., Path], paper_model: Path) -
     assert model_defaults(folder)["height"] == 64, "what the folder itself says comes first"
 
 
+def test_a_named_folder_has_the_catalogs_defaults(cache: Callable[[str], Path], ltx_folders: dict[str, Path]) -> None:
+    from vgen.pipelines import TextToVideoPipeline
+
+    entry = CATALOG["ltx-13b-0.9.7-distilled"]
+    assert entry.folder is not None
+    shutil.copytree(ltx_folders["0.9.5"], cache(entry.folder), dirs_exist_ok=True)
+    pipeline = TextToVideoPipeline.from_pretrained(entry.name)
+    assert len(pipeline.fill_settings({"prompt": "a"}).sigmas) == 8
+    plain = TextToVideoPipeline.from_pretrained(entry.folder)
+    assert plain.fill_settings({"prompt": "a"}).guidance_scale == 3.0, "a repository is what diffusers makes of it"
+
+
 def test_text_encoders_are_found(cache: Callable[[str], Path], paper_model: Path, tmp_path: Path) -> None:
     alone = _write(tmp_path / "ltx.safetensors")
     with pytest.raises(

@@ -91,7 +91,7 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     )
     job.request = job.request.model_copy(update={"device": device, "dtype": dtype})
     pipeline_class = getattr(vgen.pipelines, class_name)
-    pipe = pipeline_class.from_pretrained(str(job.model.folder), dtype=getattr(torch, dtype)).to(device)
+    pipe = pipeline_class.from_pretrained(job.request.model, dtype=getattr(torch, dtype), device=device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     return pipe
 

@@ -277,7 +277,7 @@ def scheduler_from_original(config: Mapping[str, Any]) -> Config:
     Raises:
         CheckpointError: a shift that diffusers' scheduler does not have.
     """
-    shifting, terminal = config.get("shifting"), config.get("target_shift_terminal")
+    shifting = config.get("shifting")
     if shifting not in (None, "SD3"):
         raise CheckpointError(f"the scheduler config in the metadata has shifting={shifting!r}: use SD3 or none.")
     constant = config.get("sampler") == "Constant"
@@ -287,7 +287,7 @@ def scheduler_from_original(config: Mapping[str, Any]) -> Config:
         "shift": math.exp(config["shift"]) if constant and config.get("shift") is not None else 1.0,
         "use_dynamic_shifting": dynamic,
         **(_SHIFT_BY_TOKENS if dynamic else {}),
-        "shift_terminal": terminal,
+        "shift_terminal": config.get("target_shift_terminal") if dynamic else None,
     }
 
 

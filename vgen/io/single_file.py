@@ -284,10 +284,10 @@ class SingleFile:
         self.check_tensors(part, {key: tuple(value.shape) for key, value in model.state_dict().items()})
         with safe_open(self.path, framework="pt", device=str(device)) as handle:
             for key, name in part.keys.items():
-                tensor = handle.get_tensor(name)
-                if dtype is not None and tensor.is_floating_point():
-                    tensor = tensor.to(dtype)
-                _assign(model, key, tensor)
+                stored = handle.get_tensor(name)
+                wanted = dtype if dtype is not None and stored.is_floating_point() else stored.dtype
+                # On the CPU what was read is a view of the file, which may vanish or change under a model in use.
+                _assign(model, key, stored.to(wanted, copy=stored.device.type == "cpu"))
 
 
 def _assign(model: nn.Module, key: str, tensor: torch.Tensor) -> None:

@@ -145,7 +145,8 @@ def test_dtype_and_device(ltx_original: Original, monkeypatch: pytest.MonkeyPatc
     assert _load(file, "transformer").dtype == torch.bfloat16
 
 
-def test_one_copy_at_most(ltx_original: Original, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_one_copy_at_most(ltx_original: Original, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None) -> None:
     """Beside what is in the model already, one tensor of the file is alive at any time."""
     _, file = ltx_original("0.9.5")
     alive: list[weakref.ref[torch.Tensor]] = []
@@ -174,9 +175,11 @@ def test_one_copy_at_most(ltx_original: Original, monkeypatch: pytest.MonkeyPatc
     part = opened.part("vae")
     model = empty_model("CausalVideoVAE", part.config)
     assert all(value.is_meta for value in model.state_dict().values()), "built without memory"
-    opened.load_into(model, part, dtype=torch.bfloat16)
+    opened.load_into(model, part, dtype=dtype)
     assert len(most) == len(model.state_dict()) > 50
     assert max(most) <= 1
+    own = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
+    assert len(own) == len(most), "no tensor is a view of the file"
     assert not any(value.is_meta for value in model.state_dict().values())
 
 
@@ -204,6 +207,30 @@ def test_faulty_tensors_are_named(ltx_original: Original, tmp_path: Path) -> Non
     _change(file, lambda tensors: tensors.update(stranger=torch.zeros(1)))
     with pytest.raises(CheckpointError, match="1 tensors that belong to no component: stranger"):
         file_to_folder(file, tmp_path / "folder", model_shapes)
+
+
+def test_shards(ltx_random: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = ltx_random("0.9.5")
+    whole, place = load_file(folder / "transformer" / WEIGHTS), folder / "transformer"
+    folder_to_file(folder, tmp_path / "whole.safetensors", model_shapes)
+    keys = sorted(whole)
+    for number, part in enumerate((keys[:20], keys[20:])):
+        save_file({key: whole[key] for key in part}, place / f"shard-{number}.safetensors")
+    weight_map = {key: f"shard-{int(key in keys[20:])}.safetensors" for key in keys}
+    (place / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (place / WEIGHTS).unlink()
+    folder_to_file(folder, tmp_path / "sharded.safetensors", model_shapes)
+    assert (tmp_path / "sharded.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_changed_folder_does_not_keep_what_the_file_said(ltx_original: Original, tmp_path: Path) -> None:
+    _, file = ltx_original("0.9.5")
+    file_to_folder(file, tmp_path / "folder", model_shapes)
+    config = tmp_path / "folder" / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.25}))
+    folder_to_file(tmp_path / "folder", tmp_path / "again.safetensors", model_shapes)
+    assert SingleFile.open(tmp_path / "again.safetensors").part("vae").config["scaling_factor"] == 0.25
+    assert "licence" not in read_metadata(tmp_path / "again.safetensors")
 
 
 def test_faulty_folders(ltx_random: Callable[[str], Path], tmp_path: Path) -> None:
