@@ -166,16 +166,5 @@ class LatentUpsamplePipeline(DiffusionPipeline):
 
 def _decode_settings(shape: VideoShape, batch: int, **decoding: Any) -> GenerationSettings:
     """The settings of a call that only decodes."""
-    return GenerationSettings(
-        num_frames=shape.num_frames,
-        height=shape.height,
-        width=shape.width,
-        frame_rate=1.0,
-        num_inference_steps=1,
-        guidance_scale=1.0,
-        guidance_rescale=0.0,
-        max_sequence_length=1,
-        image_cond_noise_scale=0.0,
-        prompt=[""] * batch,
-        **decoding,
-    )
+    size = {"num_frames": shape.num_frames, "height": shape.height, "width": shape.width}
+    return GenerationSettings.fill({**size, "prompt": [""] * batch, **decoding}, LTX.defaults)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vgen.diffusion.conditions import hide_pixels
 from vgen.errors import RequestError
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_frames, read_mask
+from vgen.pipelines.softening import soften
 from vgen.types import VideoShape
 
 if TYPE_CHECKING:
@@ -37,6 +38,31 @@ def resize_conditions(conditions: Conditions, target: VideoShape, shape: VideoSh
         else _resize_condition(entry, target, shape, every)
         for entry in conditions
     ]  # type: ignore[return-value]
+
+
+def soften_conditions(conditions: Conditions, crf: int) -> Conditions:
+    """Soften conditions at the size in which they are given; see vgen.pipelines.softening.
+
+    Args:
+        conditions: checked.
+        crf: 0 leaves them as they are.
+    Returns:
+        The same nesting. What a mask hides is blanked first, so that it does not bleed into its neighbours.
+    """
+    if crf == 0:
+        return conditions
+    return [
+        soften_conditions(entry, crf) if isinstance(entry, (list, tuple)) else _soften_condition(entry, crf)
+        for entry in conditions
+    ]  # type: ignore[return-value]
+
+
+def _soften_condition(condition: VideoCondition, crf: int) -> VideoCondition:
+    frames = read_frames(condition.frames)
+    if condition.mask is not None:
+        frames = _blank(frames, read_mask(condition.mask, VideoShape(len(frames), *frames.shape[-2:])))
+    soft = soften(rearrange(frames, "f c h w -> 1 c f h w") * 2 - 1, crf)
+    return replace(condition, frames=(rearrange(soft, "1 c f h w -> f c h w") / 2 + 0.5).clamp(0, 1))
 
 
 def resize_clip(clip: GivenPixels, shape: VideoShape, every: int = 1) -> GivenPixels:
@@ -67,6 +93,13 @@ def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(smallest, size=(height, width), mode="nearest-exact")[:, 0]
 
 
+def _blank(frames: Tensor, mask: Tensor) -> Tensor:
+    """Frames [F, 3, H, W] in [0, 1] without the pixels whose mask [F, H, W] is 0."""
+    visible = (mask > 0).to(frames)[None, None]
+    centred = hide_pixels(rearrange(frames, "f c h w -> 1 c f h w") * 2 - 1, visible)
+    return rearrange(centred, "1 c f h w -> f c h w") / 2 + 0.5
+
+
 def _resize_condition(condition: VideoCondition, target: VideoShape, shape: VideoShape, every: int) -> VideoCondition:
     frames = read_frames(condition.frames)
     count = len(frames)
@@ -79,9 +112,7 @@ def _resize_condition(condition: VideoCondition, target: VideoShape, shape: Vide
     mask: Any = None
     if condition.mask is not None:
         mask = read_mask(condition.mask, VideoShape(count, *frames.shape[-2:]))
-        visible = (mask > 0).to(frames)[None, None]
-        centred = hide_pixels(rearrange(frames, "f c h w -> 1 c f h w") * 2 - 1, visible)
-        frames = rearrange(centred, "1 c f h w -> f c h w") / 2 + 0.5
+        frames = _blank(frames, mask)
         mask = resize_mask(mask[::every], shape.height, shape.width)
     resized = resize_frames(frames[::every], shape.height, shape.width).clamp(0, 1)
     return replace(condition, frames=resized, frame_index=start // every, mask=mask)

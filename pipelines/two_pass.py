@@ -11,6 +11,7 @@ to both passes, each at its size. It follows Lightricks' multi-scale pipeline. W
 - they compress tones before the second pass and in the VAE's own units, where the second pass undoes it; here it is
   done on normalised latents just before decoding;
 - they leave the last size to the caller; here the clip is resized to what was asked, and given pixels are pasted then;
+- they know no softening of what is given; here it is done once, at the size given, and resized for each pass;
 - they encode the prompt twice, and draw from whatever generator each call gets; here one generator (or one a clip)
   draws for both passes in a row, so that a clip of a batch is what it would be alone.
 
@@ -35,7 +36,7 @@ from vgen.passes import PLAIN, SCHEDULE, SKIPS, TwoPassPreset, pass_shapes, pres
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.decoding import paste_known
 from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.resizing import resize_clip, resize_conditions
+from vgen.pipelines.resizing import resize_clip, resize_conditions, soften_conditions
 from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.strategies import guidance_of, set_schedule
 from vgen.steps import skipped_steps
@@ -143,8 +144,9 @@ class TwoPass:
         target, scale = _shape(asked), self.upsampler.scale
         strides = token_strides(pipe.vae.strides, pipe.patch_size)
         shapes = pass_shapes(target, strides, scale, self.preset.downscale_factor)
+        conditions = soften_conditions(conditions, asked.input_crf)
         output_type = "latent" if asked.output_type == "latent" else "pt"
-        passes = []
+        passes: list[Pass] = []
         for own, shape, every, last in (
             (self.preset.first_pass, shapes.first, scale.temporal, "latent"),
             (self.preset.second_pass, shapes.second, 1, output_type),
@@ -152,7 +154,7 @@ class TwoPass:
             call = _merge(given, own, second=bool(passes))
             size = {"num_frames": shape.num_frames, "height": shape.height, "width": shape.width}
             call.update(size, frame_rate=asked.frame_rate / every)
-            call.update(output_type=last, keep_known_pixels=False, return_dict=True)
+            call.update(output_type=last, keep_known_pixels=False, return_dict=True, input_crf=0)
             passes.append(_checked(pipe, call, resize_conditions(conditions, target, shape, every)))
         self._check_second(pipe, passes[1].settings)
         return passes[0], passes[1]

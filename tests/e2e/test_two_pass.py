@@ -23,6 +23,7 @@ from vgen.pipelines import (
     VideoToVideoPipeline,
     load_upsampler,
 )
+from vgen.pipelines.softening import soften
 from vgen.request import ResolvedRequest
 
 CALL = {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0, "output_type": "latent"}
@@ -174,7 +175,21 @@ def test_a_first_frame_is_kept_in_both_passes(task, two_pass, between):
     torch.testing.assert_close(both[:1], latents, rtol=0, atol=1e-4)
 
 
-def test_hidden_pixels_never_matter(task, two_pass):
+def test_given_frames_are_softened_once_and_at_their_own_size(task, two_pass, between):
+    pipeline, picture = task(ImageToVideoPipeline), _picture()
+    latents = pipeline(picture, **CALL, input_crf=29, two_pass=two_pass, generator=_seed(0)).frames
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None, :, None].float() / 127.5 - 1
+    soft = soften(pixels, 29)
+    assert not torch.allclose(soft, pixels, atol=0.05)
+    for found, side in ((between[0][0], 16), (latents, 32)):
+        resized = torch.nn.functional.interpolate(soft[:, :, 0], (side, side), mode="bilinear")
+        with torch.no_grad():
+            known = pipeline.vae.normalize(pipeline.vae.encode(resized[:, :, None]).latent_dist.mean)
+        torch.testing.assert_close(found[:, :, :1], known, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("crf", [0, 29])
+def test_hidden_pixels_never_matter(task, two_pass, crf):
     pipeline = task(MaskedPredictionPipeline)
     clip = np.stack([_picture(seed) for seed in range(9)])
     mask = np.zeros((32, 32), bool)
@@ -183,7 +198,7 @@ def test_hidden_pixels_never_matter(task, two_pass):
     for filling in (0, 255):
         frames = clip.copy()
         frames[:, ~mask] = filling
-        call = {**CALL, "output_type": "np", "two_pass": two_pass}
+        call = {**CALL, "output_type": "np", "two_pass": two_pass, "input_crf": crf}
         condition = VideoCondition(frames, mask=mask)
         results.append(pipeline(condition, **call, generator=_seed(0)).frames[0])
     np.testing.assert_array_equal(results[0], results[1])
@@ -334,3 +349,18 @@ def test_the_example_of_the_documentation():
     exec(compile(code, "docs/upscaling.md", "exec"), found)
     assert len(found["frames"]) == 17
     assert found["frames"][0].size == (64, 64)
+
+
+def test_a_model_in_a_single_file(tmp_path, ltx_folders, run_cli):
+    _upsampler(8).save_pretrained(tmp_path / "upsampler")
+    _upsampler(4).save_pretrained(tmp_path / "other")
+    model = tmp_path / "model.safetensors"
+    assert run_cli("convert", ltx_folders["0.9.5"], model).code == 0
+    for name in ("text_encoder", "tokenizer"):
+        (tmp_path / name).symlink_to(ltx_folders["0.9.5"] / name)
+    words = ["generate", "a", "--model", model, "--steps", 2, "--height", 64, "--width", 64, "--num-frames", 9]
+    done = run_cli(*words, "-o", tmp_path / "a.gif", "--upscale", tmp_path / "other")
+    assert (done.code, "latents of 4 channels and the model's VAE gives 8" in done.err) == (2, True), done.err
+    done = run_cli(*words, "-o", tmp_path / "a.gif", "--upscale", tmp_path / "upsampler")
+    assert (done.code, done.err) == (0, "")
+    assert read_video(tmp_path / "a.gif").frames.shape == (9, 64, 64, 3)

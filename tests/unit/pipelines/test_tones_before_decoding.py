@@ -1,0 +1,49 @@
+"""Where tones are mapped: on normalised latents, after noise that is mixed in there, before noise mixed in later."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from vgen.diffusion.latent_statistics import tone_map
+from vgen.pipelines.conventions import LTX, NATIVE, ORIGINAL
+from vgen.pipelines.decoding import decode_latents
+from vgen.pipelines.settings import GenerationSettings
+
+LATENTS = torch.randn(1, 2, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * 2
+
+
+class _Vae:
+    """Remembers what it decodes; its statistics are mean 1 and deviation 3."""
+
+    dtype = torch.float32
+
+    def __init__(self, timestep_conditioning):
+        self.config = SimpleNamespace(timestep_conditioning=timestep_conditioning)
+
+    def denormalize(self, latents):
+        return latents * 3 + 1
+
+    def decode(self, latents, timestep, return_dict, generator):
+        self.decoded = latents
+        return (latents,)
+
+
+@pytest.mark.parametrize("convention", [NATIVE, LTX, ORIGINAL], ids=lambda convention: convention.name)
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_place(convention, conditioned):
+    settings = GenerationSettings.fill(
+        {"prompt": "", "height": 16, "width": 16, "num_frames": 9, "frame_rate": 8, "decode_noise_scale": 0.25,
+         "tone_map_compression_ratio": 0.6, "generator": torch.Generator().manual_seed(1)},
+        convention.defaults,
+    )  # fmt: skip
+    vae = _Vae(conditioned)
+    decode_latents(vae, LATENTS, settings, convention, torch.float32)
+    noise = torch.randn(LATENTS.shape, generator=torch.Generator().manual_seed(1))
+    if not conditioned:
+        expected = tone_map(LATENTS, 0.6) * 3 + 1
+    elif convention is LTX:
+        expected = 0.75 * (tone_map(LATENTS, 0.6) * 3 + 1) + 0.25 * noise
+    else:
+        expected = tone_map(0.75 * LATENTS + 0.25 * noise, 0.6) * 3 + 1
+    torch.testing.assert_close(vae.decoded, expected, rtol=0, atol=1e-5)
