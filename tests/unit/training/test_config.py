@@ -24,7 +24,7 @@ def _write(path: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["sprites_vae", "sprites_t2v"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_the_shipped_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(CONFIGS / f"{name}.yaml")
     assert recipe.name == name
