@@ -59,8 +59,9 @@ class PipelineLoading(DiffusionPipeline):
         if "torch_dtype" in kwargs:  # the name that most people know; diffusers' own is now `dtype`
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         if found.is_file():
-            more = {"text_encoder_folder": text_encoder_folder, "upcast_fp8": upcast_fp8}
-            return cls.from_single_file(found, device=device, **more, **kwargs)
+            return cls.from_single_file(
+                found, device=device, text_encoder_folder=text_encoder_folder, upcast_fp8=upcast_fp8, **kwargs
+            )
         name = os.fspath(pretrained_model_name_or_path)
         if name in CATALOG and not _states_defaults(found):
             kwargs.setdefault("defaults", _as_json(CATALOG[name].defaults))
@@ -121,7 +122,7 @@ class PipelineLoading(DiffusionPipeline):
         _add_text_encoder(components, file.path, text_encoder_folder, dtype)
         components.setdefault("convention", _convention_of(file))
         components.setdefault("defaults", _as_json(file_defaults(file, entry)))
-        pipeline = cls(**components)
+        pipeline: Any = cls(**components)
         pipeline.register_to_config(_name_or_path=str(path))
         return pipeline.to(device) if device is not None else pipeline
 

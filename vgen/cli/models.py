@@ -25,12 +25,16 @@ def models(
     table.add_column("licence")
     table.add_column("here", no_wrap=True)
     for row in rows:
-        sizes = [f"{row[key] / 1e9:.1f} GB" if row[key] else "" for key in ("file_bytes", "memory_bytes")]
+        sizes = [_said(row[key]) for key in ("file_bytes", "memory_bytes")]
         here = "no" if row["path"] is None else "yes"
         table.add_row(row["name"], row["size"], *sizes, row["licence"] + (" *" if row["fp8"] else ""), here)
     Console().print(table)
     typer.echo("memory: all weights in bfloat16, text encoder included; the clip itself comes on top.")
     typer.echo("*: FP8 weights for Lightricks' own kernels; their layout is not read here.")
+
+
+def _said(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -47,7 +51,7 @@ def _rows() -> list[dict[str, Any]]:
         files = [] if folder is None else [file for file in folder.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         rows.append(
-            {"name": name, "version": "", "size": f"{size / 1e6:.0f} MB", "file_bytes": size, "memory_bytes": size}
+            {"name": name, "version": "", "size": "", "file_bytes": size, "memory_bytes": size}
             | {"licence": "Apache-2.0", "fp8": False, "path": None if folder is None else str(folder)}
         )
     for entry in CATALOG.values():

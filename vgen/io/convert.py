@@ -151,14 +151,15 @@ def file_to_folder(
         idle = {key: StoredTensor(path, file.entries[key], start) for part in parts for key in part.idle}
         if idle or not file.folder:
             copy_tensors(new / SIDECAR, idle, file.metadata)
-        for name in ("text_encoder", "tokenizer") if text_encoder is not None else ():
-            shutil.copytree(text_encoder / name, new / name, copy_function=_link)
+        if text_encoder is not None:
+            for name in ("text_encoder", "tokenizer"):
+                shutil.copytree(text_encoder / name, new / name, copy_function=_link)
         _write(new / "model_index.json", _model_index(file, text_encoder, entry))
 
 
 def _model_index(file: SingleFile, text_encoder: Path | None, entry: CatalogEntry | None) -> dict[str, Any]:
     """The model_index.json of a new folder: the stored one, or what the version asks for."""
-    absent = [None, None]
+    absent: list[Any] = [None, None]
     texts = {"text_encoder": absent, "tokenizer": absent}
     if text_encoder is not None:
         stored = _read(text_encoder / "tokenizer" / "tokenizer_config.json")

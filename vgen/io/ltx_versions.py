@@ -48,7 +48,7 @@ def transformer_from_original(config: Mapping[str, Any]) -> Config:
     Raises:
         CheckpointError: a key is missing or says what LTX-Video's transformers are not.
     """
-    needed = {"qk_norm": "rms_norm", "standardization_norm": "rms_norm", "positional_embedding_type": "rope"}
+    needed: Config = {"qk_norm": "rms_norm", "standardization_norm": "rms_norm", "positional_embedding_type": "rope"}
     needed |= {"adaptive_norm": "single_scale_shift", "timestep_scale_multiplier": 1000}
     _demand("transformer", config, needed)
     missing = [key for key in _SAME_TRANSFORMER_KEYS if key not in config and key != "out_channels"]
@@ -103,7 +103,9 @@ class _Stage:
 def _read_blocks(config: Mapping[str, Any], key: str) -> list[tuple[str, Mapping[str, Any]]]:
     blocks = config.get(key, config.get("blocks"))
     try:
-        read = [(name, {"num_layers": p} if isinstance(p, int) else dict(p)) for name, p in blocks or ()]
+        read: list[tuple[str, Mapping[str, Any]]] = [
+            (name, {"num_layers": p} if isinstance(p, int) else dict(p)) for name, p in blocks or ()
+        ]
     except (TypeError, ValueError):
         raise CheckpointError(
             f"the VAE config in the metadata has {key} that cannot be read: {blocks!r:.200}."
