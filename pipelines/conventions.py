@@ -8,7 +8,7 @@ as Lightricks' own code does, load them with `from_pretrained(folder, convention
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vgen.errors import CheckpointError
@@ -30,6 +30,7 @@ class Convention:
             lies in place); None: all.
         mix_decode_noise_normalized: noise for a timestep-conditioned decoder is mixed in before denormalising.
         conditions_name: the convention of tasks with conditions anywhere in the clip.
+        early_name: the convention of models before 0.9.5, where that is another.
         defaults: what the caller and the model leave out.
     """
 
@@ -44,6 +45,7 @@ class Convention:
     mix_decode_noise_normalized: bool
     conditions_name: str
     defaults: Mapping[str, Any] = field(repr=False)
+    early_name: str | None = None
 
 
 _COMMON = {
@@ -120,11 +122,18 @@ ORIGINAL = Convention(
         "decode_timestep": 0.05,
         "decode_noise_scale": 0.025,
     },
+    early_name="original-0.9.0",
 )
 """Lightricks' own code, in every task: pass convention="original" when loading public weights. Its schedule is the
 shifted one, not clamped, where the scheduler shifts by token count (0.9.0, 0.9.1), and linear-quadratic after."""
+ORIGINAL_EARLY = replace(
+    ORIGINAL, name="original-0.9.0", causal_coordinates=False, conditions_name="original-0.9.0", early_name=None
+)
+"""The same for 0.9.0 and 0.9.1, whose configuration does not ask for causal times."""
 
-CONVENTIONS: Mapping[str, Convention] = {entry.name: entry for entry in (NATIVE, LTX, LTX_CONDITION, ORIGINAL)}
+CONVENTIONS: Mapping[str, Convention] = {
+    entry.name: entry for entry in (NATIVE, LTX, LTX_CONDITION, ORIGINAL, ORIGINAL_EARLY)
+}
 
 _OF_CLASS = {
     "LTXPipeline": LTX.name,

@@ -145,7 +145,9 @@ class PipelineLoading(DiffusionPipeline):
     @property
     def model_convention(self) -> Convention:
         """The convention of the model, see vgen.pipelines.conventions."""
-        return convention_named(self.config.convention)
+        named = convention_named(self.config.convention)
+        early = "LTXVideo095DownBlock3D" not in self.vae.config.down_block_types
+        return convention_named(named.early_name) if named.early_name is not None and early else named
 
     @property
     def name_of_model(self) -> str:

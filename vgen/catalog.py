@@ -27,10 +27,12 @@ _SIZE = {"height": 704, "width": 1216, "num_frames": 121, "frame_rate": 30.0}
 _NEGATIVE = {"negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted"}
 _DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
 _DEV_2B = {"num_inference_steps": 40, "guidance_scale": 3.0, **_NEGATIVE}
-_DEV_13B = {"num_inference_steps": 30, "guidance_scale": 5.0, **_NEGATIVE}
+_DEV_13B = {"num_inference_steps": 30, "guidance_scale": 5.0, "upscale_preset": "dev", **_NEGATIVE}
 DISTILLED_SIGMAS = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
 """What the distilled models from 0.9.7 on were trained for, first and second pass together."""
 _DISTILLED = {"guidance_scale": 1.0, "allowed_inference_steps": DISTILLED_SIGMAS}
+
+_DISTILLED_13B = {**_DISTILLED, "upscale_preset": "distilled-13b"}
 
 _FIRST_LICENCE = "LTX-Video 0.9 (RAIL-M)"
 _OPEN_RAIL = "OpenRAIL-M"
@@ -126,10 +128,10 @@ _ENTRIES = (
         "ltx-13b-0.9.8-distilled",
         "ltxv-13b-0.9.8-distilled",
         _OPEN_WEIGHTS,
-        _DISTILLED,
+        _DISTILLED_13B,
         "Lightricks/LTX-Video-0.9.8-13B-distilled",
     ),
-    _entry("ltx-13b-0.9.8-distilled-fp8", "ltxv-13b-0.9.8-distilled-fp8", _OPEN_WEIGHTS, _DISTILLED),
+    _entry("ltx-13b-0.9.8-distilled-fp8", "ltxv-13b-0.9.8-distilled-fp8", _OPEN_WEIGHTS, _DISTILLED_13B),
 )
 
 CATALOG: Mapping[str, CatalogEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -119,11 +119,13 @@ def test_original_decoding_mixes_before_denormalising(ltx_folders):
 
 def test_original_is_chosen_when_loading_and_saved(ltx_folders, tmp_path):
     pipeline = TextToVideoPipeline.from_pretrained(ltx_folders["0.9.1"], convention="original")
-    assert pipeline.convention.name == "original"
+    assert (pipeline.convention.name, pipeline.convention.causal_coordinates) == ("original-0.9.0", False)
     filled = pipeline.fill_settings({"prompt": ""})
     chosen = (filled.height, filled.width, filled.num_frames, filled.frame_rate, filled.max_sequence_length)
     assert chosen == (704, 1216, 121, 30, 256)
     assert (filled.decode_timestep, filled.decode_noise_scale, filled.image_cond_noise_scale) == (0.05, 0.025, 0.15)
     pipeline.save_pretrained(tmp_path)
     again = MaskedPredictionPipeline.from_pretrained(tmp_path)
-    assert again.convention.name == "original", "in every task"
+    assert again.convention.name == "original-0.9.0", "in every task"
+    later = TextToVideoPipeline.from_pretrained(ltx_folders["0.9.5"], convention="original")
+    assert (later.convention.name, later.convention.causal_coordinates) == ("original", True)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from vgen.catalog import CATALOG
 from vgen.cli.upscale import check_upscale
 from vgen.errors import CheckpointError, RequestError, ShapeError
-from vgen.passes import pass_shapes, presets
+from vgen.passes import pass_shapes, preset_for, presets
 from vgen.request import GenerateRequest
 from vgen.types import Strides, VideoShape
 
@@ -126,3 +127,17 @@ def test_nothing_heavy_is_imported(tmp_path: Path, paper_model: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "['two passes (plain): 40 x 40, then 80 x 80, resized to 64 x 64.'] False", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("ltx-13b-0.9.8-distilled", "distilled-13b"),
+        ("ltx-13b-0.9.7-distilled", "distilled"),
+        ("ltx-2b-0.9.8-distilled", "distilled"),
+        ("ltx-13b-0.9.7-dev", "dev"),
+        ("ltx-2b-0.9.5", "plain"),
+    ],
+)
+def test_public_models_have_the_preset_of_their_makers(name: str, preset: str) -> None:
+    assert preset_for(CATALOG[name].defaults) == preset
