@@ -242,7 +242,11 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
 
     @torch.no_grad()
     def _generate(
-        self, given_settings: Mapping[str, Any], conditions: Conditions = (), clip: GivenPixels | Tensor | None = None
+        self,
+        given_settings: Mapping[str, Any],
+        conditions: Conditions = (),
+        clip: GivenPixels | Tensor | None = None,
+        interrupted: bool = False,
     ) -> Any:
         """A call of any task: settings, conditions and perhaps a clip to start from in, clips out."""
         two_pass = given_settings.get("two_pass")
@@ -265,7 +269,7 @@ class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
             )
         skipped = skipped_steps(settings.num_inference_steps, settings.denoise_strength)
         guidance.check(settings.num_inference_steps - skipped, len(self.transformer.transformer_blocks))
-        self._settings, self._guidance, self._interrupt = settings, guidance, False
+        self._settings, self._guidance, self._interrupt = settings, guidance, interrupted
         device = self._execution_device
         text = self.encode_prompt(
             settings.prompt,

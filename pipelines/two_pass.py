@@ -126,7 +126,7 @@ class TwoPass:
             clip = resize_clip(clip, _shape(first.settings), self.upsampler.scale.temporal)
         latents = pipe._generate({**first.given, **text}, first.conditions, clip).frames
         enlarged = self.enlarge(pipe.vae, latents, pipe._execution_device)
-        frames = pipe._generate({**second.given, **text}, second.conditions, enlarged).frames
+        frames = pipe._generate({**second.given, **text}, second.conditions, enlarged, pipe.interrupt).frames
         if asked.output_type != "latent":
             video = _resize_video(frames, asked.height, asked.width) * 2 - 1
             video = paste_known(video, pixels, asked.keep_known_pixels, asked.num_videos_per_prompt)

@@ -122,6 +122,18 @@ def test_the_second_pass_starts_from_the_enlarged_latents_of_the_first(text_to_v
     torch.testing.assert_close(large.mean((2, 3, 4)), small.mean((2, 3, 4)), rtol=0, atol=1e-5)
 
 
+def test_an_interrupt_in_the_first_pass_ends_both(text_to_video, two_pass, calls):
+    def interrupt(pipeline, index, timestep, tensors):
+        pipeline._interrupt = True
+        return {}
+
+    stopped = text_to_video(**CALL, two_pass=two_pass, generator=_seed(0), callback_on_step_end=interrupt).frames
+    assert stopped.shape == (1, 4, 3, 4, 4)
+    assert len(calls) == 1
+    text_to_video(**CALL, two_pass=two_pass, generator=_seed(0))
+    assert len(calls) == 5, "the next call is a new one"
+
+
 def test_the_clip_has_the_size_asked_for(text_to_video, two_pass, calls):
     call = {**CALL, "height": 48, "width": 40, "two_pass": two_pass}
     frames = text_to_video(**{**call, "output_type": "pt"}, generator=_seed(0)).frames
