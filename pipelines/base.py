@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.loaders import LTXVideoLoraLoaderMixin
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_condit
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.decoding import decode_latents, paste_known
 from vgen.pipelines.loading import PipelineLoading
+from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import GenerationSettings
@@ -38,7 +38,7 @@ from vgen.types import LatentShape, VideoShape
 Conditions = Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]]
 
 
-class BasePipeline(PipelineLoading, LTXVideoLoraLoaderMixin):
+class BasePipeline(PipelineLoading, PipelineLora):
     """Components, and the way from a prompt and known pixels to frames.
 
     Args:

@@ -100,11 +100,13 @@ def _train_and_export(
         )  # fmt: skip
         if not export_only and not train(run):
             journal.say("stopped; run the same command again to go on")
+            accelerator.wait_for_everyone()
             return False
         if accelerator.is_main_process:
             with ema.applied(objective):
                 measured = export(objective, folder / "export", recipe, control)
             journal.say(f"exported to {folder / 'export'} " + " ".join(f"{k} {v:.4g}" for k, v in measured.items()))
+    accelerator.wait_for_everyone()  # a process that leaves while another still works can abort both
     return True
 
 
@@ -187,6 +189,8 @@ def main() -> None:
         run_recipe(arguments.recipe, arguments.overrides, export_only=arguments.export)
     except VgenError as error:
         raise SystemExit(f"error: {error}") from None
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

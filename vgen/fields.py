@@ -161,6 +161,42 @@ def index_list(field: str, high: int) -> Callable[[Any], Any]:
     return check
 
 
+MAX_LORA_SCALE = 100.0
+"""Largest scale of a LoRA, of either sign."""
+
+
+def split_lora(entry: str) -> tuple[str, float]:
+    """ "style.safetensors:0.8" -> its file and its scale, 1 where none is given."""
+    file, colon, last = entry.rpartition(":")
+    scale = _as_number(last) if colon else None
+    return (entry, 1.0) if scale is None or not file else (file, float(scale))
+
+
+def lora_list(field: str) -> Callable[[Any], Any]:
+    """A check for FILE or FILE:SCALE, or a list of them. None passes."""
+    readable = text(field)
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        entries = [value] if isinstance(value, str) else value
+        if not isinstance(entries, (list, tuple)) or not entries or None in entries:
+            raise _refuse(
+                f"{field}={value!r:.80} is not a list of FILE or FILE:SCALE; use for instance a.safetensors:0.8."
+            )
+        for entry in entries:
+            file, scale = split_lora(readable(entry))
+            if not file.strip():
+                raise _refuse(f"{field}={entry!r:.80} names no file; use FILE or FILE:SCALE.")
+            if not abs(scale) <= MAX_LORA_SCALE:
+                raise _refuse(
+                    f"{field}={entry!r:.80} has a scale outside {-MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g}; 1 is usual."
+                )
+        return tuple(entries)
+
+    return check
+
+
 def device_name(value: Any) -> Any:
     """A check for the name of a device; whether it is there is only known once torch is loaded."""
     if value is None or (isinstance(value, str) and re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", value)):

@@ -20,6 +20,7 @@ from vgen.fields import (
     choice,
     device_name,
     index_list,
+    lora_list,
     memory_amount,
     number,
     refusing,
@@ -58,6 +59,7 @@ _TaskName = Annotated[str, BeforeValidator(choice("task", TASKS))]
 _Device = Annotated[str, BeforeValidator(device_name)]
 _Prompt = Annotated[str, BeforeValidator(text("prompt"))]
 _NegativePrompt = Annotated[str, BeforeValidator(text("negative_prompt"))]
+_Lora = Annotated[tuple[str, ...], BeforeValidator(lora_list("lora"))]
 _Upscale = Annotated[str, BeforeValidator(text("upscale"))]
 _UpscalePreset = Annotated[str, BeforeValidator(refusing(preset_named))]
 
@@ -91,6 +93,7 @@ class _Job(BaseModel):
     video: str | None = Field(None, description="predict, restyle: the clip to start from, a local video.")
     fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")
     keep_known_pixels: bool = Field(True, description="Given pixels are pasted back after decoding.")
+    lora: _Lora | None = Field(None, description="LoRA files, each FILE or FILE:SCALE.")
     upscale: _Upscale | None = Field(None, description="Latent upsampler of a call in two passes: a file or folder.")
     upscale_preset: _UpscalePreset | None = Field(None, description="What the passes do: plain, dev, distilled ...")
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.hub import model_defaults, model_hash, model_strides, resolve_model
@@ -74,7 +75,8 @@ def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, v
     """Resolve a request and check that its output can hold the clip."""
     resolved = request.resolve(model.defaults, model.strides, video_frames)
     check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
-    return Job(resolved, model, output, overwrite, check_upscale(resolved, model.folder, model.strides))
+    notes = [*check_loras(resolved, model.folder), *check_upscale(resolved, model.folder, model.strides)]
+    return Job(resolved, model, output, overwrite, notes)
 
 
 def load_pipeline(class_name: str, job: Job) -> Any:
@@ -93,6 +95,7 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     pipeline_class = getattr(vgen.pipelines, class_name)
     pipe = pipeline_class.from_pretrained(job.request.model, dtype=getattr(torch, dtype), device=device)
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    load_loras(pipe, job.request)
     return pipe
 
 

@@ -41,6 +41,15 @@ KeepKnownPixels = Annotated[
 
 _REQUEST_OPTIONS: dict[str, Any] = {
     "model": _text("--model", metavar="NAME|FOLDER", help="A model; sprites if left out.", panel=_MODEL),
+    "lora": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--lora",
+            metavar="FILE[:SCALE]",
+            help="A LoRA of the model, more or less of it by SCALE; may be given again.",
+            rich_help_panel=_MODEL,
+        ),
+    ],
     "negative_prompt": _text("--negative-prompt", metavar="TEXT", help="What to keep away from.", panel=_SAMPLING),
     "seed": _text("--seed", metavar="N", help="Seed of the noise; drawn and reported if left out.", panel=_SAMPLING),
     "num_inference_steps": _text("--steps", metavar="N", help="Denoising steps.", panel=_SAMPLING),
@@ -94,7 +103,7 @@ class JobOptions:
 
     output: str
     overwrite: bool
-    fields: dict[str, str]
+    fields: dict[str, Any]
 
 
 InputCrf = Annotated[
@@ -122,7 +131,7 @@ def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
     def command(**values: Any) -> None:
         output, overwrite = values.pop("output"), values.pop("overwrite")
         given = {name: values.pop(name) for name in _REQUEST_OPTIONS}
-        fields = {name: value for name, value in given.items() if value is not None}
+        fields = {name: value for name, value in given.items() if value is not None and value != []}
         function(**values, options=JobOptions(output, overwrite, fields))
 
     command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
