@@ -6,7 +6,8 @@ conventions) are handed to it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,7 @@ from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.strategies import guidance_of, largest_scale, sampling, set_schedule
 from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings, encode_texts
+from vgen.pipelines.text_cache import DeferredText
 from vgen.steps import skipped_steps
 from vgen.types import LatentShape, VideoShape
 
@@ -50,6 +52,7 @@ class BasePipeline(PipelineLoading, PipelineLora):
         convention: numerical conventions of the model, see vgen.pipelines.conventions.
         defaults: the model's own values for what a caller leaves out (height, width, num_frames, frame_rate,
             num_inference_steps, guidance_scale, negative_prompt ...); saved in model_index.json.
+        deferred_text: encodes prompts where text encoder and tokenizer are None.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -67,9 +70,11 @@ class BasePipeline(PipelineLoading, PipelineLora):
         transformer: VideoDiT,
         convention: str = "vgen",
         defaults: dict[str, Any] | None = None,
+        deferred_text: DeferredText | None = None,
     ) -> None:
         super().__init__()
         convention_named(convention)
+        self.deferred_text = deferred_text
         self.register_modules(
             scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
         )
@@ -177,14 +182,7 @@ class BasePipeline(PipelineLoading, PipelineLora):
             texts = texts + ([negative] * count if isinstance(negative, str) else list(negative))
         if texts:
             length = max_sequence_length if prompt_embeds is None else prompt_embeds.shape[1]
-            embeds, mask = encode_texts(
-                self.tokenizer,
-                self.text_encoder,
-                texts,
-                length,
-                masked=self.convention.mask_text_encoder,
-                device=device,
-            )
+            embeds, mask = self._encoding()(texts, length, masked=self.convention.mask_text_encoder, device=device)
             if prompt_embeds is None:
                 prompt_embeds, prompt_attention_mask = embeds[:count], mask[:count]
             if encodes_negative:
@@ -193,6 +191,25 @@ class BasePipeline(PipelineLoading, PipelineLora):
         return TextEmbeddings(
             *(None if row is None else row.to(device).repeat_interleave(num_videos_per_prompt, dim=0) for row in rows)
         )
+
+    def encode_ahead(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
+        """Encode what many calls are going to ask for, so that a deferred text encoder is loaded but once.
+
+        Args:
+            prompts: of the calls.
+            negative_prompt: of all of them.
+        """
+        if self.text_encoder is None and self.deferred_text is not None:
+            length, masked = self.fill_settings({}).max_sequence_length, self.convention.mask_text_encoder
+            self.deferred_text.encode([*prompts, negative_prompt], length, masked=masked, device=self._execution_device)
+
+    def _encoding(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """What encodes texts: the text encoder here, or one that is loaded when it is needed."""
+        if self.text_encoder is not None:
+            return partial(encode_texts, self.tokenizer, self.text_encoder)
+        if self.deferred_text is None:
+            raise RequestError("prompt: this pipeline has no text encoder; give prompt_embeds and their masks.")
+        return self.deferred_text.encode
 
     def prepare_latents(
         self, settings: GenerationSettings, shape: LatentShape, given: Sequence[GivenPixels], device: torch.device

@@ -23,6 +23,7 @@ from vgen.io.single_file import COMPONENTS, SingleFile, tensor_faults
 from vgen.models.empty import empty_model, model_shapes
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
 from vgen.pipelines.text import load_text_encoder
+from vgen.pipelines.text_cache import DeferredText, TextCache
 
 _TEXT = ("text_encoder", "tokenizer")
 _CONVENTION_OF_GENERATION = {"0.9.0": "ltx", "0.9.1": "ltx", "0.9.5": "ltx-condition"}
@@ -40,6 +41,7 @@ class PipelineLoading(DiffusionPipeline):
         device: torch.device | str | None = None,
         text_encoder_folder: str | os.PathLike[str] | None = None,
         upcast_fp8: bool = False,
+        text_cache: TextCache | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a pipeline. Every pipeline of this package loads every folder, also diffusers' LTX-Video ones.
@@ -50,6 +52,7 @@ class PipelineLoading(DiffusionPipeline):
             text_encoder_folder: a folder or cached hub repository with text_encoder/ and tokenizer/, for models that
                 come without; left out, see `vgen.hub.find_text_encoder`.
             upcast_fp8: widen plain FP8 weights of a single file.
+            text_cache: leave the text encoder out; it is loaded for prompts that the cache has not, and dropped again.
             **kwargs: as diffusers' own: torch_dtype, variant, device_map, quantization_config, components by name ...
                 For a single file those that `from_single_file` takes.
         Raises:
@@ -60,12 +63,15 @@ class PipelineLoading(DiffusionPipeline):
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         if found.is_file():
             return cls.from_single_file(
-                found, device=device, text_encoder_folder=text_encoder_folder, upcast_fp8=upcast_fp8, **kwargs
-            )
+                found, device=device, text_encoder_folder=text_encoder_folder, upcast_fp8=upcast_fp8,
+                text_cache=text_cache, **kwargs
+            )  # fmt: skip
         name = os.fspath(pretrained_model_name_or_path)
         if name in CATALOG and not _states_defaults(found):
             kwargs.setdefault("defaults", _as_json(CATALOG[name].defaults))
-        if _lacks_text_encoder(found) or text_encoder_folder is not None:
+        if text_cache is not None:
+            _defer_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype") or torch.float32, text_cache)
+        elif _lacks_text_encoder(found) or text_encoder_folder is not None:
             _add_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype"))
         with _quietly():
             try:
@@ -88,6 +94,7 @@ class PipelineLoading(DiffusionPipeline):
         text_encoder_folder: str | os.PathLike[str] | None = None,
         upcast_fp8: bool = False,
         version: str | None = None,
+        text_cache: TextCache | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a single safetensors file in the original layout of LTX-Video.
@@ -99,6 +106,7 @@ class PipelineLoading(DiffusionPipeline):
             text_encoder_folder: see `from_pretrained`.
             upcast_fp8: widen plain FP8 weights, see `SingleFile.check_precision`.
             version: name in `vgen.catalog`, for a file that goes by another name; says only what the defaults are.
+            text_cache: see `from_pretrained`.
             **kwargs: components by name, used as they are; `convention` and `defaults`.
         Raises:
             CheckpointError: the file is damaged, incomplete or of another kind; or no text encoder is there.
@@ -119,12 +127,17 @@ class PipelineLoading(DiffusionPipeline):
             if kind not in components:
                 components[kind] = load_component(file, kind, target, dtype or torch.float32)
         components.setdefault("scheduler", FlowMatchEulerDiscreteScheduler.from_config(file.scheduler))
-        _add_text_encoder(components, file.path, text_encoder_folder, dtype)
+        if text_cache is not None:
+            _defer_text_encoder(components, file.path, text_encoder_folder, dtype, text_cache)
+        else:
+            _add_text_encoder(components, file.path, text_encoder_folder, dtype)
         components.setdefault("convention", _convention_of(file))
         components.setdefault("defaults", _as_json(file_defaults(file, entry)))
         pipeline: Any = cls(**components)
         pipeline.register_to_config(_name_or_path=str(path))
         return pipeline.to(device) if device is not None else pipeline
+
+    deferred_text: DeferredText | None
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -135,7 +148,26 @@ class PipelineLoading(DiffusionPipeline):
     @property
     def components(self) -> dict[str, Any]:
         """All that another pipeline of this package needs to share this one's models: `Other(**this.components)`."""
-        return {**super().components, "convention": self.config.convention, "defaults": self.config.defaults}
+        shared = {"convention": self.config.convention, "defaults": self.config.defaults}
+        return {**super().components, **shared, "deferred_text": self.deferred_text}
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
+        """A pipeline of this task with another's models; as diffusers' own."""
+        kwargs.setdefault("deferred_text", getattr(pipeline, "deferred_text", None))
+        return super().from_pipe(pipeline, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save the whole pipeline, also a text encoder that is not loaded; as diffusers' own."""
+        deferred = self.deferred_text if self.text_encoder is None else None
+        if deferred is None:
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        self.register_modules(**dict(zip(_TEXT, deferred.load(), strict=True)))
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.register_modules(**dict.fromkeys(_TEXT))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -212,12 +244,24 @@ def _add_text_encoder(
     if not set(_TEXT) <= components.keys():
         folder = find_text_encoder(model, given)
         with _quietly():
-            try:
-                loaded = load_text_encoder(folder, dtype)
-            except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-                raise CheckpointError(f"The text encoder in {folder} cannot be loaded: {error}") from error
+            loaded = load_text_encoder(folder, dtype)
         for name, component in zip(_TEXT, loaded, strict=True):
             components.setdefault(name, component)
+
+
+def _defer_text_encoder(
+    components: dict[str, Any],
+    model: Path,
+    given: str | os.PathLike[str] | None,
+    dtype: torch.dtype | None,
+    cache: TextCache,
+) -> None:
+    """Put `DeferredText` in the place of text encoder and tokenizer."""
+    also = [name for name in (*_TEXT, "variant", "quantization_config", "device_map") if components.get(name)]
+    if also or isinstance(dtype, dict):
+        raise RequestError(f"text_cache cannot be given together with {also[0] if also else 'a dtype for each part'}.")
+    components.update(dict.fromkeys(_TEXT))
+    components["deferred_text"] = DeferredText(find_text_encoder(model, given), dtype, cache)
 
 
 def _check_folder(folder: Path, given: Mapping[str, Any]) -> None:

@@ -8,11 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["PreTrainedTokenizerBase", "T5EncoderModel", "TextEmbeddings", "encode_texts", "load_text_encoder"]
+from vgen.errors import CheckpointError
+
+__all__ = [
+    "PreTrainedTokenizerBase",
+    "T5EncoderModel",
+    "TextEmbeddings",
+    "encode_texts",
+    "load_text_encoder",
+    "truncation_notes",
+    "warn",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +61,8 @@ def load_text_encoder(folder: Path, dtype: torch.dtype | None) -> tuple[T5Encode
     Args:
         folder: with both.
         dtype: of the encoder; None keeps what is stored.
+    Raises:
+        CheckpointError: they cannot be loaded.
     """
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
@@ -57,10 +70,13 @@ def load_text_encoder(folder: Path, dtype: torch.dtype | None) -> tuple[T5Encode
         encoder = T5EncoderModel.from_pretrained(
             folder / "text_encoder", dtype=dtype or "auto", use_safetensors=True, local_files_only=True
         )
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"The text encoder in {folder} cannot be loaded: {error}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
-    return encoder.eval(), AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    return encoder.eval(), tokenizer
 
 
 def encode_texts(
@@ -93,26 +109,33 @@ def encode_texts(
         add_special_tokens=True,
         return_tensors="pt",
     )
-    _warn_of_truncation(tokenizer, distinct, tokens.attention_mask, max_sequence_length)
+    for note in truncation_notes(tokenizer, distinct, tokens.attention_mask, max_sequence_length):
+        warn(note)
     mask = tokens.attention_mask.bool().to(device)
     embeds = text_encoder(tokens.input_ids.to(device), attention_mask=mask if masked else None)[0]
     rows = torch.tensor([distinct.index(text) for text in texts], device=device)
     return embeds.to(text_encoder.dtype)[rows], mask[rows]
 
 
-def _warn_of_truncation(
+def truncation_notes(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], mask: Tensor, max_sequence_length: int
-) -> None:
-    """Log the end of each text that did not fit."""
-    for text, full in zip(texts, mask.all(dim=1).tolist(), strict=True):
-        if not full:
-            continue
-        ids = tokenizer(text, add_special_tokens=True).input_ids
-        if len(ids) > max_sequence_length:
-            lost = tokenizer.decode(ids[max_sequence_length - 1 : -1])
-            logger.warning(
-                "The prompt has %d tokens and max_sequence_length is %d: %r is left out.",
-                len(ids),
-                max_sequence_length,
-                lost,
-            )
+) -> list[str]:
+    """For each text a sentence with the end that did not fit, or ""."""
+    return [
+        _truncation_note(tokenizer, text, max_sequence_length) if full else ""
+        for text, full in zip(texts, mask.all(dim=1).tolist(), strict=True)
+    ]
+
+
+def _truncation_note(tokenizer: PreTrainedTokenizerBase, text: str, max_sequence_length: int) -> str:
+    ids = tokenizer(text, add_special_tokens=True).input_ids
+    if len(ids) <= max_sequence_length:
+        return ""
+    lost = tokenizer.decode(ids[max_sequence_length - 1 : -1])
+    return f"The prompt has {len(ids)} tokens and max_sequence_length is {max_sequence_length}: {lost!r} is left out."
+
+
+def warn(note: str) -> None:
+    """Log what was left out of a text, if anything was."""
+    if note:
+        logger.warning("%s", note)

@@ -174,7 +174,16 @@ def restore(state: TrainingState, objective: Objective, ema: Ema, optimizer: tor
 def _accelerator(recipe: Recipe) -> Accelerator:
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state()
-    return Accelerator(cpu=recipe.device == "cpu", mixed_precision=recipe.mixed_precision)
+    # Without `cpu=True`, accelerate gives each of several processes on a machine without a GPU a run of its own.
+    cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.accelerator.is_available())
+    accelerator = Accelerator(cpu=cpu, mixed_precision=recipe.mixed_precision)
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise VgenError(
+            f"{asked} processes were started, and accelerate makes {accelerator.num_processes} of them work together; "
+            "each would train and write the same. Start one, or set device: cpu."
+        )
+    return accelerator
 
 
 def main() -> None:

@@ -139,6 +139,12 @@ def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None) 
     )
 
 
+def text_encoder_bytes(model: Path, given: str | os.PathLike[str] | None = None) -> int:
+    """Bytes of the weights of the text encoder that a model is to use, see `find_text_encoder`."""
+    folder = find_text_encoder(model, given) / "text_encoder"
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def check_text_encoder(folder: Path) -> None:
     """Check a folder's text_encoder/ and tokenizer/.
 

@@ -93,6 +93,7 @@ class _Job(BaseModel):
     video: str | None = Field(None, description="predict, restyle: the clip to start from, a local video.")
     fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")
     keep_known_pixels: bool = Field(True, description="Given pixels are pasted back after decoding.")
+    text_encoder: str | None = Field(None, description="Folder with text_encoder/ and tokenizer/, if not the model's.")
     lora: _Lora | None = Field(None, description="LoRA files, each FILE or FILE:SCALE.")
     upscale: _Upscale | None = Field(None, description="Latent upsampler of a call in two passes: a file or folder.")
     upscale_preset: _UpscalePreset | None = Field(None, description="What the passes do: plain, dev, distilled ...")
@@ -132,6 +133,7 @@ class GenerateRequest(_Job):
     input_crf: _Crf | None = Field(None, description="How much given frames are softened, as H.264 would, 0 to 51.")
     device: _Device | None = Field(None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
     dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
+    text_cache: bool | None = Field(None, description="Prompts are cached on disk; if left out, for large encoders.")
     vae_memory: _Memory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
 
     @model_validator(mode="after")
@@ -223,6 +225,7 @@ class ResolvedRequest(_Job):
     input_crf: _Crf | None = None
     device: str
     dtype: str
+    text_cache: bool | None = None
     vae_memory: _Memory | None = None
 
     def to_metadata(self, model_hash: str | None = None, versions: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -41,7 +41,6 @@ VAE: dict[str, Any] = {
 }
 COMMON: dict[str, Any] = {
     "num_threads": 1,
-    "device": "cpu",
     "data": {"tier": 1, "height": 16, "width": 16, "workers": 0},
     "every": {"log": 1, "checkpoint": 2, "validate": 0},
     "checkpoint": {"keep": 3},

@@ -18,7 +18,7 @@ import typer
 from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.errors import OutOfMemoryError, RequestError
-from vgen.hub import model_defaults, model_hash, model_strides, resolve_model
+from vgen.hub import find_text_encoder, model_defaults, model_hash, model_strides, resolve_model, text_encoder_bytes
 from vgen.io.output import check_output, check_output_size
 from vgen.types import Strides
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from vgen.request import GenerateRequest, ResolvedRequest
+
+LARGE_ENCODER = 64 << 20
+"""Bytes of a text encoder's weights from which on prompts are kept on disk unless the caller says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, v
     """Resolve a request and check that its output can hold the clip."""
     resolved = request.resolve(model.defaults, model.strides, video_frames)
     check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
+    find_text_encoder(model.folder, resolved.text_encoder)
     notes = [*check_loras(resolved, model.folder), *check_upscale(resolved, model.folder, model.strides)]
     return Job(resolved, model, output, overwrite, notes)
 
@@ -93,10 +97,32 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     )
     job.request = job.request.model_copy(update={"device": device, "dtype": dtype})
     pipeline_class = getattr(vgen.pipelines, class_name)
-    pipe = pipeline_class.from_pretrained(job.request.model, dtype=getattr(torch, dtype), device=device)
+    pipe = pipeline_class.from_pretrained(
+        job.request.model,
+        dtype=getattr(torch, dtype),
+        device=device,
+        text_encoder_folder=job.request.text_encoder,
+        text_cache=text_cache_for(job.request, job.model.folder),
+    )
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     load_loras(pipe, job.request)
     return pipe
+
+
+def text_cache_for(request: ResolvedRequest, folder: Path) -> Any:
+    """Where a model's prompts are kept: on disk if asked for or if its encoder is large; imports torch.
+
+    Args:
+        request: with `text_cache` (None: by the encoder's size) and `text_encoder`.
+        folder: of the model, or its single file.
+    Returns:
+        A TextCache (in memory if the disk was refused), or None: the encoder is loaded with the rest.
+    """
+    from vgen.pipelines.text_cache import TextCache, cache_folder
+
+    if request.text_cache is None and text_encoder_bytes(folder, request.text_encoder) < LARGE_ENCODER:
+        return None
+    return TextCache(None if request.text_cache is False else cache_folder())
 
 
 def choose_device(asked: str) -> str:

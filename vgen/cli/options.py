@@ -41,6 +41,12 @@ KeepKnownPixels = Annotated[
 
 _REQUEST_OPTIONS: dict[str, Any] = {
     "model": _text("--model", metavar="NAME|FOLDER", help="A model; sprites if left out.", panel=_MODEL),
+    "text_encoder": _text(
+        "--text-encoder",
+        metavar="FOLDER",
+        help="Folder with text_encoder/ and tokenizer/, for models that come without.",
+        panel=_MODEL,
+    ),
     "lora": Annotated[
         list[str] | None,
         typer.Option(
@@ -82,6 +88,14 @@ _REQUEST_OPTIONS: dict[str, Any] = {
     "frame_rate": _text("--frame-rate", metavar="FPS", help="Frames per second.", panel=_SIZE),
     "device": _text("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.", panel=_MACHINE),
     "dtype": _text("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.", panel=_MACHINE),
+    "text_cache": Annotated[
+        bool | None,
+        typer.Option(
+            "--text-cache/--no-text-cache",
+            help="Keep encoded prompts on disk, so that a second run loads no text encoder; by its size if left out.",
+            rich_help_panel=_MACHINE,
+        ),
+    ],
     "vae_memory": _text(
         "--vae-memory",
         metavar="SIZE",

@@ -74,6 +74,7 @@ def generate_all(path: str, options: JobOptions) -> None:
     if not jobs:
         raise RequestError(f"--prompts {path}: none of its {len(lines)} prompts can be used.")
     pipe = load_pipeline("TextToVideoPipeline", jobs[0])
+    pipe.encode_ahead([job.request.prompt for job in jobs], jobs[0].request.negative_prompt)
     made = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:

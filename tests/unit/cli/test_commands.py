@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgen.cli import jobs
+from vgen.cli import jobs, prompt_file
 from vgen.io.video import read_metadata, read_video, write_video
 
 Run = Callable[..., Any]
@@ -26,7 +26,11 @@ class RecordingPipeline:
         self.loaded: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.seeds: list[int] = []
+        self.ahead: list[str] = []
         self.during: Callable[[], None] = lambda: None
+
+    def encode_ahead(self, prompts: list[str], negative_prompt: str) -> None:
+        self.ahead += prompts
 
     def __call__(self, **arguments: Any) -> SimpleNamespace:
         self.calls.append(arguments)
@@ -46,7 +50,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> RecordingPipeline:
         return recording
 
     monkeypatch.setattr(jobs, "load_pipeline", load)
-    monkeypatch.setattr("vgen.cli.prompt_file.load_pipeline", load)
+    monkeypatch.setattr(prompt_file, "load_pipeline", load)
     return recording
 
 
@@ -168,6 +172,7 @@ def test_prompt_files(tmp_path: Path, paper_model: Path, pipeline: RecordingPipe
     assert "line 3: byte 8 is not UTF-8" in done.err
     assert "line 6: prompt holds a NUL character at position 4" in done.err
     assert [call["prompt"] for call in pipeline.calls] == ["a red circle", "🎈 ../../x", "# a hash"]
+    assert pipeline.ahead == ["a red circle", "🎈 ../../x", "# a hash"], "one load of the text encoder for all"
     assert sorted(p.name for p in folder.iterdir()) == ["0000.mp4", "0002.mp4", "0004.mp4"]
     assert pipeline.seeds == [10, 12, 14], "seed + place, so that mending a line changes no other clip"
     assert pipeline.loaded == ["TextToVideoPipeline"], "one model for all"
