@@ -38,6 +38,8 @@ def test_same_video_from_file_and_folder(ltx_folders: dict[str, Path], tmp_path:
     assert loaded.scheduler.config.use_dynamic_shifting
     assert loaded.name_of_model == "ltx.safetensors"
     assert loaded.model_convention.name == "ltx", "the file remembers the folder's pipeline class"
+    original = json.loads(read_metadata(file)["config"])
+    assert original["transformer"]["causal_temporal_positioning"] is (generation == "0.9.5")
     save_file(load_file(file), file, metadata={"config": read_metadata(file)["config"]})
     plain = TextToVideoPipeline.from_pretrained(file, text_encoder_folder=folder)
     assert plain.model_convention.name == ("ltx-condition" if generation == "0.9.5" else "ltx")

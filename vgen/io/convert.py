@@ -58,6 +58,9 @@ def folder_to_file(folder: Path, path: Path, shapes_of: ShapesOf, *, overwrite: 
     if metadata is None:
         original = {kind: COMPONENTS[kind].to_original(_plain(stored[kind])) for kind in KINDS}
         original |= {"scheduler": scheduler_to_original(stored["scheduler"])}
+        # From 0.9.5 on, Lightricks' code lets the first latent frame stand for one pixel frame where it says when.
+        causal = "LTXVideo095DownBlock3D" in stored["vae"].get("down_block_types", ())
+        original["transformer"] |= {"causal_temporal_positioning": causal}
         allowed = stored["model_index"].get("defaults", {}).get("allowed_inference_steps")
         original |= {"allowed_inference_steps": allowed} if allowed else {}
         metadata = {"config": json.dumps(original), FOLDER_KEY: json.dumps(stored, sort_keys=True)}
