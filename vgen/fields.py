@@ -197,6 +197,51 @@ def lora_list(field: str) -> Callable[[Any], Any]:
     return check
 
 
+def split_keyframe(entry: str) -> tuple[str, int]:
+    """ "picture.png@8" -> its file and its frame."""
+    file, _, index = entry.rpartition("@")
+    return file, int(index)
+
+
+def keyframe_list(field: str) -> Callable[[Any], Any]:
+    """A check for a list of FILE@INDEX. None passes."""
+    readable = text(field)
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        entries = [value] if isinstance(value, str) else value
+        if not isinstance(entries, (list, tuple)) or not entries:
+            raise _refuse(f"{field}={value!r:.80} is not a list of FILE@INDEX; use for instance middle.png@8.")
+        for entry in entries:
+            if not isinstance(entry, str) or not re.fullmatch(r".+@-?\d{1,7}", readable(entry), re.DOTALL):
+                raise _refuse(f"{field}={entry!r:.80} is not FILE@INDEX; use for instance middle.png@8.")
+        return tuple(entries)
+
+    return check
+
+
+def check_keyframes(entries: Sequence[str], num_frames: int) -> None:
+    """Refuse keyframes that lie outside a clip, on its ends, or twice on the same frame.
+
+    Raises:
+        RequestError: names the entry and what would fit.
+    """
+    taken = {0: "FIRST", num_frames - 1: "LAST"}
+    for entry in entries:
+        index = split_keyframe(entry)[1]
+        place = index + num_frames if index < 0 else index
+        if not 0 < place < num_frames - 1 and place not in taken:
+            raise RequestError(
+                f"keyframes={entry!r} lies outside the clip of {num_frames} frames: use 1 to {num_frames - 2}."
+            )
+        if place in taken:
+            raise RequestError(
+                f"keyframes={entry!r} is frame {place}, which {taken[place]} gives already: use another."
+            )
+        taken[place] = repr(entry)
+
+
 def device_name(value: Any) -> Any:
     """A check for the name of a device; whether it is there is only known once torch is loaded."""
     if value is None or (isinstance(value, str) and re.fullmatch(r"cpu|mps|cuda(:\d{1,3})?", value)):

@@ -20,6 +20,7 @@ from vgen.fields import (
     choice,
     device_name,
     index_list,
+    keyframe_list,
     lora_list,
     memory_amount,
     number,
@@ -32,7 +33,7 @@ from vgen.passes import PLAIN, preset_for, preset_named
 from vgen.steps import settle_steps, skipped_steps
 from vgen.types import SKIP_MODES, Strides, VideoShape
 
-TASKS = ("generate", "animate", "interpolate", "predict", "restyle")
+TASKS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "restyle")
 
 MAX_VIDEO_BYTES = 16e9
 """Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
@@ -60,20 +61,28 @@ _Device = Annotated[str, BeforeValidator(device_name)]
 _Prompt = Annotated[str, BeforeValidator(text("prompt"))]
 _NegativePrompt = Annotated[str, BeforeValidator(text("negative_prompt"))]
 _Lora = Annotated[tuple[str, ...], BeforeValidator(lora_list("lora"))]
+_Keyframes = Annotated[tuple[str, ...], BeforeValidator(keyframe_list("keyframes"))]
 _Upscale = Annotated[str, BeforeValidator(text("upscale"))]
 _UpscalePreset = Annotated[str, BeforeValidator(refusing(preset_named))]
 
 
 _TASKS_OF = {
-    "image": ("animate",),
+    "image": ("animate", "loop"),
     "first": ("interpolate",),
     "last": ("interpolate",),
-    "video": ("predict", "restyle"),
+    "video": ("predict", "restyle", "inpaint", "outpaint"),
+    "mask": ("inpaint",),
     "keep_frames": ("predict",),
+    "backward": ("predict",),
+    "keyframes": ("interpolate",),
     "denoise_strength": ("restyle",),
-    "input_crf": ("animate", "interpolate", "predict"),
+    "input_crf": ("animate", "interpolate", "predict", "loop"),
 }
 """Fields that only some tasks have."""
+
+_NEEDED = {"image": ("animate",), "first": ("interpolate",), "last": ("interpolate",), "mask": ("inpaint",)}
+_NEEDED |= {"video": _TASKS_OF["video"]}
+"""Files that a task cannot do without."""
 
 DENOISE_STRENGTH = 0.6
 """What restyle takes where nothing is said."""
@@ -84,13 +93,16 @@ class _Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    task: _TaskName = Field("generate", description="generate, animate, interpolate, predict or restyle.")
+    task: _TaskName = Field("generate", description="What is made of what: " + ", ".join(TASKS) + ".")
     prompt: _Prompt = Field("", description="What the clip shows; may be empty except for generate.")
     model: str = Field("sprites", description="Name of a model, or its folder.")
-    image: str | None = Field(None, description="animate: the first frame, a local picture.")
+    image: str | None = Field(None, description="animate, loop: the first frame, a local picture.")
     first: str | None = Field(None, description="interpolate: the first frame, a local picture.")
     last: str | None = Field(None, description="interpolate: the last frame, a local picture.")
-    video: str | None = Field(None, description="predict, restyle: the clip to start from, a local video.")
+    video: str | None = Field(None, description="predict, restyle, inpaint, outpaint: the given clip, a local video.")
+    mask: str | None = Field(None, description="inpaint: a picture or video, white where it is painted anew.")
+    keyframes: _Keyframes | None = Field(None, description="interpolate: pictures between, each FILE@INDEX.")
+    backward: bool | None = Field(None, description="predict: the kept frames end the clip.")
     fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")
     keep_known_pixels: bool = Field(True, description="Given pixels are pasted back after decoding.")
     text_encoder: str | None = Field(None, description="Folder with text_encoder/ and tokenizer/, if not the model's.")
@@ -147,11 +159,11 @@ class GenerateRequest(_Job):
         for field, tasks in _TASKS_OF.items():
             value = getattr(self, field)
             if value is not None and self.task not in tasks:
-                owner = " or ".join(map(repr, tasks))
+                owner = " or ".join(", ".join(map(repr, tasks)).rsplit(", ", 1))
                 raise PydanticCustomError(
                     "vgen", "{message}", {"message": f"{field}={value!r} belongs to task {owner}, not {self.task!r}."}
                 )
-            if value is None and self.task in tasks and field not in ("keep_frames", "denoise_strength", "input_crf"):
+            if value is None and self.task in _NEEDED.get(field, ()):
                 raise PydanticCustomError(
                     "vgen",
                     "{message}",
@@ -175,7 +187,7 @@ class GenerateRequest(_Job):
         values = self.model_dump()
         steps = settle_steps(values, [defaults])
         values.update(num_inference_steps=steps.num_inference_steps, sigmas=steps.sigmas)
-        if self.task == "restyle":
+        if self.task in ("restyle", "inpaint", "outpaint"):
             values["num_frames"] = _frames_to_restyle(self.num_frames, defaults, strides.temporal, video_frames)
         for field in ("num_frames", "height", "width", "frame_rate", "num_inference_steps", "guidance_scale"):
             if values[field] is None:

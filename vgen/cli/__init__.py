@@ -10,7 +10,21 @@ from typing import Any, NoReturn
 
 import typer
 
-from vgen.cli import animate, convert, evaluate, generate, info, interpolate, models, predict, restyle, train
+from vgen.cli import (
+    animate,
+    convert,
+    evaluate,
+    generate,
+    info,
+    inpaint,
+    interpolate,
+    loop,
+    models,
+    outpaint,
+    predict,
+    restyle,
+    train,
+)
 from vgen.errors import VgenError
 from vgen.version import __version__
 
@@ -44,6 +58,9 @@ app.command("generate")(generate.generate)
 app.command("animate")(animate.animate)
 app.command("interpolate")(interpolate.interpolate)
 app.command("predict")(predict.predict)
+app.command("loop")(loop.loop)
+app.command("inpaint")(inpaint.inpaint)
+app.command("outpaint")(outpaint.outpaint)
 app.command("restyle")(restyle.restyle)
 app.command("info")(info.info)
 app.command("models")(models.models)

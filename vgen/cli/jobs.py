@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,7 +146,7 @@ def choose_device(asked: str) -> str:
     return asked
 
 
-def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
+def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | None = None, **inputs: Any) -> None:
     """Run the pipeline on one job, write the clip, and say so.
 
     The noise comes from a generator of this clip's own, on the CPU, seeded with the request's seed.
@@ -154,6 +154,7 @@ def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
     Args:
         pipe: loaded by `load_pipeline`.
         job: with device and dtype settled.
+        finish: what is done with the frames, uint8 [F, H, W, 3], before they are written.
         **inputs: what the task adds: image, first, last, video, conditions, keep_known_pixels.
     Raises:
         OutOfMemoryError: names what would help.
@@ -190,6 +191,7 @@ def make_clip(pipe: Any, job: Job, **inputs: Any) -> None:
             f"memory of {request.device}; use fewer frames, a smaller size, or --dtype bfloat16. ({str(error)[:200]})"
         ) from None
     frames = _to_bytes(result.frames[0])
+    frames = frames if finish is None else finish(frames)
     metadata = request.to_metadata(model_hash(job.model.folder), versions())
     path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)
     _report(path, job, frames, time.monotonic() - started)

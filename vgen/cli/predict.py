@@ -22,36 +22,35 @@ def predict(
             "Half of the clip if left out.",
         ),
     ] = None,
+    backward: Annotated[
+        bool, typer.Option("--backward", help="Predict what came before: the kept frames end the clip.")
+    ] = False,
     fit: Fit = "cover",
     keep_known_pixels: KeepKnownPixels = True,
     input_crf: InputCrf = None,
     *,
     options: JobOptions,
 ) -> None:
-    """Keep the first frames of a video and predict the rest of the clip."""
+    """Keep the first frames of a video and predict what follows them, or what came before."""
+    from vgen.cli.footage import say_rate
     from vgen.cli.jobs import Model, ask, fit_frames, load_pipeline, make_clip, plan, say_fit
     from vgen.io.video import read_video
 
     fields = {"prompt": prompt, "video": video, "fit": fit, "keep_known_pixels": keep_known_pixels, **options.fields}
-    request = ask(
-        "predict", options.output, options.overwrite, {**fields, "keep_frames": keep_frames, "input_crf": input_crf}
-    )
+    fields |= {"keep_frames": keep_frames, "backward": backward or None, "input_crf": input_crf}
+    request = ask("predict", options.output, options.overwrite, fields)
     model = Model.find(request.model)
     wanted = request.keep_frames or request.num_frames or model.defaults.get("num_frames")
     clip = read_video(video, max_frames=wanted)
     job = plan(request, model, options.output, options.overwrite, len(clip.frames))
     known = clip.frames[: job.request.keep_frames]
     job.notes += [f"{video}: {note}" for note in clip.notes]
-    job.notes.append(f"{video}: the first {len(known)} frames are kept.")
-    if abs(clip.frame_rate - job.request.frame_rate) > 0.01 * clip.frame_rate:
-        job.notes.append(
-            f"{video} runs at {clip.frame_rate:g} frames per second, the clip at {job.request.frame_rate:g}: its "
-            "frames are taken one by one, so its motion changes speed. --frame-rate sets another rate."
-        )
+    job.notes.append(f"{video}: its first {len(known)} frames {'end' if backward else 'start'} the clip.")
+    job.notes += say_rate(video, clip.frame_rate, job.request.frame_rate)
     job.notes += say_fit(video, (known.shape[2], known.shape[1]), job.request)
     known = fit_frames(known, job.request)
     pipe = load_pipeline("MaskedPredictionPipeline", job)
     from vgen.pipelines import VideoCondition
 
-    conditions = [VideoCondition(frames=known, frame_index=0, strength=1.0)]
+    conditions = [VideoCondition(known, job.request.num_frames - len(known) if backward else 0)]
     make_clip(pipe, job, conditions=conditions, keep_known_pixels=keep_known_pixels)

@@ -123,7 +123,7 @@ def test_defaults_of_restyle() -> None:
         GenerateRequest.create(prompt="a", denoise_strength=0.5)
     with pytest.raises(RequestError, match="video is missing: task 'restyle'"):
         GenerateRequest.create(task="restyle", prompt="a")
-    with pytest.raises(RequestError, match="video='a' belongs to task 'predict' or 'restyle', not 'generate'"):
+    with pytest.raises(RequestError, match="video='a' belongs to task 'predict', 'restyle', 'inpaint' or 'outp"):
         GenerateRequest.create(prompt="a", video="a")
 
 

@@ -1,0 +1,74 @@
+"""`vgen loop`: a clip that ends where it begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vgen.cli.options import Fit, InputCrf, JobOptions, with_job_options
+
+if TYPE_CHECKING:
+    from vgen.cli.jobs import Job
+
+
+@with_job_options
+def loop(
+    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What the clip shows.")] = "",
+    image: Annotated[
+        str | None,
+        typer.Option("--image", metavar="IMAGE", help="A picture to begin and end with; made from PROMPT if left out."),
+    ] = None,
+    fit: Fit = "cover",
+    input_crf: InputCrf = None,
+    *,
+    options: JobOptions,
+) -> None:
+    """Make a clip that can be played in a circle: its first frame follows its last one.
+
+    The model makes a clip that begins and ends with the same picture, and the second of the two is left out.
+    """
+    from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan, say_fit
+    from vgen.errors import RequestError
+    from vgen.io.images import fit_image, read_image
+
+    if not prompt.strip() and image is None:
+        raise RequestError("prompt is empty and there is no --image: say what the clip shows, or what it begins with.")
+    fields = {"prompt": prompt, "image": image, "fit": fit, "input_crf": input_crf}
+    request = ask("loop", options.output, options.overwrite, {**fields, **options.fields})
+    picture = None if image is None else read_image(image)
+    job = plan(request, Model.find(request.model), options.output, options.overwrite)
+    if job.request.num_frames < 2:
+        raise RequestError(
+            f"num_frames={job.request.num_frames} cannot move; use {job.model.strides.temporal + 1} or more."
+        )
+    if picture is not None and image is not None:
+        job.notes += say_fit(image, picture.size, job.request)
+        picture = fit_image(picture, job.request.height, job.request.width, job.request.fit)
+    pipe = load_pipeline("MaskedPredictionPipeline", job)
+    from vgen.pipelines import VideoCondition
+
+    ends = picture if picture is not None else _first_picture(pipe, job)
+    conditions = [VideoCondition(ends), VideoCondition(ends, frame_index=-1)]
+    make_clip(pipe, job, conditions=conditions, finish=lambda frames: frames[:-1])
+
+
+def _first_picture(pipe: Any, job: Job) -> Any:
+    """A single frame from the prompt, PIL."""
+    import torch
+
+    request = job.request
+    made = pipe(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        height=request.height,
+        width=request.width,
+        num_frames=1,
+        frame_rate=request.frame_rate,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        guidance_rescale=request.guidance_rescale,
+        generator=[torch.Generator("cpu").manual_seed(request.seed)],
+        output_type="pil",
+    )
+    return made.frames[0][0]
