@@ -225,7 +225,8 @@ class FlowObjective(Objective):
             defaults=self.defaults(),
         )
         pipeline.save_pretrained(folder)
-        _forget_origin(folder / "vae" / "config.json")
+        for part in ("vae", "transformer"):
+            _forget_origin(folder / part / "config.json")
         compute_in_float32(folder / "text_encoder" / "config.json")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         return {"mebibytes": size / 2**20}
