@@ -21,7 +21,10 @@ class Strict(BaseModel):
 
 
 class TaskMix(Strict):
-    """Shares of what is given: nothing but text, the first frame, a prefix, or the last frame / both ends."""
+    """Shares of what is given: nothing but text, the first frame, a prefix, or something else.
+
+    Something else is, in equal parts, the last frame, both ends, the last frames, frames anywhere, or a region.
+    """
 
     text: Share = 0.60
     first: Share = 0.25

@@ -126,7 +126,7 @@ def build_objective(
         tokenizer = _tokenizer(config, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
     plan = BatchPlan(recipe.stages, recipe.seed)
-    return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, held_out, plan), source
+    return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan), source
 
 
 def _fill(cache: LatentCache, control: Control, accelerator: Accelerator) -> None:

@@ -208,6 +208,17 @@ def test_kill_and_resume_equals_not_stopping(vae_run: Path, tmp_path: Path) -> N
     _assert_same_end(vae_run, run)
 
 
+def test_frames_and_regions_are_encoded_when_they_are_drawn(vae_run: Path, small_shards: Any, tmp_path: Path) -> None:
+    content = _flow_recipe(vae_run / "export")
+    only = {"text": 0.0, "first": 0.0, "prefix": 0.0, "other": 1.0}
+    content["stages"] = [{"steps": 40, "frames": {5: 1.0}, "batch": {5: 2}, "tasks": only}]
+    run_recipe(_recipe(tmp_path, content), [f"output_dir={tmp_path / 'run'}"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    seen = {name.removeprefix("loss/") for row in rows for name in row if name.startswith("loss/")}
+    assert {"suffix", "frames", "region"} <= seen
+    assert all(row["loss"] > 0 for row in rows if "loss" in row)
+
+
 def test_a_stage_may_have_tasks_and_a_shift_of_its_own(vae_run: Path, small_shards: Any, tmp_path: Path) -> None:
     content = _flow_recipe(vae_run / "export")
     stage = {"steps": 2, "frames": {5: 1.0}, "batch": {5: 2}}

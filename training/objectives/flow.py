@@ -20,13 +20,14 @@ from vgen.pipelines.text_to_video import TextToVideoPipeline
 from vgen.training.config import FlowObjectiveConfig, SpritesConfig
 from vgen.training.control import Control
 from vgen.training.data.captioned import tokenize
-from vgen.training.data.clips import SpriteClips
+from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan
 from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
-from vgen.training.objectives.tasks import FlowInputs, draw_task, known_latents
+from vgen.training.objectives.given import encoded_material
+from vgen.training.objectives.tasks import CACHED_TASKS, FlowInputs, draw_task, known_latents
 from vgen.training.objectives.text import build_text_encoder, compute_in_float32
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
@@ -45,6 +46,7 @@ class FlowObjective(Objective):
         seed: of the recipe; initialises the weights.
         vae: frozen, for validation samples and the export.
         tokenizer: of the text encoder.
+        clips: training clips, for tasks whose given part is encoded when it is drawn.
         held_out: validation clips.
         plan: says which stage of the recipe a step belongs to.
     """
@@ -56,6 +58,7 @@ class FlowObjective(Objective):
         seed: int,
         vae: CausalVideoVAE,
         tokenizer: PreTrainedTokenizerBase,
+        clips: SpriteClips,
         held_out: SpriteClips,
         plan: BatchPlan,
     ) -> None:
@@ -64,6 +67,7 @@ class FlowObjective(Objective):
         self.plan = plan
         self.data = data
         self.tokenizer = tokenizer
+        self.clips = clips
         self.held_out = held_out
         self.strides = vae.strides
         self.transformer = build_transformer(config, vae.config.latent_channels, seed)
@@ -88,7 +92,7 @@ class FlowObjective(Objective):
         latents = batch["latents"].float()
         stage = self.plan.stage(keys.step)
         task = draw_task(stage.tasks or self.config.tasks, latents.shape[2], keys)
-        known = known_latents(task, latents, batch.get("last"), self.strides, keys)
+        known = self._known(task, batch, keys)
         shape = self._token_shape(latents)
         sigma = sample_training_sigmas(
             latents.shape[0],
@@ -100,8 +104,22 @@ class FlowObjective(Objective):
         noise = torch.randn(shape, generator=keys.generator("noise"))
         inputs = self._inputs(latents, known, sigma.to(latents), noise.to(latents))
         errors = inputs.errors(self._velocity(inputs, batch))
-        loss = errors.mean()  # every sample of a batch has the same number of unknown tokens
+        loss = errors.mean()
         return loss, {f"loss/{task}": loss.detach(), **_by_sigma(errors.detach(), sigma)}
+
+    def _known(self, task: str, batch: Batch, keys: Keys) -> list[KnownLatents]:
+        """What is given: out of the cached latents where that is right, else rendered again and encoded apart."""
+        latents = batch["latents"].float()
+        if task in CACHED_TASKS:
+            return known_latents(task, latents, batch.get("last"), self.strides, keys)
+        num_frames = 1 + (latents.shape[2] - 1) * self.strides.temporal
+        frames = self.clips.stack(batch["indices"].tolist(), num_frames)["frames"]
+        return encoded_material(task, to_pixels(frames.to(latents.device)), self._encode, self.strides, keys)
+
+    def _encode(self, video: Tensor) -> Tensor:
+        """Pixels [B, 3, F, H, W] in [-1, 1] to normalised latents, without gradients, in float32."""
+        with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
+            return self.vae.normalize(self.vae.encode(video).latent_dist.mode())
 
     def _token_shape(self, latents: Tensor) -> tuple[int, int, int]:
         """(B, N, C) of the tokens of latents [B, C, f, h, w]."""

@@ -9,17 +9,22 @@ from vgen.diffusion.conditions import ConditionSet, KnownLatents, arrange, loss_
 from vgen.diffusion.flow import velocity_target
 from vgen.diffusion.tokens import pack
 from vgen.training.config import TaskMix
+from vgen.training.objectives.given import ENCODED_TASKS
 from vgen.training.randomness import Keys
 from vgen.types import LatentShape, Strides
 
-TASKS = ("text", "first", "prefix", "last", "both_ends")
+CACHED_TASKS = ("text", "first", "prefix", "last", "both_ends")
+"""Tasks whose material lies in the latent cache."""
+
+TASKS = (*CACHED_TASKS, *ENCODED_TASKS)
 
 
 def draw_task(mix: TaskMix, latent_frames: int, keys: Keys) -> str:
-    """The task of a micro-batch: images know nothing but text."""
+    """The task of a micro-batch: images know nothing but text; `mix.other` is shared by all that have no share."""
     if latent_frames == 1:
         return "text"
-    shares = torch.tensor([mix.text, mix.first, mix.prefix, mix.other / 2, mix.other / 2], dtype=torch.float64)
+    others = len(TASKS) - 3
+    shares = torch.tensor([mix.text, mix.first, mix.prefix, *[mix.other / others] * others], dtype=torch.float64)
     return TASKS[int(torch.multinomial(shares, 1, generator=keys.generator("task")))]
 
 
@@ -30,7 +35,7 @@ def known_latents(task: str, latents: Tensor, last: Tensor | None, strides: Stri
     frame comes from its own encoding, since its latent in the clip has seen what is hidden.
 
     Args:
-        task: one of `TASKS`.
+        task: one of `CACHED_TASKS`.
         latents: [B, C, f, h, w], of the whole clip.
         last: [B, C, 1, h, w], the last frame encoded as an image; needed for "last" and "both_ends".
         strides: pixels per latent.

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from vgen.diffusion.conditions import KnownLatents
 from vgen.models import CausalVideoVAE
 from vgen.pipelines import MaskedPredictionPipeline, VideoCondition
 from vgen.training.config import TaskMix
+from vgen.training.data.clips import to_pixels
 from vgen.training.data.latents import encode_clips
-from vgen.training.objectives.tasks import TASKS, FlowInputs, draw_task, known_latents
+from vgen.training.objectives.given import ENCODED_TASKS, encoded_material, region_masks
+from vgen.training.objectives.tasks import CACHED_TASKS, TASKS, FlowInputs, draw_task, known_latents
 from vgen.training.randomness import Keys
 
 KEYS = Keys(0, 0)
@@ -25,9 +28,21 @@ def _frames(num_frames: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
     )
 
 
+def _known(vae: CausalVideoVAE, task: str, frames: torch.Tensor, keys: Keys = KEYS) -> list[KnownLatents]:
+    if task in CACHED_TASKS:
+        encoded = encode_clips(vae, frames)
+        return known_latents(task, encoded["latents"], encoded["last"], vae.strides, keys)
+
+    def encode(video: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return vae.normalize(vae.encode(video).latent_dist.mode())
+
+    return encoded_material(task, to_pixels(frames), encode, vae.strides, keys)
+
+
 def _inputs(vae: CausalVideoVAE, task: str, sigma: float, batch: int = 2) -> FlowInputs:
     encoded = encode_clips(vae, _frames(9, batch))
-    known = known_latents(task, encoded["latents"], encoded["last"], vae.strides, KEYS)
+    known = _known(vae, task, _frames(9, batch))
     noise = torch.randn(batch, 48, 4, generator=torch.Generator().manual_seed(1))
     return FlowInputs(encoded["latents"], known, torch.full((batch,), sigma), noise, vae.strides, 8.0)
 
@@ -48,6 +63,37 @@ def test_given_tokens_are_clean_at_timestep_zero_with_no_weight(tiny_vae: Causal
     clean = torch.cat([inputs.conditions.extra.latents, inputs.conditions.clean_latents], 1) if extra else None
     expected = inputs.conditions.clean_latents if clean is None else clean
     assert torch.equal(inputs.hidden_states[given], expected[given])
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("task", ENCODED_TASKS)
+def test_hidden_pixels_reach_no_material_that_is_encoded(tiny_vae: CausalVideoVAE, task: str, seed: int) -> None:
+    frames, keys = _frames(17), Keys(seed, 0)
+    known = _known(tiny_vae, task, frames, keys)
+    if task == "region":
+        shown = region_masks(1, 17, 32, 32, keys)[0, 0].bool()
+    else:
+        shown = torch.zeros(17, 32, 32, dtype=torch.bool)
+        for piece in known:
+            count = 1 + (piece.latents.shape[2] - 1) * tiny_vae.strides.temporal
+            shown[piece.frame_index : piece.frame_index + count] = True
+    assert shown.any() and not shown.all()
+    other = torch.where(shown[None, ..., None], frames, 255 - frames)
+    again = _known(tiny_vae, task, other, keys)
+    assert [piece.frame_index for piece in again] == [piece.frame_index for piece in known]
+    for first, second in zip(known, again, strict=True):
+        assert torch.equal(first.latents, second.latents)
+
+
+def test_regions_differ_and_leave_something_to_do() -> None:
+    masks = torch.cat([region_masks(8, 9, 64, 64, Keys(0, step)) for step in range(20)])
+    given = masks.mean(dim=(1, 2, 3, 4))
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    assert given.min() > 0.03 and given.max() < 0.97
+    assert (given < 0.4).any() and (given > 0.6).any()
+    moving = (masks[:, :, 0] != masks[:, :, -1]).flatten(1).any(1).float().mean()
+    assert 0.3 < moving < 0.7
+    assert torch.equal(region_masks(3, 5, 32, 32, KEYS), region_masks(3, 5, 32, 32, KEYS))
 
 
 def test_text_alone_has_one_timestep_a_sample(tiny_vae: CausalVideoVAE) -> None:
