@@ -61,6 +61,7 @@ def test_it_obeys_where_random_weights_do_not(folder: Path) -> None:
     assert random["colour"]["mean"] <= 0.4
     assert obeyed["shape"]["mean"] >= 0.75
     assert random["shape"]["mean"] <= 0.5
+    assert obeyed["joint"]["mean"] >= 0.6
     floors = [floor["mean"] for floor in random["floors"].values()]
     assert random["joint"]["mean"] <= max(floors) + 0.05
 
