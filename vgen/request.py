@@ -31,9 +31,10 @@ from vgen.fields import (
 )
 from vgen.passes import PLAIN, preset_for, preset_named
 from vgen.steps import settle_steps, skipped_steps
+from vgen.story import Segment
 from vgen.types import SKIP_MODES, Strides, VideoShape
 
-TASKS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "restyle")
+TASKS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle")
 
 MAX_VIDEO_BYTES = 16e9
 """Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
@@ -61,16 +62,21 @@ _Device = Annotated[str, BeforeValidator(device_name)]
 _Prompt = Annotated[str, BeforeValidator(text("prompt"))]
 _NegativePrompt = Annotated[str, BeforeValidator(text("negative_prompt"))]
 _Lora = Annotated[tuple[str, ...], BeforeValidator(lora_list("lora"))]
+_Seconds = Annotated[float, BeforeValidator(number("seconds", 0.01, 36_000.0))]
+_Overlap = Annotated[int, BeforeValidator(whole_number("overlap", 1, 1_000_000))]
 _Keyframes = Annotated[tuple[str, ...], BeforeValidator(keyframe_list("keyframes"))]
 _Upscale = Annotated[str, BeforeValidator(text("upscale"))]
 _UpscalePreset = Annotated[str, BeforeValidator(refusing(preset_named))]
 
 
 _TASKS_OF = {
-    "image": ("animate", "loop"),
+    "image": ("animate", "loop", "story"),
     "first": ("interpolate",),
     "last": ("interpolate",),
-    "video": ("predict", "restyle", "inpaint", "outpaint"),
+    "video": ("predict", "restyle", "inpaint", "outpaint", "extend"),
+    "seconds": ("extend",),
+    "overlap": ("extend", "story"),
+    "segments": ("story",),
     "mask": ("inpaint",),
     "keep_frames": ("predict",),
     "backward": ("predict",),
@@ -81,8 +87,8 @@ _TASKS_OF = {
 """Fields that only some tasks have."""
 
 _NEEDED = {"image": ("animate",), "first": ("interpolate",), "last": ("interpolate",), "mask": ("inpaint",)}
-_NEEDED |= {"video": _TASKS_OF["video"]}
-"""Files that a task cannot do without."""
+_NEEDED |= {"video": _TASKS_OF["video"], "seconds": ("extend",), "segments": ("story",)}
+"""What a task cannot do without."""
 
 DENOISE_STRENGTH = 0.6
 """What restyle takes where nothing is said."""
@@ -96,12 +102,19 @@ class _Job(BaseModel):
     task: _TaskName = Field("generate", description="What is made of what: " + ", ".join(TASKS) + ".")
     prompt: _Prompt = Field("", description="What the clip shows; may be empty except for generate.")
     model: str = Field("sprites", description="Name of a model, or its folder.")
-    image: str | None = Field(None, description="animate, loop: the first frame, a local picture.")
+    image: str | None = Field(None, description="animate, loop, story: the first frame, a local picture.")
     first: str | None = Field(None, description="interpolate: the first frame, a local picture.")
     last: str | None = Field(None, description="interpolate: the last frame, a local picture.")
-    video: str | None = Field(None, description="predict, restyle, inpaint, outpaint: the given clip, a local video.")
+    video: str | None = Field(
+        None, description="predict, restyle, inpaint, outpaint, extend: the given clip, a local video."
+    )
     mask: str | None = Field(None, description="inpaint: a picture or video, white where it is painted anew.")
     keyframes: _Keyframes | None = Field(None, description="interpolate: pictures between, each FILE@INDEX.")
+    seconds: _Seconds | None = Field(None, description="extend: how much is added.")
+    overlap: _Overlap | None = Field(
+        None, description="extend, story: frames that a window is given of the one before."
+    )
+    segments: tuple[Segment, ...] | None = Field(None, description="story: what happens, one after the other.")
     backward: bool | None = Field(None, description="predict: the kept frames end the clip.")
     fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")
     keep_known_pixels: bool = Field(True, description="Given pixels are pasted back after decoding.")
@@ -167,7 +180,7 @@ class GenerateRequest(_Job):
                 raise PydanticCustomError(
                     "vgen",
                     "{message}",
-                    {"message": f"{field} is missing: task {self.task!r} needs a local file there."},
+                    {"message": f"{field} is missing: task {self.task!r} needs {_kind_of(field)} there."},
                 )
         return self
 
@@ -281,6 +294,10 @@ def check_amount(shape: VideoShape, strides: Strides) -> None:
         f"width={shape.width}, height={shape.height}, num_frames={shape.num_frames} needs about {needed / 1e9:,.0f} GB "
         f"for its pixels alone; at most {MAX_VIDEO_BYTES / 1e9:.0f} GB are allowed: {remedy}."
     )
+
+
+def _kind_of(field: str) -> str:
+    return {"seconds": "a number", "segments": "segments"}.get(field, "a local file")
 
 
 def _frames_to_keep(asked: int | None, num_frames: int, stride: int, video_frames: int | None) -> int:

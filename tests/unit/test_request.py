@@ -79,7 +79,7 @@ def test_a_seed_is_drawn_once() -> None:
         ({"prompt": "x" * 1_000_000}, "prompt has 1,000,000 characters; at most 10,000"),
         ({"prompt": "a\0b"}, "prompt holds a NUL character at position 1"),
         ({"negative_prompt": "ab\udc80"}, "negative_prompt holds a lone surrogate .* at position 2"),
-        ({"image": "a.png"}, "image='a.png' belongs to task 'animate' or 'loop', not 'generate'"),
+        ({"image": "a.png"}, "image='a.png' belongs to task 'animate', 'loop' or 'story', not 'generate'"),
         ({"task": "animate"}, "image is missing"),
         ({"task": "interpolate", "first": "a.png"}, "last is missing"),
         ({"seed": -1, "frame_rate": 0}, "seed=-1.*frame_rate=0"),

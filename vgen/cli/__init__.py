@@ -14,6 +14,7 @@ from vgen.cli import (
     animate,
     convert,
     evaluate,
+    extend,
     generate,
     info,
     inpaint,
@@ -23,6 +24,7 @@ from vgen.cli import (
     outpaint,
     predict,
     restyle,
+    story,
     train,
 )
 from vgen.errors import VgenError
@@ -61,6 +63,8 @@ app.command("predict")(predict.predict)
 app.command("loop")(loop.loop)
 app.command("inpaint")(inpaint.inpaint)
 app.command("outpaint")(outpaint.outpaint)
+app.command("extend")(extend.extend)
+app.command("story")(story.story)
 app.command("restyle")(restyle.restyle)
 app.command("info")(info.info)
 app.command("models")(models.models)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,30 +171,42 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
     try:
         result = pipe(
             prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            height=request.height,
-            width=request.width,
             num_frames=request.num_frames,
-            frame_rate=request.frame_rate,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            guidance_rescale=request.guidance_rescale,
-            **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength", "input_crf"),
+            **call_settings(request),
             generator=[torch.Generator("cpu").manual_seed(request.seed)],
-            vae_memory=request.vae_memory or "auto",
             output_type="np",
             **inputs,
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"{request.width} x {request.height} x {request.num_frames} frames in {request.dtype} did not fit in the "
-            f"memory of {request.device}; use fewer frames, a smaller size, or --dtype bfloat16. ({str(error)[:200]})"
-        ) from None
+        raise out_of_memory(request, error) from None
     frames = _to_bytes(result.frames[0])
     frames = frames if finish is None else finish(frames)
     metadata = request.to_metadata(model_hash(job.model.folder), versions())
     path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)
-    _report(path, job, frames, time.monotonic() - started)
+    report(path, job, frames, time.monotonic() - started)
+
+
+def call_settings(request: ResolvedRequest) -> dict[str, Any]:
+    """What every call of a pipeline is given, whatever its task: all but prompt, length and noise."""
+    return {
+        "negative_prompt": request.negative_prompt,
+        "height": request.height,
+        "width": request.width,
+        "frame_rate": request.frame_rate,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "guidance_rescale": request.guidance_rescale,
+        **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength", "input_crf"),
+        "vae_memory": request.vae_memory or "auto",
+    }
+
+
+def out_of_memory(request: ResolvedRequest, error: BaseException) -> OutOfMemoryError:
+    """The error that says what would help."""
+    return OutOfMemoryError(
+        f"{request.width} x {request.height} x {request.num_frames} frames in {request.dtype} did not fit in the "
+        f"memory of {request.device}; use fewer frames, a smaller size, or --dtype bfloat16. ({str(error)[:200]})"
+    )
 
 
 def _given(request: ResolvedRequest, *names: str) -> dict[str, Any]:
@@ -216,7 +228,8 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("vgen", "torch", "diffusers", "transformers")}
 
 
-def _report(path: Path, job: Job, frames: np.ndarray, seconds: float) -> None:
+def report(path: Path, job: Job, frames: Sized, seconds: float) -> None:
+    """Say what was done, and what is to be said about it."""
     request = job.request
     files = [path] if path.is_file() else list(path.iterdir())
     size = sum(file.stat().st_size for file in files)

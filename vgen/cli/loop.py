@@ -57,17 +57,13 @@ def _first_picture(pipe: Any, job: Job) -> Any:
     """A single frame from the prompt, PIL."""
     import torch
 
+    from vgen.cli.jobs import call_settings
+
     request = job.request
     made = pipe(
         prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        height=request.height,
-        width=request.width,
+        **call_settings(request),
         num_frames=1,
-        frame_rate=request.frame_rate,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        guidance_rescale=request.guidance_rescale,
         generator=[torch.Generator("cpu").manual_seed(request.seed)],
         output_type="pil",
     )

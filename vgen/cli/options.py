@@ -120,6 +120,16 @@ class JobOptions:
     fields: dict[str, Any]
 
 
+Overlap = Annotated[
+    str | None,
+    typer.Option(
+        "--overlap",
+        metavar="N",
+        help="Frames that each window is given of what came before: one more than a multiple of the model's temporal "
+        "stride. About a third of a window (--num-frames) if left out.",
+    ),
+]
+
 InputCrf = Annotated[
     str | None,
     typer.Option(

@@ -16,6 +16,8 @@ from vgen.io.limits import frame_limit
 if TYPE_CHECKING:
     import numpy as np
 
+    from vgen.io.take import FramesOnDisk
+
 METADATA_FILE = "metadata.json"
 ASSUMED_RATE = 24.0
 """Frames per second of a folder that states none."""
@@ -77,6 +79,20 @@ def read_folder(path: Path, max_frames: int | None) -> tuple[np.ndarray, float, 
     return frames, ASSUMED_RATE, [f"The folder states no frame rate; {ASSUMED_RATE:g} was assumed."]
 
 
+def measure_folder(path: Path) -> tuple[int, int, int]:
+    """(F, H, W) of a folder of frames; every one is decoded, and none kept.
+
+    Raises:
+        MediaError: a damaged frame, or one of another size.
+    """
+    from vgen.io.images import read_image
+
+    sizes = [read_image(file).size for file in frame_files(path)]
+    if len(set(sizes)) > 1:
+        raise MediaError(f"{path} holds frames of several sizes.")
+    return len(sizes), sizes[0][1], sizes[0][0]
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """What metadata.json says: frame_rate, num_frames, metadata; empty if there is none.
 
@@ -95,7 +111,9 @@ def read_facts(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_folder(path: Path, frames: np.ndarray, frame_rate: float, metadata: Mapping[str, Any] | None) -> None:
+def write_folder(
+    path: Path, frames: np.ndarray | FramesOnDisk, frame_rate: float, metadata: Mapping[str, Any] | None
+) -> None:
     """Fill an existing, empty folder.
 
     Args:

@@ -14,6 +14,8 @@ from vgen.io.timing import TimedFrames
 if TYPE_CHECKING:
     import numpy as np
 
+    from vgen.io.take import FramesOnDisk
+
 MAX_GIF_RATE = 50.0
 """GIF counts hundredths of a second, and players slow down delays below two of them."""
 
@@ -54,6 +56,25 @@ def read_gif(path: Path, max_frames: int | None) -> TimedFrames:
     return TimedFrames(frames, times, tick=0.01, stated_rate=rate)
 
 
+def measure_gif(path: Path) -> tuple[int, int, int]:
+    """(F, H, W) of a GIF; every frame is decoded, and none kept.
+
+    Raises:
+        MediaError: damaged.
+    """
+    from PIL import Image, ImageSequence
+
+    try:
+        with Image.open(path, formats=["GIF"]) as picture:
+            sizes = []
+            for frame in ImageSequence.Iterator(picture):
+                frame.load()
+                sizes.append(frame.size)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{path} is damaged: {error}.") from None
+    return len(sizes), sizes[0][1], sizes[0][0]
+
+
 def read_gif_comment(path: Path) -> str | None:
     """The comment of a GIF, or None."""
     from PIL import Image
@@ -66,7 +87,7 @@ def read_gif_comment(path: Path) -> str | None:
     return comment.decode("latin-1") if isinstance(comment, bytes) else comment
 
 
-def write_gif(stream: BinaryIO, frames: np.ndarray, frame_rate: float, comment: str | None) -> None:
+def write_gif(stream: BinaryIO, frames: np.ndarray | FramesOnDisk, frame_rate: float, comment: str | None) -> None:
     """Write a looping GIF.
 
     Args:

@@ -72,6 +72,32 @@ def read_video(path: str | Path, max_frames: int | None = None, time_limit: floa
     return VideoClip(frames, rate, tuple(notes))
 
 
+def measure_video(path: Path) -> tuple[int, int, int]:
+    """(F, H, W) of a file or folder that this package wrote: everything is decoded, one frame at a time.
+
+    Raises:
+        MediaError: damaged.
+    """
+    container = identify(path)
+    if container is FOLDER:
+        from vgen.io.frame_folder import measure_folder
+
+        return measure_folder(path)
+    if container is GIF:
+        from vgen.io.gif import measure_gif
+
+        return measure_gif(path)
+    with open_video(path, container) as (opened, stream):
+        context = stream.codec_context
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        times = [
+            float(frame.pts * stream.time_base) if frame.pts is not None and stream.time_base else place / rate
+            for place, frame in enumerate(_strict_frames(path, opened, stream, float("inf")))
+        ]
+        _check_count(path, stream, times, rate)
+        return len(times), context.height, context.width
+
+
 def _decode(path: Path, container: Container, max_frames: int | None, deadline: float) -> TimedFrames:
     notes: list[str] = []
     frames: list[np.ndarray] = []

@@ -13,10 +13,12 @@ from vgen.io.atomic import part_of
 from vgen.io.comment import dump_comment
 from vgen.io.demux import import_av
 from vgen.io.output import OutputKind, check_output, check_output_size
-from vgen.io.video_read import read_video
+from vgen.io.video_read import measure_video
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from vgen.io.take import FramesOnDisk
 
 BT709 = 1
 LIMITED_RANGE = 1
@@ -32,7 +34,7 @@ _ENCODERS: dict[OutputKind, tuple[str, str, dict[str, str], dict[str, str]]] = {
 
 def write_video(
     path: str | Path,
-    frames: np.ndarray,
+    frames: np.ndarray | FramesOnDisk,
     frame_rate: float,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -44,7 +46,7 @@ def write_video(
 
     Args:
         path: see `output.output_kind`.
-        frames: uint8 [F, H, W, 3], RGB; mp4 needs even sides.
+        frames: uint8 [F, H, W, 3], RGB, in memory or on disk; mp4 needs even sides.
         frame_rate: frames per second.
         metadata: JSON object kept as the file's comment (metadata.json in a folder); see `read_metadata`.
         overwrite: replace what is there.
@@ -76,7 +78,7 @@ def write_video(
     return target
 
 
-def _check_frames(frames: np.ndarray) -> None:
+def _check_frames(frames: np.ndarray | FramesOnDisk) -> None:
     shape, dtype = getattr(frames, "shape", None), getattr(frames, "dtype", None)
     if shape is None or len(shape) != 4 or shape[3] != 3 or str(dtype) != "uint8":
         raise ShapeError(f"frames must be uint8 [frames, height, width, 3]; got {dtype} {shape}.")
@@ -84,7 +86,9 @@ def _check_frames(frames: np.ndarray) -> None:
         raise ShapeError(f"frames has shape {tuple(shape)}: a clip needs at least one frame and one pixel.")
 
 
-def _encode(part: Path, kind: OutputKind, frames: np.ndarray, frame_rate: float, comment: str | None) -> None:
+def _encode(
+    part: Path, kind: OutputKind, frames: np.ndarray | FramesOnDisk, frame_rate: float, comment: str | None
+) -> None:
     """Encode to `part`; 4:2:0, BT.709, limited range, and tagged so."""
     import numpy as np
 
@@ -120,9 +124,9 @@ def _encode(part: Path, kind: OutputKind, frames: np.ndarray, frame_rate: float,
         raise OutputError(f"{part} could not be encoded by {encoder}: {error.strerror or error}.") from None
 
 
-def _check_written(target: Path, part: Path, frames: np.ndarray) -> None:
+def _check_written(target: Path, part: Path, frames: np.ndarray | FramesOnDisk) -> None:
     try:
-        found = read_video(part).frames.shape
+        found = (*measure_video(part), 3)
     except MediaError as error:
         raise OutputError(f"{target} was not written well ({error}); nothing was put in its place.") from None
     if found != frames.shape:

@@ -123,7 +123,9 @@ def test_defaults_of_restyle() -> None:
         GenerateRequest.create(prompt="a", denoise_strength=0.5)
     with pytest.raises(RequestError, match="video is missing: task 'restyle'"):
         GenerateRequest.create(task="restyle", prompt="a")
-    with pytest.raises(RequestError, match="video='a' belongs to task 'predict', 'restyle', 'inpaint' or 'outp"):
+    with pytest.raises(
+        RequestError, match="video='a' belongs to task 'predict', 'restyle', 'inpaint', 'outpaint' or 'extend'"
+    ):
         GenerateRequest.create(prompt="a", video="a")
 
 

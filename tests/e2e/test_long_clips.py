@@ -1,0 +1,163 @@
+"""Clips of any length: what was given stays, segments follow their prompts, an interrupted clip goes on as it was."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vgen.io.take import take_folder
+from vgen.io.video import read_metadata, read_video, write_video
+from vgen.pipelines import MaskedPredictionPipeline
+from vgen.pipelines.long_video import Part, blend, make_windows
+from vgen.windows import plan_windows
+
+STORY = """
+seed = 3
+num_inference_steps = 2
+[[segment]]
+prompt = "a red circle"
+num_frames = 20
+[[segment]]
+prompt = "a blue square"
+num_frames = 14
+cross_fade = 1.0
+guidance_scale = 1.5
+"""
+
+
+class Kept:
+    """Frames in memory, and every call that the pipeline got."""
+
+    def __init__(self, first: np.ndarray | None = None) -> None:
+        self.windows_done = 0
+        self.parts: list[np.ndarray] = []
+        if first is not None:
+            self.append(first)
+
+    def append(self, frames: np.ndarray) -> None:
+        self.parts.append(frames)
+        self.windows_done += 1
+
+    def last(self, count: int) -> np.ndarray:
+        return np.concatenate(self.parts)[-count:]
+
+
+@pytest.fixture(params=["native", "0.9.5"])
+def words(request, tiny_pipeline_folder, ltx_folders):
+    model = tiny_pipeline_folder if request.param == "native" else ltx_folders[request.param]
+    return ["--model", model, "--height", 32, "--width", 32, "--num-frames", 17, "--frame-rate", 8]
+
+
+@pytest.fixture
+def story(tmp_path):
+    (tmp_path / "s.toml").write_text(STORY)
+    return tmp_path / "s.toml"
+
+
+def test_a_video_is_extended(run_cli, words, tmp_path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (11, 4, 4, 3), np.uint8).repeat(8, 1).repeat(8, 2)
+    write_video(f"{tmp_path}/v/", frames, 8.0, {}, False)
+    output = f"{tmp_path}/out/"
+    done = run_cli("extend", tmp_path / "v", "a", "--seconds", 3, *words, "--steps", 2, "--seed", 1, "-o", output)
+    assert done.code == 0, done.err
+    made = read_video(output).frames
+    assert made.shape == (11 + 24, 32, 32, 3) and np.array_equal(made[:11], frames)
+    assert read_metadata(output)["seconds"] == 3
+    assert not take_folder(output).exists()
+    for wrong, message in ((["--overlap", 4], "overlap=4"), (["--seconds", 0], "seconds=0")):
+        done = run_cli("extend", tmp_path / "v", "a", "--seconds", 3, *words, *wrong, "-o", f"{tmp_path}/x/")
+        assert done.code == 2 and message in " ".join(done.err.split()), done.err
+        assert not (tmp_path / "x").exists() and not take_folder(f"{tmp_path}/x/").exists()
+
+
+def test_a_story(run_cli, words, story, tmp_path) -> None:
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / "p.png")
+    outputs = {}
+    for name, more in {"plain": [], "again": [], "image": []}.items():
+        if name == "image":
+            story.write_text(f'image = "{tmp_path / "p.png"}"\n' + STORY)
+        done = run_cli("story", story, *words, *more, "-o", f"{tmp_path / name}/")
+        assert done.code == 0, done.err
+        outputs[name] = read_video(tmp_path / name).frames
+        assert outputs[name].shape == (34, 32, 32, 3)
+    assert np.array_equal(outputs["plain"], outputs["again"])
+    assert (outputs["image"][0] == (200, 30, 30)).all()
+    assert [part["prompt"] for part in read_metadata(tmp_path / "plain")["segments"]] == [
+        "a red circle",
+        "a blue square",
+    ]
+
+
+@pytest.mark.parametrize("words", ["native"], indirect=True)
+def test_an_interrupted_story_goes_on(run_cli, words, story, tmp_path, monkeypatch) -> None:
+    assert run_cli("story", story, *words, "-o", f"{tmp_path}/whole/").code == 0
+    calls = []
+    generate = MaskedPredictionPipeline._generate
+
+    def failing(self, *arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(self, *arguments, **keywords)
+
+    monkeypatch.setattr(MaskedPredictionPipeline, "_generate", failing)
+    assert run_cli("story", story, *words, "-o", f"{tmp_path}/out/").code == 130
+    assert take_folder(f"{tmp_path}/out/").is_dir() and not (tmp_path / "out").exists()
+    done = run_cli("story", story, *words, "-o", f"{tmp_path}/out/")
+    assert done.code == 0 and "Went on from frame" in done.out
+    windows = len(plan_windows([20, 14], 17, 5, 4))
+    assert len(calls) == windows + 1
+    assert np.array_equal(read_video(tmp_path / "out").frames, read_video(tmp_path / "whole").frames)
+    assert not take_folder(f"{tmp_path}/out/").exists()
+
+
+def test_a_window_sees_what_came_before_and_nothing_else(make_native_components) -> None:
+    pipe = MaskedPredictionPipeline(**make_native_components())
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"height": 32, "width": 32, "frame_rate": 8.0, "num_inference_steps": 2, "max_sequence_length": 16}
+    windows = plan_windows([24, 16], 17, 5, 4)
+    kept = Kept()
+    make_windows(pipe, [Part("a red circle"), Part("a blue square", cross_fade=16)], windows, kept, 7, **settings)
+    frames = np.concatenate(kept.parts)
+    assert frames.shape == (40, 32, 32, 3)
+    last, start = windows[-1], Kept(frames[: windows[-1].start])
+    make_windows(
+        pipe, [Part("a red circle"), Part("a blue square", cross_fade=16)], [*windows[:-1], last], start, 7,
+        first_windows=1 - (len(windows) - 1), **settings,
+    )  # fmt: skip
+    assert np.array_equal(start.parts[-1], kept.parts[-1])
+
+
+def test_prompts_between_two_prompts() -> None:
+    embeds = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    mixed, both = blend(embeds, mask, 0.25)
+    assert torch.equal(both, mask[:1])
+    torch.testing.assert_close(mixed[0, :2], 0.75 * embeds[0, :2] + 0.25 * embeds[1, :2])
+    assert torch.equal(mixed[0, 2], embeds[0, 2])
+    for share, row in ((0.0, 0), (1.0, 1)):
+        assert torch.equal(blend(embeds, mask, share)[0][0, :2], embeds[row, :2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("words", ["native"], indirect=True)
+def test_memory_stays_flat(run_cli, words, tmp_path) -> None:
+    """2,000 frames take no more memory than 200; the frames lie on disk."""
+    sides = ["--height", 64, "--width", 64]
+
+    def peak(frames: int) -> int:
+        (tmp_path / "s.toml").write_text(f'seed = 1\n[[segment]]\nprompt = "a"\nnum_frames = {frames}\n')
+        done = run_cli("story", tmp_path / "s.toml", *words, *sides, "--steps", 1, "--guidance-scale", 1, "-o",
+                       tmp_path / f"{frames}.mp4")  # fmt: skip
+        assert done.code == 0, done.err
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    small = peak(200)
+    large = peak(2000)
+    assert large - small < 12_000  # kB; the frames alone are 24,576

@@ -1,0 +1,42 @@
+"""`vgen extend`: a video that goes on for as long as is wanted."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vgen.cli.options import Fit, JobOptions, Overlap, with_job_options
+
+
+@with_job_options
+def extend(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="The clip to go on from; it is kept whole.")],
+    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What happens next.")] = "",
+    seconds: Annotated[str, typer.Option("--seconds", metavar="S", help="How much is added.")] = ...,  # type: ignore[assignment]
+    overlap: Overlap = None,
+    fit: Fit = "cover",
+    *,
+    options: JobOptions,
+) -> None:
+    """Let a video go on: windows of the model's length, each from the last frames of the one before.
+
+    Interrupted, the same command goes on from the last whole window.
+    """
+    from vgen.cli.footage import say_rate
+    from vgen.cli.jobs import Model, ask, fit_frames, plan, say_fit
+    from vgen.cli.long import make_long
+    from vgen.io.video import read_video
+
+    fields = {"video": video, "prompt": prompt, "seconds": seconds, "overlap": overlap, "fit": fit}
+    request = ask("extend", options.output, options.overwrite, {**fields, **options.fields})
+    model = Model.find(request.model)
+    clip = read_video(video)
+    job = plan(request, model, options.output, options.overwrite)
+    job.notes += [f"{video}: {note}" for note in clip.notes]
+    job.notes += say_rate(video, clip.frame_rate, job.request.frame_rate)
+    job.notes += say_fit(video, (clip.frames.shape[2], clip.frames.shape[1]), job.request)
+    given = fit_frames(clip.frames, job.request)
+    assert job.request.seconds is not None
+    added = max(1, round(job.request.seconds * job.request.frame_rate))
+    make_long(job, [added], [(prompt, {}, 0)], given, request.seed)

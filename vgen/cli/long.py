@@ -1,0 +1,111 @@
+"""Long clips: windows planned, made, kept on disk while they are made, and written as one clip."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, versions
+from vgen.errors import OutputError
+from vgen.hub import model_hash
+from vgen.windows import Window, plan_windows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vgen.pipelines.long_video import Part
+
+
+def make_long(
+    job: Job, lengths: Sequence[int], parts: Sequence[Any], given: np.ndarray | None, asked_seed: int | None
+) -> None:
+    """Make a clip of segments, going on from an interrupted take of the same clip if there is one.
+
+    Args:
+        job: resolved; its num_frames is the length of a window.
+        lengths: frames of each segment.
+        parts: (prompt, settings, cross-fade in frames) of each segment.
+        given: uint8 [F, H, W, 3], frames that start the clip, or None.
+        asked_seed: the seed that the user gave, or None.
+    """
+    from vgen.io.take import Take, take_folder
+    from vgen.io.video import write_video
+
+    started, request, stride = time.monotonic(), job.request, job.model.strides.temporal
+    before = 0 if given is None else len(given)
+    windows = plan_windows(lengths, request.num_frames, overlap_of(job), stride, before)
+    shape = (before + sum(lengths), request.height, request.width)
+    _check_room(Path(job.output), shape)
+    hashed = model_hash(job.model.folder)
+    take = Take(take_folder(job.output), _plan(job, parts, windows, given, asked_seed, hashed), shape, request.seed)
+    if take.windows_done:
+        job.notes.append(f"Went on from frame {take.frames_done} of {shape[0]}, which an earlier run had reached.")
+    elif given is not None:
+        take.append(given)
+    job.request = request.model_copy(update={"seed": take.seed})
+    pipe = load_pipeline("MaskedPredictionPipeline", job)
+    pipe.encode_ahead([prompt for prompt, _, _ in parts], job.request.negative_prompt)
+    _make(pipe, job, windows, parts, take, before)
+    metadata = job.request.to_metadata(hashed, versions())
+    path = write_video(job.output, take.frames, request.frame_rate, metadata, job.overwrite)
+    report(path, job, take.frames, time.monotonic() - started)
+    take.remove()
+
+
+def overlap_of(job: Job) -> int:
+    """Frames that each window is given: what was asked for, or about a third of a window."""
+    if job.request.overlap is not None:
+        return job.request.overlap
+    stride = job.model.strides.temporal
+    return max(1, (job.request.num_frames - 1) // 3 // stride * stride + 1)
+
+
+def _plan(
+    job: Job, parts: Sequence[Any], windows: Sequence[Window], given: np.ndarray | None, seed: int | None, hashed: str
+) -> dict[str, Any]:
+    """Everything that the frames depend on, so that only the same clip goes on."""
+    import hashlib
+
+    return {
+        "request": {**job.request.model_dump(mode="json"), "seed": seed},
+        "parts": [list(part) for part in parts],
+        "windows": windows,
+        "given": None if given is None else hashlib.sha256(given.tobytes()).hexdigest(),
+        "model": hashed,
+        "versions": versions(),
+    }
+
+
+def _check_room(output: Path, shape: tuple[int, int, int]) -> None:
+    needed = shape[0] * shape[1] * shape[2] * 3
+    free = shutil.disk_usage(output.resolve().parent).free
+    if needed > free:
+        raise OutputError(
+            f"{output} needs {needed:,} bytes for its frames while it is made, and {free:,} are free: "
+            "make it shorter, smaller, or elsewhere."
+        )
+
+
+def _make(pipe: Any, job: Job, windows: Sequence[Window], parts: Sequence[Any], take: Any, before: int) -> None:
+    import torch
+
+    from vgen.pipelines.long_video import Part, make_windows
+
+    def say(number: int, window: Window) -> None:
+        if sys.stderr.isatty():
+            made = window.start + window.new
+            typer.echo(f"window {number + 1} of {len(windows)}: {made} of {take.shape[0]} frames", err=True)
+
+    made: list[Part] = [Part(*part) for part in parts]
+    settings = call_settings(job.request)
+    settings["height"], settings["width"] = take.shape[1:]
+    try:
+        make_windows(pipe, made, windows, take, take.seed, int(before > 0), say, **settings)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise out_of_memory(job.request, error) from None
