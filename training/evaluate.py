@@ -23,6 +23,7 @@ from vgen.training.scores import (
     text_to_video_scores,
     vae_scores,
 )
+from vgen.training.task_scores import completion_scores, interpolation_scores, prediction_scores
 from vgen.version import __version__
 
 FULL: Final = Budget(clips=256, prompts=256, seeds=3)
@@ -38,6 +39,7 @@ def evaluate_model(
     seed: int = 0,
     budget: Budget | None = None,
     tiers: tuple[int, ...] = TIERS,
+    tasks: str = "basic",
     **settings: Any,
 ) -> dict[str, Any]:
     """Score a model on the test split of SpriteWorld, print the table, and write it as JSON.
@@ -50,6 +52,7 @@ def evaluate_model(
         seed: of all noise.
         budget: how much to measure; None takes the full or the quick one.
         tiers: of SpriteWorld.
+        tasks: "basic" (the VAE, text and image to video, pictures) or "all" (also what is known in part).
         **settings: handed to the pipelines (guidance_scale ...); what is left out comes from the model.
     Returns:
         {"model", "scores": {...}, ...}, as in the JSON file.
@@ -71,6 +74,10 @@ def evaluate_model(
             "image_to_video": image_to_video_scores(pipeline, tier, budget, seed, progress, **settings),
             "images": image_scores(pipeline, tier, budget, seed, progress, **settings),
         }
+        if tasks == "all":
+            known = {"prediction": prediction_scores, "interpolation": interpolation_scores}
+            for name, measure in {**known, "completion": completion_scores}.items():
+                scores[f"tier {tier}"][name] = measure(pipeline, tier, budget, seed, progress, **settings)
     report = {
         "model": Path(folder).name,
         "hash": model_hash(folder),
@@ -129,6 +136,21 @@ def _rows(tier: dict[str, Any]) -> dict[str, str]:
     )
     rows["image to video: motion"] = _rate(animated["motion"])
     rows["pictures: colour / shape"] = f"{_rate(pictures['colour'])} / {_rate(pictures['shape'])}"
+    return rows | (_known_rows(tier) if "prediction" in tier else {})
+
+
+def _known_rows(tier: dict[str, Any]) -> dict[str, str]:
+    """The model first, then its baselines."""
+    rows = {}
+    for given, found in tier["prediction"].items():
+        name = f"prediction, {given.removeprefix('given_')} frames given: error / copy / steady"
+        rows[name] = " / ".join(f"{item['mean']:.1f}" for item in found.values()) + " px"
+    between = " / ".join(f"{item['mean']:.1f}" for item in tier["interpolation"].values())
+    rows["interpolation: error / copy / blend / steady"] = f"{between} px"
+    box = tier["completion"]
+    hidden = " / ".join(f"{box[name]:.1f}" for name in ("psnr", "nearest_copy", "linear_blend"))
+    rows["completion: hidden part, made / copy / blend"] = f"{hidden} dB"
+    rows["completion: known part, made / VAE"] = f"{box['known_psnr']:.1f} / {box['vae_known_psnr']:.1f} dB"
     return rows
 
 

@@ -58,7 +58,7 @@ def vae_scores(pipeline: TextToVideoPipeline, tier: int, budget: Budget, progres
     originals = np.stack([clip.frames for clip in clips])
     masks = torch.from_numpy(np.stack([clip.masks for clip in clips]))
     restored = np.concatenate(
-        [_reconstruct(pipeline, part, progress) for part in _chunks(originals, budget.batch)], axis=0
+        [reconstruct(pipeline, part, progress) for part in chunks(originals, budget.batch)], axis=0
     )
     first, second = torch.from_numpy(originals), torch.from_numpy(restored)
     return {
@@ -95,7 +95,7 @@ def text_to_video_scores(
     jobs = [(prompt, key, seed + repeat * len(asked) + i) for repeat in range(budget.seeds)
             for i, (prompt, key) in enumerate(asked)]  # fmt: skip
     made: list[Clips] = []
-    for part in _chunks(jobs, budget.batch):
+    for part in chunks(jobs, budget.batch):
         generators = [torch.Generator().manual_seed(number) for _, _, number in part]
         frames = pipeline([prompt for prompt, _, _ in part], generator=generators, output_type="np", **settings).frames
         made.extend(to_uint8(frames))
@@ -122,13 +122,13 @@ def image_to_video_scores(
     """First frames of test clips animated by their captions: how well frame 0 is kept, whether the motion obeys."""
     animate = ImageToVideoPipeline(**pipeline.components)
     animate.set_progress_bar_config(disable=True)
-    world = SpriteWorld("test", tier, **_canvas(pipeline))
+    world = SpriteWorld("test", tier, **canvas(pipeline))
     # A first frame that shows nothing of the object (it appears later) says nothing about the motion.
     clips = [clip for clip in (world.sample(i) for i in range(budget.prompts)) if clip.masks[0].any()]
     made: list[Clips] = []
-    for begin, part in enumerate(_chunks(clips, budget.batch)):
+    for begin, part in enumerate(chunks(clips, budget.batch)):
         generators = [torch.Generator().manual_seed(seed + begin * budget.batch + i) for i in range(len(part))]
-        prompts = [_full_prompt(clip) for clip in part]
+        prompts = [full_prompt(clip) for clip in part]
         images = torch.from_numpy(np.stack([clip.frames[0] for clip in part])).permute(0, 3, 1, 2).float() / 255
         frames = animate(
             image=images, prompt=prompts, generator=generators, output_type="np", keep_known_pixels=False, **settings
@@ -136,7 +136,7 @@ def image_to_video_scores(
         made.extend(to_uint8(frames))
         progress.advance(f"image to video, tier {tier}", len(part))
     firsts = np.stack([clip.frames[:1] for clip in clips])
-    restored = np.concatenate([_reconstruct(pipeline, part) for part in _chunks(firsts, budget.batch)])
+    restored = np.concatenate([reconstruct(pipeline, part) for part in chunks(firsts, budget.batch)])
     given = torch.from_numpy(firsts)
     return {
         "first_frame_psnr": psnr(given, torch.from_numpy(np.stack(made)[:, :1])),
@@ -168,7 +168,8 @@ def to_uint8(frames: NDArray[np.floating[Any]]) -> Clips:
     return (np.asarray(frames) * 255.0).round().clip(0, 255).astype(np.uint8)
 
 
-def _full_prompt(clip: SpriteClip) -> str:
+def full_prompt(clip: SpriteClip) -> str:
+    """A caption that says colour, shape and motion."""
     rng = stream("prompt", clip.split, clip.tier, clip.index)
     return caption(clip.key, rng, require=("colour", "shape", "motion"))
 
@@ -180,18 +181,20 @@ def _by_motion(judged: Sequence[Score], keys: Sequence[AnswerKey]) -> dict[str, 
     return {motion: float(np.mean(values)) for motion, values in sorted(groups.items())}
 
 
-def _canvas(pipeline: TextToVideoPipeline) -> dict[str, Any]:
+def canvas(pipeline: TextToVideoPipeline) -> dict[str, Any]:
+    """Length, size and rate of the model's clips."""
     defaults = pipeline.config.defaults
     return {name: defaults[name] for name in ("num_frames", "height", "width", "frame_rate") if name in defaults}
 
 
 def _clips(pipeline: TextToVideoPipeline, split: str, tier: int, count: int) -> list[SpriteClip]:
-    world = SpriteWorld(split, tier, **_canvas(pipeline))
+    world = SpriteWorld(split, tier, **canvas(pipeline))
     return [world.sample(index) for index in range(count)]
 
 
 @torch.no_grad()
-def _reconstruct(pipeline: TextToVideoPipeline, clips: Clips, progress: Progress | None = None) -> Clips:
+def reconstruct(pipeline: TextToVideoPipeline, clips: Clips, progress: Progress | None = None) -> Clips:
+    """Clips through the VAE."""
     vae = pipeline.vae
     video = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).to(vae.device, torch.float32) / 127.5 - 1
     restored = vae.decode(vae.encode(video.to(vae.dtype)).latent_dist.mode()).sample
@@ -200,5 +203,6 @@ def _reconstruct(pipeline: TextToVideoPipeline, clips: Clips, progress: Progress
     return to_uint8((restored.float().permute(0, 2, 3, 4, 1).cpu().numpy() + 1) / 2)
 
 
-def _chunks(items: Any, size: int) -> list[Any]:
+def chunks(items: Any, size: int) -> list[Any]:
+    """Pieces of at most `size`."""
     return [items[begin : begin + size] for begin in range(0, len(items), size)]

@@ -75,6 +75,18 @@ def test_evaluate_prints_and_writes_every_score(folder: Path, tmp_path: Path, ca
     for row in ("VAE: PSNR", "text to video, seen", "text to video, withheld", "image to video", "ceiling", "floors"):
         assert row in printed
     assert set(report["scores"]) == {"tier 1", "tier 2"}
+    assert "prediction" not in printed
+
+
+def test_evaluate_scores_what_is_known_in_part(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    budget = Budget(clips=1, prompts=2, seeds=1, batch=2)
+    report = evaluate_model(folder, budget=budget, tiers=(1,), tasks="all", num_inference_steps=2)
+    printed = capsys.readouterr().out
+    for row in ("prediction, 5", "prediction, 9", "interpolation: error", "completion: hidden", "completion: known"):
+        assert row in printed
+    found = report["scores"]["tier 1"]
+    assert {"prediction", "interpolation", "completion"} <= set(found)
+    assert found["prediction"]["given_5"]["error"]["count"] == 2
 
 
 def test_any_length_of_1_plus_4k_fits(pipeline: TextToVideoPipeline) -> None:

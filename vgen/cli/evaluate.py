@@ -13,6 +13,10 @@ def evaluate(
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the scores as JSON.")
     ] = None,
+    tasks: Annotated[
+        str,
+        typer.Option("--tasks", metavar="basic|all", help="all: prediction, interpolation and completion, too."),
+    ] = "basic",
     seed: Annotated[str, typer.Option("--seed", metavar="N", help="Seed of all noise.")] = "0",
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file if it is there.")] = False,
@@ -21,11 +25,13 @@ def evaluate(
     from pathlib import Path
 
     from vgen.cli.jobs import Model, choose_device
-    from vgen.errors import OutputError
+    from vgen.errors import OutputError, RequestError
     from vgen.io.atomic import exists_message
     from vgen.io.output import check_writable
     from vgen.request import GenerateRequest
 
+    if tasks not in ("basic", "all"):
+        raise RequestError(f"tasks={tasks!r} is not known: use basic or all.")
     request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
     if output is not None:
         target = Path(output)
@@ -40,4 +46,4 @@ def evaluate(
     device = choose_device(request.device or "auto")
     from vgen.training.evaluate import evaluate_model
 
-    evaluate_model(request.model, quick=quick, output=output, device=device, seed=request.seed or 0)
+    evaluate_model(request.model, quick=quick, output=output, device=device, seed=request.seed or 0, tasks=tasks)

@@ -1,0 +1,175 @@
+"""Scores of the tasks whose clip is known in part: prediction, interpolation, completion; baselines beside each.
+
+Pixels are never pasted back. Centres are the judge's, in made clips and in real ones alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
+from vgen.training.data.sprites.world import SpriteClip, SpriteWorld
+from vgen.training.judge import judge
+from vgen.training.losses.pixels import psnr
+from vgen.training.scores import Budget, Clips, Progress, canvas, chunks, full_prompt, reconstruct, to_uint8
+from vgen.training.statistics import bootstrap_interval
+
+GIVEN: Final = (5, 9)  # frames that a prediction is given
+UNIT: Final = 64  # errors are in pixels of a short side of 64
+MISSED: Final = 32.0  # error of a clip in whose frame nothing is found
+
+Centres = NDArray[np.float32]
+
+
+def prediction_scores(
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+) -> dict[str, Any]:
+    """Error of the centre in the last frame, of moving clips of which the first frames are given."""
+    clips = _moving(pipeline, tier, budget.prompts)
+    real = [judge(clip.frames).centres for clip in clips]
+    found = {}
+    for given in GIVEN:
+        conditions = [[VideoCondition(clip.frames[:given])] for clip in clips]
+        made = _make(pipeline, clips, conditions, budget, seed, progress, f"prediction, tier {tier}", **settings)
+        steady = [_extrapolated(track[:given], len(track) - 1) for track in real]
+        found[f"given_{given}"] = {
+            "error": _errors([judge(clip).centres[-1] for clip in made], [track[-1] for track in real], clips),
+            "nearest_copy": _errors([track[given - 1] for track in real], [track[-1] for track in real], clips),
+            "constant_velocity": _errors(steady, [track[-1] for track in real], clips),
+        }
+    return found
+
+
+def interpolation_scores(
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+) -> dict[str, Any]:
+    """Error of the centre in the middle frame, of moving clips of which first and last frame are given."""
+    clips = _moving(pipeline, tier, budget.prompts)
+    real = [judge(clip.frames).centres for clip in clips]
+    middle = len(clips[0].frames) // 2
+    conditions = [[VideoCondition(c.frames[0]), VideoCondition(c.frames[-1], frame_index=-1)] for c in clips]
+    made = _make(pipeline, clips, conditions, budget, seed, progress, f"interpolation, tier {tier}", **settings)
+    true = [track[middle] for track in real]
+    return {
+        "error": _errors([judge(clip).centres[middle] for clip in made], true, clips),
+        "nearest_copy": _errors([track[0] for track in real], true, clips),
+        "linear_blend": _errors([judge(_blended(clip.frames)).centres[middle] for clip in clips], true, clips),
+        "constant_velocity": _errors([(track[0] + track[-1]) / 2 for track in real], true, clips),
+    }
+
+
+def completion_scores(
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+) -> dict[str, Any]:
+    """PSNR of a hidden box in the middle of every frame, half as wide and high, and of what is known."""
+    world = SpriteWorld("test", tier, **canvas(pipeline))
+    clips = [world.sample(index) for index in range(budget.prompts)]
+    known = hidden_box(*clips[0].frames.shape[1:3])
+    conditions = [[VideoCondition(clip.frames, mask=known.astype(np.float32))] for clip in clips]
+    made = _make(pipeline, clips, conditions, budget, seed, progress, f"completion, tier {tier}", **settings)
+    originals = np.stack([clip.frames for clip in clips])
+    restored = np.concatenate([reconstruct(pipeline, part) for part in chunks(originals, budget.batch)])
+    inside = torch.from_numpy(np.broadcast_to(~known, originals.shape[:-1]).copy())
+
+    def measured(clips_made: Clips, where: torch.Tensor) -> float:
+        return psnr(torch.from_numpy(originals), torch.from_numpy(clips_made), where)
+
+    return {
+        "psnr": measured(np.stack(made), inside),
+        "nearest_copy": measured(fill_nearest(originals, known), inside),
+        "linear_blend": measured(fill_linear(originals, known), inside),
+        "vae": measured(restored, inside),
+        "known_psnr": measured(np.stack(made), ~inside),
+        "vae_known_psnr": measured(restored, ~inside),
+    }
+
+
+def hidden_box(height: int, width: int) -> NDArray[np.bool_]:
+    """bool [H, W], False in a box in the middle."""
+    known = np.ones((height, width), bool)
+    known[height // 4 : height - height // 4, width // 4 : width - width // 4] = False
+    return known
+
+
+def fill_nearest(clips: Clips, known: NDArray[np.bool_]) -> Clips:
+    """Every hidden pixel is the known pixel of its frame that is nearest to it."""
+    hidden, seen = np.argwhere(~known), np.argwhere(known)
+    nearest = seen[np.square(hidden[:, None] - seen[None]).sum(-1).argmin(1)]
+    filled = clips.copy()
+    filled[..., hidden[:, 0], hidden[:, 1], :] = clips[..., nearest[:, 0], nearest[:, 1], :]
+    return filled
+
+
+def fill_linear(clips: Clips, known: NDArray[np.bool_]) -> Clips:
+    """The hidden box is the mean of a line from its left to its right and one from its upper to its lower border."""
+    rows, columns = (np.flatnonzero((~known).any(axis)) for axis in (1, 0))
+    (top, bottom), (left, right) = ((line[0], line[-1] + 1) for line in (rows, columns))
+    values = clips.astype(np.float32)
+    across = np.linspace(0, 1, right - left + 2)[1:-1, None]
+    down = np.linspace(0, 1, bottom - top + 2)[1:-1, None, None]
+    lines = values[..., top:bottom, left - 1, None, :] * (1 - across) + values[..., top:bottom, right, None, :] * across
+    falls = values[..., top - 1, None, left:right, :] * (1 - down) + values[..., bottom, None, left:right, :] * down
+    filled = clips.copy()
+    filled[..., top:bottom, left:right, :] = ((lines + falls) / 2).round().astype(np.uint8)
+    return filled
+
+
+def _moving(pipeline: TextToVideoPipeline, tier: int, count: int) -> list[SpriteClip]:
+    """Test clips whose object moves and is seen in every frame."""
+    world = SpriteWorld("test", tier, **canvas(pipeline))
+    clips = (world.sample(index) for index in range(2 * count))
+    moving = (clip for clip in clips if np.ptp(judge(clip.frames).centres, axis=0).max() > 2)
+    return [clip for clip in moving if clip.masks.any(axis=(1, 2)).all()][:count]
+
+
+def _make(
+    pipeline: TextToVideoPipeline,
+    clips: Sequence[SpriteClip],
+    conditions: Sequence[list[VideoCondition]],
+    budget: Budget,
+    seed: int,
+    progress: Progress,
+    name: str,
+    **settings: Any,
+) -> list[Clips]:
+    predict = MaskedPredictionPipeline(**pipeline.components)
+    predict.set_progress_bar_config(disable=True)
+    made: list[Clips] = []
+    for part in chunks(list(range(len(clips))), budget.batch):
+        frames = predict(
+            conditions=[conditions[i] for i in part],
+            prompt=[full_prompt(clips[i]) for i in part],
+            generator=[torch.Generator().manual_seed(seed + i) for i in part],
+            keep_known_pixels=False,
+            output_type="np",
+            **settings,
+        ).frames
+        made.extend(to_uint8(frames))
+        progress.advance(name, len(part))
+    return made
+
+
+def _extrapolated(track: Centres, frame: int) -> Centres:
+    """Where a centre that goes on as it did would be."""
+    pace = (track[-1] - track[0]) / (len(track) - 1)
+    return np.asarray(track[-1] + pace * (frame - len(track) + 1), np.float32)
+
+
+def _blended(frames: Clips) -> Clips:
+    """From the first frame to the last by mixing the two."""
+    share = np.linspace(0, 1, len(frames), dtype=np.float32)[:, None, None, None]
+    return (frames[0] * (1 - share) + frames[-1] * share).round().astype(np.uint8)
+
+
+def _errors(found: Sequence[Centres], true: Sequence[Centres], clips: Sequence[SpriteClip]) -> dict[str, float]:
+    """Mean distance in pixels of a short side of 64, with its interval."""
+    unit = min(clips[0].frames.shape[1:3]) / UNIT
+    distances = np.linalg.norm(np.stack(found) - np.stack(true), axis=-1) / unit
+    values = np.where(np.isfinite(distances), np.minimum(distances, MISSED), MISSED).tolist()
+    interval = bootstrap_interval(values)
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": len(values)}
