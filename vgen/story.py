@@ -22,6 +22,8 @@ _Scale = Annotated[float, BeforeValidator(number("guidance_scale", 0.0, 100.0))]
 SETTINGS = ("negative_prompt", "num_inference_steps", "guidance_scale")
 """What a segment may say for itself; left out, it is what the whole story says."""
 
+_NOT_IN_A_STORY = {"task", "prompt", "segments"}
+
 MAX_STORY_BYTES = 1 << 20
 """Largest file that is read as a story."""
 
@@ -82,6 +84,8 @@ def read_story(path: str | Path) -> Story:
     tables = found.pop("segment", None)
     if not isinstance(tables, list) or not tables:
         raise RequestError(f"story={str(path)!r} has no [[segment]]: give one or more, each with prompt and seconds.")
+    for name in _NOT_IN_A_STORY & found.keys():
+        raise RequestError(f"story={str(path)!r} has {name!r} outside its segments, where it means nothing: remove it.")
     return Story(segments=tuple(_segment(path, place, table) for place, table in enumerate(tables)), fields=found)
 
 

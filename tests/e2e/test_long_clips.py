@@ -94,6 +94,23 @@ def test_a_story(run_cli, words, story, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("words", ["native"], indirect=True)
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seed = 3", "sed = 3", "'sed' is not a field"),
+        ("seed = 3", "seed = -3", "seed=-3"),
+        ("num_frames = 14", "", "segment 2: a segment needs seconds or num_frames"),
+        ("num_inference_steps = 2", 'image = "none.png"', "none.png"),
+    ],
+)
+def test_stories_that_are_wrong(run_cli, words, story, tmp_path, before, after, message) -> None:
+    story.write_text(STORY.replace(before, after))
+    done = run_cli("story", story, *words, "-o", tmp_path / "x.mp4")
+    assert done.code == 2 and message in " ".join(done.err.split()), done.err
+    assert {path.name for path in tmp_path.iterdir()} == {"s.toml"}
+
+
+@pytest.mark.parametrize("words", ["native"], indirect=True)
 def test_an_interrupted_story_goes_on(run_cli, words, story, tmp_path, monkeypatch) -> None:
     assert run_cli("story", story, *words, "-o", f"{tmp_path}/whole/").code == 0
     calls = []

@@ -37,6 +37,7 @@ def test_a_story(tmp_path) -> None:
     [
         ("a = ", "is not TOML"),
         ("seed = 1", r"has no \[\[segment\]\]"),
+        ('task = "generate"\n[[segment]]\nprompt = "a"\nseconds = 1', "'task' outside its segments"),
         ("segment = 3", r"has no \[\[segment\]\]"),
         ('[[segment]]\nprompt = "a"', "segment 1: a segment needs seconds or num_frames, and not both"),
         ('[[segment]]\nprompt = "a"\nseconds = 1\nnum_frames = 4', "and not both"),
