@@ -305,8 +305,9 @@ def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, mo
     seen: list[Any] = []
     monkeypatch.setattr(scoring, "evaluate_model", lambda *given, **named: seen.append((given, named)))
     words = ("--model", paper_model, "--quick", "--device", "cpu", "--seed", 4, "-o", tmp_path / "scores.json")
-    assert run_cli("evaluate", *words).code == 0
-    expected = {"quick": True, "output": str(tmp_path / "scores.json"), "device": "cpu", "seed": 4}
+    assert run_cli("evaluate", *words, "--tasks", "al").code == 2
+    assert run_cli("evaluate", *words, "--tasks", "all").code == 0
+    expected = {"quick": True, "output": str(tmp_path / "scores.json"), "device": "cpu", "seed": 4, "tasks": "all"}
     assert seen == [((str(paper_model),), expected)]
 
 
