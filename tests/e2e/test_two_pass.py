@@ -357,6 +357,14 @@ def test_a_prompt_file_and_a_picture(tmp_path, tiny_pipeline_folder, upsampler_f
     assert np.array_equal(read_video(tmp_path / "moving").frames[0], _picture() // 80 * 80)
 
 
+def test_a_long_clip_refuses_two_passes(tmp_path, tiny_pipeline_folder, upsampler_folder, run_cli):
+    (tmp_path / "s.toml").write_text('[[segment]]\nprompt = "a"\nnum_frames = 20\n')
+    words = ["--model", tiny_pipeline_folder, "--upscale", upsampler_folder]
+    done = run_cli("story", tmp_path / "s.toml", "-o", tmp_path / "a.gif", *words)
+    assert done.code == 2 and "not done window by window" in " ".join(done.err.split())
+    assert {path.name for path in tmp_path.iterdir()} == {"s.toml"}
+
+
 def test_the_example_of_the_documentation():
     text = (Path(__file__).parents[2] / "docs" / "upscaling.md").read_text(encoding="utf-8")
     code, found = text.split("```python\n")[1].split("```")[0], {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, versions
-from vgen.errors import OutputError
+from vgen.errors import OutputError, RequestError
 from vgen.hub import model_hash
 from vgen.windows import Window, plan_windows
 
@@ -33,11 +33,18 @@ def make_long(
         parts: (prompt, settings, cross-fade in frames) of each segment.
         given: uint8 [F, H, W, 3], frames that start the clip, or None.
         asked_seed: the seed that the user gave, or None.
+    Raises:
+        RequestError: the overlap does not fit, or two passes were asked for.
+        OutputError: there is no room on the disk.
     """
     from vgen.io.take import Take, take_folder
     from vgen.io.video import write_video
 
     started, request, stride = time.monotonic(), job.request, job.model.strides.temporal
+    if request.upscale is not None:
+        raise RequestError(
+            f"upscale={request.upscale!r} is not done window by window: leave it out, or use it with another command."
+        )
     before = 0 if given is None else len(given)
     windows = plan_windows(lengths, request.num_frames, overlap_of(job), stride, before)
     shape = (before + sum(lengths), request.height, request.width)
