@@ -61,7 +61,7 @@ def test_keyframes_come_back_where_they_were_put(run_cli, words, footage, tmp_pa
 def test_a_loop_begins_where_it_ends(run_cli, words, footage, tmp_path) -> None:
     Image.fromarray(footage[1][0]).save(tmp_path / "p.png")
     made, _ = _made(run_cli, tmp_path, "a", "loop", "a", "--image", tmp_path / "p.png", *words)
-    assert made.shape == (16, 64, 64, 3)
+    assert made.shape == (16, 64, 64, 3) and np.array_equal(made[0], footage[1][0])
     free, _ = _made(run_cli, tmp_path, "b", "loop", "a wheel turns", *words)
     assert free.shape == (16, 64, 64, 3) and not np.array_equal(free[0], made[0])
     assert run_cli("loop", *words, "-o", tmp_path / "c.gif").code == 2

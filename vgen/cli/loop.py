@@ -50,7 +50,7 @@ def loop(
 
     ends = picture if picture is not None else _first_picture(pipe, job)
     conditions = [VideoCondition(ends), VideoCondition(ends, frame_index=-1)]
-    make_clip(pipe, job, conditions=conditions, finish=lambda frames: frames[:-1])
+    make_clip(pipe, job, conditions=conditions, keep_known_pixels=True, finish=lambda frames: frames[:-1])
 
 
 def _first_picture(pipe: Any, job: Job) -> Any:
