@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from vgen.diffusion.conditions import REFERENCE_FRAME
 from vgen.errors import RequestError, ShapeError, VgenError
 from vgen.types import Strides, VideoShape
 
@@ -25,12 +26,14 @@ class VideoCondition:
         frame_index: where it starts; negative counts from the end (-1 is the last frame).
         strength: 1 = exactly this, 0 = ignore it.
         mask: [F, H, W] or [H, W] in [0, 1], 1 = given, 0 = hidden; None: everything is given.
+        reference: an image that says how things look and is no frame of the clip; it has no frame_index.
     """
 
     frames: Any
     frame_index: int = 0
     strength: float = 1.0
     mask: Any = None
+    reference: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ class GivenPixels:
 
     Attributes:
         pixels: [P, 3, F, H, W] in [-1, 1].
-        frame_index: 0 or more.
+        frame_index: 0 or more; REFERENCE_FRAME for a reference.
         strength: [P].
         mask: [P, 1, F, H, W], or None.
     """
@@ -172,6 +175,30 @@ def _read(
         )
     if not 0 <= condition.strength <= 1:
         raise RequestError(f"{name}.strength={condition.strength} must be in [0, 1]; 1 is exactly this.")
+    start = _start(condition, name, frames, shape, strides, prefix_latent_frames)
+    mask = None
+    if condition.mask is not None:
+        mask = read_mask(condition.mask, VideoShape(frames, height, width), f"{name}.mask")[None, None]
+    pixels = pixels.permute(1, 0, 2, 3)[None] * 2 - 1
+    return GivenPixels(pixels, start, torch.tensor([float(condition.strength)]), mask)
+
+
+def _start(
+    condition: VideoCondition,
+    name: str,
+    frames: int,
+    shape: VideoShape,
+    strides: Strides,
+    prefix_latent_frames: int | None,
+) -> int:
+    """The frame at which a condition starts."""
+    if condition.reference:
+        if frames > 1 or condition.frame_index:
+            raise RequestError(
+                f"{name} is a reference of {frames} frames at frame_index={condition.frame_index}: a reference is one "
+                "image and no frame of the clip; give one, and leave frame_index out."
+            )
+        return REFERENCE_FRAME
     start = condition.frame_index + (shape.num_frames if condition.frame_index < 0 else 0)
     if not 0 <= start < shape.num_frames:
         raise RequestError(
@@ -179,7 +206,7 @@ def _read(
             f"use {-shape.num_frames} to {shape.num_frames - 1}."
         )
     try:
-        VideoShape(frames, height, width).check(strides)
+        VideoShape(frames, shape.height, shape.width).check(strides)
     except VgenError as error:
         raise ShapeError(f"{name}.frames: {error}") from None
     if start + frames > shape.num_frames:
@@ -194,11 +221,7 @@ def _read(
             f"{name}.frame_index={start} does not fit temporal stride {strides.temporal}: a clip of {frames} frames "
             f"must start at a multiple of it; use {below} or {below + strides.temporal}."
         )
-    mask = None
-    if condition.mask is not None:
-        mask = read_mask(condition.mask, VideoShape(frames, height, width), f"{name}.mask")[None, None]
-    pixels = pixels.permute(1, 0, 2, 3)[None] * 2 - 1
-    return GivenPixels(pixels, start, torch.tensor([float(condition.strength)]), mask)
+    return start
 
 
 def _join(column: Sequence[GivenPixels], index: int) -> GivenPixels:

@@ -65,7 +65,7 @@ def paste_known(video: Tensor, given: Sequence[GivenPixels], keep: bool | None, 
         [B, 3, F, H, W].
     """
     for entry in given:
-        if keep is False or (keep is None and entry.mask is None):
+        if keep is False or (keep is None and entry.mask is None) or entry.frame_index < 0:
             continue
         here = slice(entry.frame_index, entry.frame_index + entry.num_frames)
         known = (entry.strength == 1).view(-1, 1, 1, 1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -41,6 +41,9 @@ class Frames(Protocol):
     def last(self, count: int) -> np.ndarray:
         """The last `count` frames."""
 
+    def first(self) -> np.ndarray:
+        """The first frame, uint8 [H, W, 3]."""
+
 
 def make_windows(
     pipe: MaskedPredictionPipeline,
@@ -50,6 +53,7 @@ def make_windows(
     seed: int,
     first_windows: int = 0,
     after_window: Callable[[int, Window], None] = lambda number, window: None,
+    reference: np.ndarray | Literal["first"] | None = None,
     **settings: Any,
 ) -> None:
     """Make the windows that are not there yet.
@@ -62,12 +66,19 @@ def make_windows(
         seed: window number i draws from a generator seeded with seed + i, so that a resumed clip is the same clip.
         first_windows: entries of `frames.windows_done` that are no windows of this plan, such as given frames.
         after_window: told when a window is done.
+        reference: uint8 [H, W, 3], a picture that every window is given to know how things look; or "first", the first
+            frame, which every window but its own is given.
         **settings: of every call, under those of the parts.
     """
     starts = [min((w.start for w in windows if w.segment == part), default=0) for part in range(len(parts))]
     for number in range(frames.windows_done - first_windows, len(windows)):
         window = windows[number]
         known = [VideoCondition(frames.last(window.known))] if window.known else []
+        picture = reference
+        if isinstance(reference, str):
+            picture = frames.first() if window.start else None
+        if picture is not None:
+            known.append(VideoCondition(picture, reference=True))
         made = pipe(
             conditions=known,
             **_prompt(pipe, parts, window, window.start - starts[window.segment], settings),

@@ -103,7 +103,7 @@ def _blank(frames: Tensor, mask: Tensor) -> Tensor:
 def _resize_condition(condition: VideoCondition, target: VideoShape, shape: VideoShape, every: int) -> VideoCondition:
     frames = read_frames(condition.frames)
     count = len(frames)
-    start = condition.frame_index + (target.num_frames if condition.frame_index < 0 else 0)
+    start = condition.frame_index + (target.num_frames if condition.frame_index < 0 else 0)  # 0 for a reference
     if every > 1 and start % every:
         raise RequestError(
             f"frame_index={condition.frame_index} falls between the frames of the first pass, which has every "

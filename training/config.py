@@ -23,13 +23,34 @@ class Strict(BaseModel):
 class TaskMix(Strict):
     """Shares of what is given: nothing but text, the first frame, a prefix, or something else.
 
-    Something else is, in equal parts, the last frame, both ends, the last frames, frames anywhere, or a region.
+    Something else is the last frame, both ends, the last frames, frames anywhere, a region, or a picture of the same
+    things beside a prefix or nothing: each with a share of its own, or, where it has none, an equal part of `other`.
     """
 
     text: Share = 0.60
     first: Share = 0.25
     prefix: Share = 0.10
     other: Share = 0.05
+    last: Share | None = None
+    both_ends: Share | None = None
+    suffix: Share | None = None
+    frames: Share | None = None
+    region: Share | None = None
+    reference: Share | None = None
+
+    def share(self, task: str) -> float:
+        """That of one task."""
+        own = getattr(self, task)
+        if own is not None:
+            return float(own)
+        rest = [name for name, value in self if value is None]
+        return self.other / len(rest)
+
+    @model_validator(mode="after")
+    def _check(self) -> TaskMix:
+        if sum(getattr(self, name) or 0 for name in type(self).model_fields) <= 0:
+            raise ValueError("tasks needs at least one share above 0")
+        return self
 
 
 class ShiftConfig(Strict):
@@ -183,7 +204,8 @@ class TextEncoderConfig(Strict):
 class FlowObjectiveConfig(Strict):
     """Flow matching of a video transformer on cached latents. `model` holds the arguments of VideoDiT.
 
-    `explicit_attention` holds attention scores in memory: faster on a CPU while sequences are short.
+    `explicit_attention` holds attention scores in memory: faster on a CPU while sequences are short. `compile_blocks`
+    compiles the transformer's blocks (torch.compile, for all lengths at once), which needs a C++ compiler on a CPU.
     """
 
     kind: Literal["flow"]
@@ -195,6 +217,7 @@ class FlowObjectiveConfig(Strict):
     init: Path | None = None
     text_drop: float = Field(0.1, ge=0, le=1)
     explicit_attention: bool = False
+    compile_blocks: bool = False
     uniform_share: float = Field(0.1, ge=0, le=1)
     shift: ShiftConfig = ShiftConfig()
     shift_terminal: float | None = Field(None, gt=0, lt=1)

@@ -76,6 +76,7 @@ _TASKS_OF = {
     "video": ("predict", "restyle", "inpaint", "outpaint", "extend"),
     "seconds": ("extend",),
     "overlap": ("extend", "story"),
+    "reference": ("extend", "story"),
     "segments": ("story",),
     "mask": ("inpaint",),
     "keep_frames": ("predict",),
@@ -114,6 +115,7 @@ class _Job(BaseModel):
     overlap: _Overlap | None = Field(
         None, description="extend, story: frames that a window is given of the one before."
     )
+    reference: str | None = Field(None, description="extend, story: 'first' or a picture; how things look throughout.")
     segments: tuple[Segment, ...] | None = Field(None, description="story: what happens, one after the other.")
     backward: bool | None = Field(None, description="predict: the kept frames end the clip.")
     fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")

@@ -46,6 +46,9 @@ class Kept:
     def last(self, count: int) -> np.ndarray:
         return np.concatenate(self.parts)[-count:]
 
+    def first(self) -> np.ndarray:
+        return self.parts[0][0]
+
 
 @pytest.fixture(params=["native", "0.9.5"])
 def words(request, tiny_pipeline_folder, ltx_folders):
@@ -78,14 +81,19 @@ def test_a_video_is_extended(run_cli, words, tmp_path) -> None:
 def test_a_story(run_cli, words, story, tmp_path) -> None:
     Image.new("RGB", (32, 32), (200, 30, 30)).save(tmp_path / "p.png")
     outputs = {}
-    for name, more in {"plain": [], "again": [], "image": []}.items():
+    more = {"first": ["--reference", "first"], "looks": ["--reference", tmp_path / "p.png"]}
+    for name in ("plain", "again", "first", "looks", "image"):
         if name == "image":
             story.write_text(f'image = "{tmp_path / "p.png"}"\n' + STORY)
-        done = run_cli("story", story, *words, *more, "-o", f"{tmp_path / name}/")
+        done = run_cli("story", story, *words, *more.get(name, []), "-o", f"{tmp_path / name}/")
         assert done.code == 0, done.err
         outputs[name] = read_video(tmp_path / name).frames
         assert outputs[name].shape == (34, 32, 32, 3)
     assert np.array_equal(outputs["plain"], outputs["again"])
+    assert np.array_equal(outputs["plain"][:10], outputs["first"][:10])
+    assert not np.array_equal(outputs["first"], outputs["plain"])
+    assert not np.array_equal(outputs["looks"], outputs["plain"])
+    assert read_metadata(tmp_path / "first")["reference"] == "first"
     assert (outputs["image"][0] == (200, 30, 30)).all()
     assert [part["prompt"] for part in read_metadata(tmp_path / "plain")["segments"]] == [
         "a red circle",
@@ -101,6 +109,7 @@ def test_a_story(run_cli, words, story, tmp_path) -> None:
         ("seed = 3", "seed = -3", "seed=-3"),
         ("num_frames = 14", "", "segment 2: a segment needs seconds or num_frames"),
         ("num_inference_steps = 2", 'image = "none.png"', "none.png"),
+        ("num_inference_steps = 2", 'reference = "none.png"', "none.png"),
     ],
 )
 def test_stories_that_are_wrong(run_cli, words, story, tmp_path, before, after, message) -> None:
@@ -148,6 +157,35 @@ def test_a_window_sees_what_came_before_and_nothing_else(make_native_components)
         first_windows=1 - (len(windows) - 1), **settings,
     )  # fmt: skip
     assert np.array_equal(start.parts[-1], kept.parts[-1])
+
+
+def test_every_window_is_given_the_reference(make_native_components, monkeypatch) -> None:
+    pipe = MaskedPredictionPipeline(**make_native_components())
+    pipe.set_progress_bar_config(disable=True)
+    settings = {"height": 32, "width": 32, "frame_rate": 8.0, "num_inference_steps": 2, "max_sequence_length": 16}
+    seen = []
+    call = MaskedPredictionPipeline.__call__
+    monkeypatch.setattr(
+        MaskedPredictionPipeline, "__call__",
+        lambda self, conditions, **rest: seen.append(conditions) or call(self, conditions=conditions, **rest),
+    )  # fmt: skip
+    windows = plan_windows([30], 17, 5, 4)
+    picture = np.full((32, 32, 3), 200, np.uint8)
+    frames = {}
+    for name, reference in {"none": None, "first": "first", "picture": picture}.items():
+        seen.clear()
+        kept = Kept()
+        make_windows(pipe, [Part("a red circle")], windows, kept, 7, reference=reference, **settings)
+        frames[name] = np.concatenate(kept.parts)
+        first = frames[name][0]
+        given = [[entry.frames for entry in conditions if entry.reference] for conditions in seen]
+        expected = {"none": [None] * 3, "first": [None, first, first], "picture": [picture] * 3}
+        for found, wanted in zip(given, expected[name], strict=True):
+            assert (found == []) if wanted is None else np.array_equal(found[0], wanted)
+    start = windows[0].new
+    assert np.array_equal(frames["none"][:start], frames["first"][:start])
+    assert not np.array_equal(frames["none"][start:], frames["first"][start:])
+    assert not np.array_equal(frames["none"], frames["picture"])
 
 
 def test_prompts_between_two_prompts() -> None:

@@ -54,6 +54,13 @@ class SpriteClips:
             return batch
         return crop_to_objects(batch, draw.crop, draw.keys.generator("crop"))
 
+    def pictures(self, indices: list[int], generator: torch.Generator) -> Tensor:
+        """What the clips show, at rest somewhere else: uint8 [B, 1, H, W, 3]."""
+        places = torch.rand(len(indices), 2, generator=generator).tolist()
+        return torch.from_numpy(
+            np.stack([self.world.picture(index, *place) for index, place in zip(indices, places, strict=True)])
+        )
+
     def stack(self, indices: list[int], num_frames: int) -> Batch:
         """Render clips by index."""
         clips = [self.world.sample(index, num_frames) for index in indices]

@@ -26,7 +26,7 @@ from vgen.training.data.plan import Batch, BatchPlan
 from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
-from vgen.training.objectives.given import encoded_material
+from vgen.training.objectives.given import encoded_material, reference_material
 from vgen.training.objectives.tasks import CACHED_TASKS, FlowInputs, draw_task, known_latents
 from vgen.training.objectives.text import build_text_encoder, compute_in_float32
 from vgen.training.randomness import Keys, generator
@@ -73,6 +73,8 @@ class FlowObjective(Objective):
         self.transformer = build_transformer(config, vae.config.latent_channels, seed)
         if config.explicit_attention:
             use_explicit_attention(self.transformer)
+        if config.compile_blocks:
+            self.transformer.compile_repeated_blocks(dynamic=True)
         self.text_encoder = build_text_encoder(config, len(tokenizer), seed)
         self._frozen = {"vae": vae}  # a dictionary keeps it out of the trained modules
         self._fixed: dict[str, Tensor] = {}
@@ -113,13 +115,22 @@ class FlowObjective(Objective):
         if task in CACHED_TASKS:
             return known_latents(task, latents, batch.get("last"), self.strides, keys)
         num_frames = 1 + (latents.shape[2] - 1) * self.strides.temporal
+        if task == "reference":
+            pictures = self.clips.pictures(batch["indices"].tolist(), keys.generator("reference"))
+            before = "prefix" if float(torch.rand((), generator=keys.generator("before"))) < 0.6 else "text"
+            return [
+                *known_latents(before, latents, None, self.strides, keys),
+                *reference_material(to_pixels(pictures.to(latents.device)), self._encode),
+            ]
         frames = self.clips.stack(batch["indices"].tolist(), num_frames)["frames"]
         return encoded_material(task, to_pixels(frames.to(latents.device)), self._encode, self.strides, keys)
 
     def _encode(self, video: Tensor) -> Tensor:
-        """Pixels [B, 3, F, H, W] in [-1, 1] to normalised latents, without gradients, in float32."""
-        with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
-            return self.vae.normalize(self.vae.encode(video).latent_dist.mode())
+        """Pixels [B, 3, F, H, W] in [-1, 1] to normalised latents, without gradients, as the latent cache does it."""
+        bfloat16 = self.config.latents.encode_dtype == "bfloat16"
+        with torch.no_grad(), torch.autocast(video.device.type, torch.bfloat16, enabled=bfloat16):
+            latents = self.vae.encode(video).latent_dist.mode()
+        return self.vae.normalize(latents.float())
 
     def _token_shape(self, latents: Tensor) -> tuple[int, int, int]:
         """(B, N, C) of the tokens of latents [B, C, f, h, w]."""

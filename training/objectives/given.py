@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vgen.diffusion.conditions import KnownLatents, cell_strength, hide_pixels
+from vgen.diffusion.conditions import REFERENCE_FRAME, KnownLatents, cell_strength, hide_pixels
 from vgen.training.randomness import Keys
 from vgen.types import Strides
 
@@ -45,6 +45,11 @@ def encoded_material(task: str, video: Tensor, encode: Encode, strides: Strides,
         return [KnownLatents(encode(video[:, :, index : index + 1]), frame_index=index) for index in chosen]
     mask = region_masks(video.shape[0], frames, video.shape[3], video.shape[4], keys)
     return [KnownLatents(encode(hide_pixels(video, mask)), strength=cell_strength(mask, strides))]
+
+
+def reference_material(picture: Tensor, encode: Encode) -> list[KnownLatents]:
+    """A picture [B, 3, 1, H, W] in [-1, 1] of what the clip shows, as a reference."""
+    return [KnownLatents(encode(picture), frame_index=REFERENCE_FRAME)]
 
 
 def _some_frames(frames: int, stride: int, keys: Keys) -> list[int]:

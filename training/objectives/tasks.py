@@ -16,15 +16,15 @@ from vgen.types import LatentShape, Strides
 CACHED_TASKS = ("text", "first", "prefix", "last", "both_ends")
 """Tasks whose material lies in the latent cache."""
 
-TASKS = (*CACHED_TASKS, *ENCODED_TASKS)
+TASKS = (*CACHED_TASKS, *ENCODED_TASKS, "reference")
+"""All; "reference" is a picture of the same things elsewhere, beside a prefix or nothing."""
 
 
 def draw_task(mix: TaskMix, latent_frames: int, keys: Keys) -> str:
-    """The task of a micro-batch: images know nothing but text; `mix.other` is shared by all that have no share."""
+    """The task of a micro-batch: images know nothing but text."""
     if latent_frames == 1:
         return "text"
-    others = len(TASKS) - 3
-    shares = torch.tensor([mix.text, mix.first, mix.prefix, *[mix.other / others] * others], dtype=torch.float64)
+    shares = torch.tensor([mix.share(task) for task in TASKS], dtype=torch.float64)
     return TASKS[int(torch.multinomial(shares, 1, generator=keys.generator("task")))]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vgen.cli.options import Fit, JobOptions, Overlap, with_job_options
+from vgen.cli.options import Fit, JobOptions, Overlap, Reference, with_job_options
 
 
 @with_job_options
@@ -15,6 +15,7 @@ def extend(
     prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What happens next.")] = "",
     seconds: Annotated[str, typer.Option("--seconds", metavar="S", help="How much is added.")] = ...,  # type: ignore[assignment]
     overlap: Overlap = None,
+    reference: Reference = None,
     fit: Fit = "cover",
     *,
     options: JobOptions,
@@ -25,12 +26,20 @@ def extend(
     """
     from vgen.cli.footage import say_rate
     from vgen.cli.jobs import Model, ask, fit_frames, plan, say_fit
-    from vgen.cli.long import make_long
+    from vgen.cli.long import make_long, read_reference
     from vgen.io.video import read_video
 
-    fields = {"video": video, "prompt": prompt, "seconds": seconds, "overlap": overlap, "fit": fit}
+    fields = {
+        "video": video,
+        "prompt": prompt,
+        "seconds": seconds,
+        "overlap": overlap,
+        "fit": fit,
+        "reference": reference,
+    }
     request = ask("extend", options.output, options.overwrite, {**fields, **options.fields})
     model = Model.find(request.model)
+    picture = read_reference(request)
     clip = read_video(video)
     job = plan(request, model, options.output, options.overwrite)
     job.notes += [f"{video}: {note}" for note in clip.notes]
@@ -39,4 +48,4 @@ def extend(
     given = fit_frames(clip.frames, job.request)
     assert job.request.seconds is not None
     added = max(1, round(job.request.seconds * job.request.frame_rate))
-    make_long(job, [added], [(prompt, {}, 0)], given, request.seed)
+    make_long(job, [added], [(prompt, {}, 0)], given, request.seed, picture)

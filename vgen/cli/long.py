@@ -11,19 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, versions
+from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, say_fit, versions
 from vgen.errors import OutputError, RequestError
 from vgen.hub import model_hash
 from vgen.windows import Window, plan_windows
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
     from vgen.pipelines.long_video import Part
+    from vgen.request import GenerateRequest
 
 
 def make_long(
-    job: Job, lengths: Sequence[int], parts: Sequence[Any], given: np.ndarray | None, asked_seed: int | None
+    job: Job,
+    lengths: Sequence[int],
+    parts: Sequence[Any],
+    given: np.ndarray | None,
+    asked_seed: int | None,
+    picture: Image | None = None,
 ) -> None:
     """Make a clip of segments, going on from an interrupted take of the same clip if there is one.
 
@@ -33,6 +40,7 @@ def make_long(
         parts: (prompt, settings, cross-fade in frames) of each segment.
         given: uint8 [F, H, W, 3], frames that start the clip, or None.
         asked_seed: the seed that the user gave, or None.
+        picture: the one of `reference`, see `read_reference`.
     Raises:
         RequestError: the overlap does not fit, or two passes were asked for.
         OutputError: there is no room on the disk.
@@ -46,11 +54,14 @@ def make_long(
             f"upscale={request.upscale!r} is not done window by window: leave it out, or use it with another command."
         )
     before = 0 if given is None else len(given)
+    looks = _fitted(job, picture)
     windows = plan_windows(lengths, request.num_frames, overlap_of(job), stride, before)
     shape = (before + sum(lengths), request.height, request.width)
     _check_room(Path(job.output), shape)
     hashed = model_hash(job.model.folder)
-    take = Take(take_folder(job.output), _plan(job, parts, windows, given, asked_seed, hashed), shape, request.seed)
+    take = Take(
+        take_folder(job.output), _plan(job, parts, windows, [given, looks], asked_seed, hashed), shape, request.seed
+    )
     if take.windows_done:
         job.notes.append(f"Went on from frame {take.frames_done} of {shape[0]}, which an earlier run had reached.")
     elif given is not None:
@@ -58,11 +69,30 @@ def make_long(
     job.request = request.model_copy(update={"seed": take.seed})
     pipe = load_pipeline("MaskedPredictionPipeline", job)
     pipe.encode_ahead([prompt for prompt, _, _ in parts], job.request.negative_prompt)
-    _make(pipe, job, windows, parts, take, before)
+    _make(pipe, job, windows, parts, take, before, looks if looks is not None else request.reference)
     metadata = job.request.to_metadata(hashed, versions())
     path = write_video(job.output, take.frames, request.frame_rate, metadata, job.overwrite)
     report(path, job, take.frames, time.monotonic() - started)
     take.remove()
+
+
+def read_reference(request: GenerateRequest) -> Image | None:
+    """The picture of `reference`, unless it is the clip's own first frame."""
+    from vgen.io.images import read_image
+
+    return None if request.reference in (None, "first") else read_image(request.reference)
+
+
+def _fitted(job: Job, picture: Image | None) -> np.ndarray | None:
+    """uint8 [H, W, 3] of a picture in the clip's size."""
+    import numpy as np
+
+    from vgen.io.images import fit_image
+
+    if picture is None:
+        return None
+    job.notes += say_fit(str(job.request.reference), picture.size, job.request)
+    return np.array(fit_image(picture, job.request.height, job.request.width, job.request.fit))
 
 
 def overlap_of(job: Job) -> int:
@@ -74,7 +104,12 @@ def overlap_of(job: Job) -> int:
 
 
 def _plan(
-    job: Job, parts: Sequence[Any], windows: Sequence[Window], given: np.ndarray | None, seed: int | None, hashed: str
+    job: Job,
+    parts: Sequence[Any],
+    windows: Sequence[Window],
+    given: Sequence[np.ndarray | None],
+    seed: int | None,
+    hashed: str,
 ) -> dict[str, Any]:
     """Everything that the frames depend on, so that only the same clip goes on."""
     import hashlib
@@ -83,7 +118,7 @@ def _plan(
         "request": {**job.request.model_dump(mode="json"), "seed": seed},
         "parts": [list(part) for part in parts],
         "windows": windows,
-        "given": None if given is None else hashlib.sha256(given.tobytes()).hexdigest(),
+        "given": [None if frames is None else hashlib.sha256(frames.tobytes()).hexdigest() for frames in given],
         "model": hashed,
         "versions": versions(),
     }
@@ -99,7 +134,9 @@ def _check_room(output: Path, shape: tuple[int, int, int]) -> None:
         )
 
 
-def _make(pipe: Any, job: Job, windows: Sequence[Window], parts: Sequence[Any], take: Any, before: int) -> None:
+def _make(
+    pipe: Any, job: Job, windows: Sequence[Window], parts: Sequence[Any], take: Any, before: int, reference: Any
+) -> None:
     import torch
 
     from vgen.pipelines.long_video import Part, make_windows
@@ -113,6 +150,6 @@ def _make(pipe: Any, job: Job, windows: Sequence[Window], parts: Sequence[Any], 
     settings = call_settings(job.request)
     settings["height"], settings["width"] = take.shape[1:]
     try:
-        make_windows(pipe, made, windows, take, take.seed, int(before > 0), say, **settings)
+        make_windows(pipe, made, windows, take, take.seed, int(before > 0), say, reference, **settings)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(job.request, error) from None

@@ -130,6 +130,15 @@ Overlap = Annotated[
     ),
 ]
 
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        "--reference",
+        metavar="first|IMAGE",
+        help="A picture that every window is given to keep how things look: the clip's first frame, or a file.",
+    ),
+]
+
 InputCrf = Annotated[
     str | None,
     typer.Option(

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from vgen.cli.options import Fit, JobOptions, Overlap, with_job_options
+from vgen.cli.options import Fit, JobOptions, Overlap, Reference, with_job_options
 
 
 @with_job_options
 def story(
     file: Annotated[str, typer.Argument(metavar="FILE.toml", help="[[segment]] tables with prompt and seconds.")],
     overlap: Overlap = None,
+    reference: Reference = None,
     fit: Fit | None = None,
     *,
     options: JobOptions,
@@ -24,16 +25,17 @@ def story(
     import numpy as np
 
     from vgen.cli.jobs import Model, ask, plan, say_fit
-    from vgen.cli.long import make_long
+    from vgen.cli.long import make_long, read_reference
     from vgen.io.images import fit_image, read_image
     from vgen.story import read_story
 
     told = read_story(file)
-    given = {"overlap": overlap, "fit": fit, **options.fields}
+    given = {"overlap": overlap, "reference": reference, "fit": fit, **options.fields}
     fields = {**told.fields, **{name: value for name, value in given.items() if value is not None}}
     segments = [segment.model_dump(exclude_none=True) for segment in told.segments]
     request = ask("story", options.output, options.overwrite, {**fields, "segments": segments})
     picture = None if request.image is None else read_image(request.image)
+    looks = read_reference(request)
     job = plan(request, Model.find(request.model), options.output, options.overwrite)
     start = None
     if picture is not None and request.image is not None:
@@ -44,4 +46,4 @@ def story(
     lengths = [segment.length(rate) for segment in told.segments]
     lengths[0] = max(1, lengths[0] - (start is not None))
     parts = [(part.prompt, part.settings, round(part.cross_fade * rate)) for part in told.segments]
-    make_long(job, lengths, parts, start, request.seed)
+    make_long(job, lengths, parts, start, request.seed, looks)

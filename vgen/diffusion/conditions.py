@@ -5,6 +5,7 @@ inpainting whatever its mask leaves. Training and sampling build their inputs wi
 
 - material that starts at frame 0 lies *in place*: it shares the tokens of the video it is part of;
 - other material becomes *extra* tokens in front of the video's, with its own coordinates, dropped at the end;
+- a reference is an image of the things in the clip and no frame of it: extra tokens that lie before its start;
 - a token of strength s is never noisier than 1 - s: its sigma is min(sigma, 1 - s), see `token_sigmas`.
 
 What is given must be encoded apart from what is hidden (a causal encoder mixes a frame into all later latents):
@@ -27,6 +28,10 @@ from vgen.types import LatentShape, Strides
 
 HARD_EPSILON = 1e-6
 """A strength above 1 - HARD_EPSILON counts as 1."""
+
+REFERENCE_FRAME = -16
+"""Where a reference lies, in pixel frames: always there, however long ago its picture was taken, so that what it says
+is how things look and not where they were."""
 
 HIDDEN_PIXEL = 0.0
 """What hidden pixels are replaced with before encoding: mid-grey in [-1, 1]."""
@@ -87,7 +92,7 @@ class KnownLatents:
 
     Attributes:
         latents: [B, C, f, h, w] (or B = 1), clean and normalised, encoded apart from everything hidden.
-        frame_index: pixel frame of the clip at which it starts, 0 or more.
+        frame_index: pixel frame of the clip at which it starts, 0 or more; REFERENCE_FRAME for a reference.
         strength: one number, or a map [B, 1, f, h, w] (or broadcastable); 1 = given, 0 = not given.
         noise: [B, C, f', h, w] for the f' latent frames that become extra tokens (see `num_extra_frames`);
             needed only where a strength lies between 0 and 1.
@@ -168,14 +173,17 @@ def num_extra_frames(frame_index: int, latent_frames: int, prefix_latent_frames:
     """How many of a piece's latent frames become extra tokens.
 
     Args:
-        frame_index: pixel frame at which the piece starts; at 0 it lies in place and nothing is extra.
+        frame_index: pixel frame at which the piece starts; at 0 it lies in place and nothing is extra, before the clip
+            everything is.
         latent_frames: its latent frames.
         prefix_latent_frames: None makes all of them extra; a number makes only so many extra and lets the rest of a
             longer piece lie in place.
     """
     if frame_index == 0:
         return 0
-    return latent_frames if prefix_latent_frames is None else min(latent_frames, prefix_latent_frames)
+    if prefix_latent_frames is None or frame_index < 0:
+        return latent_frames
+    return min(latent_frames, prefix_latent_frames)
 
 
 def arrange(
@@ -280,8 +288,11 @@ def _check_piece(piece: KnownLatents, shape: LatentShape, strides: Strides, chan
             f"Given latents of shape {tuple(latents.shape)} do not fit the clip: "
             f"they must be [B, {channels}, f, {shape.height}, {shape.width}]."
         )
-    if piece.frame_index < 0:
-        raise ShapeError(f"frame_index={piece.frame_index} lies before the clip: use 0 or more.")
+    if piece.frame_index < 0 and (piece.frame_index != REFERENCE_FRAME or latents.shape[2] > 1):
+        raise ShapeError(
+            f"Material of {latents.shape[2]} latent frames at frame_index={piece.frame_index} lies before the clip: "
+            f"use 0 or more, or {REFERENCE_FRAME} for a reference of one."
+        )
     last = piece.frame_index + (latents.shape[2] - 1) * strides.temporal
     end = (shape.frames - 1) * strides.temporal
     if last > end:

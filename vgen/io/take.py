@@ -112,6 +112,10 @@ class Take:
         """The `count` frames that were added last."""
         return self.frames.read(self.frames_done - count, count)
 
+    def first(self) -> np.ndarray:
+        """The first frame, uint8 [H, W, 3]."""
+        return self.frames.read(0, 1)[0]
+
     def remove(self) -> None:
         """Take it off the disk."""
         shutil.rmtree(self.folder, ignore_errors=True)

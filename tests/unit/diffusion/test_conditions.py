@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vgen.diffusion.conditions import (
+    REFERENCE_FRAME,
     KnownLatents,
     arrange,
     cell_strength,
@@ -51,6 +52,18 @@ def test_a_first_frame_lies_in_place():
     assert torch.equal(start[:, :FRAME], pack(given))
     assert torch.equal(start[:, FRAME:], noise[:, FRAME:])
     assert conditions.strength[0].tolist() == [1.0] * FRAME + [0.0] * 4 * FRAME
+
+
+def test_a_reference_lies_before_the_clip():
+    looks = _latents(1, seed=1)
+    conditions = _arrange(KnownLatents(looks, REFERENCE_FRAME), KnownLatents(_latents(2)), prefix_latent_frames=2)
+    start = conditions.noised(torch.randn(1, SHAPE.num_tokens, CHANNELS), torch.tensor(1.0))
+    assert conditions.num_extra == FRAME and torch.equal(start[:, :FRAME], pack(looks))
+    assert (conditions.coordinates[0, 0, :FRAME] == REFERENCE_FRAME / 8).all()
+    assert torch.equal(conditions.video_tokens(start)[:, : 2 * FRAME], pack(_latents(2)))
+    for wrong in (KnownLatents(looks, -3), KnownLatents(_latents(2), REFERENCE_FRAME)):
+        with pytest.raises(ShapeError, match="lies before the clip"):
+            _arrange(wrong)
 
 
 def test_a_soft_prefix_starts_at_its_own_sigma():

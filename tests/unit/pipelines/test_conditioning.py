@@ -86,6 +86,8 @@ BAD = {
     "index": (VideoCondition(_clip(1), 17), "use -17 to 16"),
     "negative index": (VideoCondition(_clip(1), -18), "use -17 to 16"),
     "past the end": (VideoCondition(_clip(5), 13), "start it at 12 or earlier"),
+    "reference with a place": (VideoCondition(_clip(1), 4, reference=True), "leave frame_index out"),
+    "reference of a clip": (VideoCondition(_clip(5), reference=True), "a reference is one image"),
     "strength": (VideoCondition(_clip(1), strength=1.5), "strength=1.5"),
     "not a number": (VideoCondition(_clip(1), strength=float("nan")), "strength=nan"),
     "kind": (_clip(1), "must be a VideoCondition"),

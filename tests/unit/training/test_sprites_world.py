@@ -119,6 +119,13 @@ def test_tiers_take_turns() -> None:
     assert both.sample(7).key == second.sample(3).key
 
 
+def test_a_tier_named_twice_repeats_no_clip() -> None:
+    world, single = SpriteWorld("train", (1, 2, 2)), SpriteWorld("train", 2)
+    found = [(clip.tier, clip.index) for clip in map(world.sample, range(6))]
+    assert found == [(1, 0), (2, 0), (2, 1), (1, 1), (2, 2), (2, 3)]
+    assert np.array_equal(world.sample(5).frames, single.sample(3).frames)
+
+
 def test_a_larger_canvas_shows_the_same_scene() -> None:
     small, large = SpriteWorld("test", 2).sample(5), SpriteWorld("test", 2, height=128, width=128).sample(5)
     assert large.frames.shape == (17, 128, 128, 3) and small.key == large.key

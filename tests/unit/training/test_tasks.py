@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
-from vgen.diffusion.conditions import KnownLatents
+from vgen.diffusion.conditions import REFERENCE_FRAME, KnownLatents
 from vgen.models import CausalVideoVAE
 from vgen.pipelines import MaskedPredictionPipeline, VideoCondition
-from vgen.training.config import TaskMix
-from vgen.training.data.clips import to_pixels
+from vgen.training.config import SpritesConfig, TaskMix
+from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.latents import encode_clips
-from vgen.training.objectives.given import ENCODED_TASKS, encoded_material, region_masks
+from vgen.training.judge import judge
+from vgen.training.objectives.given import ENCODED_TASKS, encoded_material, reference_material, region_masks
 from vgen.training.objectives.tasks import CACHED_TASKS, TASKS, FlowInputs, draw_task, known_latents
 from vgen.training.randomness import Keys
 
@@ -167,6 +169,28 @@ def test_training_inputs_equal_inference_inputs(
     torch.testing.assert_close(called["hidden_states"], trained.hidden_states, rtol=0, atol=1e-5)
     torch.testing.assert_close(called["timestep"], trained.timestep, rtol=0, atol=1e-3)
     assert torch.equal(called["video_coords"], trained.coordinates[:1])
+
+
+def test_a_reference_shows_the_object_elsewhere() -> None:
+    clips = SpriteClips(SpritesConfig(tier=2))
+    pictures = clips.pictures([3, 3, 4], torch.Generator().manual_seed(0))
+    assert pictures.shape == (3, 1, 64, 64, 3) and pictures.dtype == torch.uint8
+    found = [judge(picture.numpy()) for picture in pictures]
+    for verdict, index in zip(found, (3, 3, 4), strict=True):
+        item = clips.world.scene(index).key.objects[0]
+        assert (verdict.colour, verdict.shape) == (item.colour, item.shape)
+    assert abs(found[0].centres - found[1].centres).max() > 5
+    (piece,) = reference_material(torch.zeros(2, 3, 1, 8, 8), lambda video: video)
+    assert piece.frame_index == REFERENCE_FRAME
+
+
+def test_a_share_of_its_own() -> None:
+    mix = TaskMix(text=0, first=0, prefix=0, other=0.5, region=0.25)
+    assert mix.share("region") == 0.25 and mix.share("frames") == 0.1
+    drawn = [draw_task(mix, 3, Keys(0, step)) for step in range(2000)]
+    assert drawn.count("region") / 2000 == pytest.approx(1 / 3, abs=0.04)
+    with pytest.raises(ValidationError, match="share above 0"):
+        TaskMix(text=0, first=0, prefix=0, other=0)
 
 
 def test_task_shares() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
 
@@ -59,6 +59,15 @@ def draw_scene(split: str, tier: int, index: int, num_frames: int, height: int, 
     background = _draw_background(draws, tier)
     item = _draw_object(draws, tier, background, triples)
     return _place(item, background, draws, num_frames, height, width)
+
+
+def moved(scene: Scene, x: float, y: float, height: int, width: int) -> Scene:
+    """A picture's scene with its object elsewhere: `x` and `y` go from 0 to 1 over the room that it has."""
+    extent = EXTENTS[scene.key.objects[0].shape]
+    left, right, up, down = (side * scene.radius + MARGIN for side in extent[:4])
+    unit = min(height, width) / UNITS
+    across, below = width / unit - right, height / unit - down
+    return replace(scene, start=(left + x * (across - left), up + y * (below - up)))
 
 
 def tones(background: Background) -> list[tuple[int, int, int]]:

@@ -17,7 +17,7 @@ from vgen.training.data.sprites.captions import JUDGED, caption, forms_of
 from vgen.training.data.sprites.keys import AnswerKey
 from vgen.training.data.sprites.palette import COLOURS
 from vgen.training.data.sprites.render import backdrop, cover, paint, surface
-from vgen.training.data.sprites.scene import UNITS, Scene, draw_scene
+from vgen.training.data.sprites.scene import UNITS, Scene, draw_scene, moved
 from vgen.training.data.sprites.splits import NOMINAL_LENGTH, SPLITS, TIERS, TRIPLES, check_choice, stream
 
 MIN_SIDE: Final = 16
@@ -122,7 +122,7 @@ class SpriteWorld:
 
     Args:
         split: "train", "validation" or "test".
-        tier: 1, 2, or a tuple of tiers, taken in turn.
+        tier: 1, 2, or a tuple of tiers, taken in turn; a tier named twice is taken twice.
         num_frames: frames a clip; 1 = pictures.
         height, width: size of the canvas, at least 16; positions scale with the short side.
         frame_rate: frames a second; motions are defined per frame, so it changes no pixel.
@@ -193,8 +193,20 @@ class SpriteWorld:
         words = caption(scene.key, stream("caption", self.split, tier, place), forms=forms_of(self.split))
         return SpriteClip(frames, words, scene.key, tracks, masks, self.frame_rate, scene, self.split, tier, place)
 
+    def picture(self, index: int, x: float, y: float) -> NDArray[np.uint8]:
+        """The object of clip `index` at rest in front of its background: uint8 [1, H, W, 3].
+
+        Args:
+            index: 0 or more.
+            x, y: where, from 0 to 1 of the room that it has.
+        """
+        return _paint(moved(self.scene(index, 1), x, y, self.height, self.width), self.height, self.width)[0]
+
     def _locate(self, index: int) -> tuple[int, int]:
-        return self.tiers[index % len(self.tiers)], index // len(self.tiers)
+        """The tier of a clip and its place in it; a tier named twice gives two clips a turn."""
+        turn, place = divmod(index, len(self.tiers))
+        tier = self.tiers[place]
+        return tier, turn * self.tiers.count(tier) + self.tiers[:place].count(tier)
 
 
 def _check_shape(num_frames: int, height: int, width: int) -> None:
