@@ -23,8 +23,9 @@ class Strict(BaseModel):
 class TaskMix(Strict):
     """Shares of what is given: nothing but text, the first frame, a prefix, or something else.
 
-    Something else is the last frame, both ends, the last frames, frames anywhere, a region, or a picture of the same
-    things beside a prefix or nothing: each with a share of its own, or, where it has none, an equal part of `other`.
+    Something else is the last frame, both ends, the last frames, frames anywhere, a region, a picture of the same
+    things beside a prefix or nothing, or a prefix in which something else happens than the text says: each with a share
+    of its own, or, where it has none, an equal part of `other`.
     """
 
     text: Share = 0.60
@@ -37,6 +38,7 @@ class TaskMix(Strict):
     frames: Share | None = None
     region: Share | None = None
     reference: Share | None = None
+    turn: Share | None = None
 
     def share(self, task: str) -> float:
         """That of one task."""

@@ -23,6 +23,7 @@ from vgen.training.scores import (
     text_to_video_scores,
     vae_scores,
 )
+from vgen.training.story_scores import length_scores, story_scores
 from vgen.training.task_scores import completion_scores, interpolation_scores, prediction_scores
 from vgen.version import __version__
 
@@ -52,7 +53,8 @@ def evaluate_model(
         seed: of all noise.
         budget: how much to measure; None takes the full or the quick one.
         tiers: of SpriteWorld.
-        tasks: "basic" (the VAE, text and image to video, pictures) or "all" (also what is known in part).
+        tasks: "basic" (the VAE, text and image to video, pictures) or "all" (also what is known in part, stories, and
+            clips of several lengths).
         **settings: handed to the pipelines (guidance_scale ...); what is left out comes from the model.
     Returns:
         {"model", "scores": {...}, ...}, as in the JSON file.
@@ -75,8 +77,14 @@ def evaluate_model(
             "images": image_scores(pipeline, tier, budget, seed, progress, **settings),
         }
         if tasks == "all":
-            known = {"prediction": prediction_scores, "interpolation": interpolation_scores}
-            for name, measure in {**known, "completion": completion_scores}.items():
+            measures = {
+                "prediction": prediction_scores,
+                "interpolation": interpolation_scores,
+                "completion": completion_scores,
+                "stories": story_scores,
+                "lengths": length_scores,
+            }
+            for name, measure in measures.items():
                 scores[f"tier {tier}"][name] = measure(pipeline, tier, budget, seed, progress, **settings)
     report = {
         "model": Path(folder).name,
@@ -151,6 +159,16 @@ def _known_rows(tier: dict[str, Any]) -> dict[str, str]:
     hidden = " / ".join(f"{box[name]:.1f}" for name in ("psnr", "nearest_copy", "linear_blend"))
     rows["completion: hidden part, made / copy / blend"] = f"{hidden} dB"
     rows["completion: known part, made / VAE"] = f"{box['known_psnr']:.1f} / {box['vae_known_psnr']:.1f} dB"
+    told = tier["stories"]
+    rows["stories: motion of a segment / of a single clip"] = " / ".join(
+        _rate(told[name]) for name in ("segment_motion", "single_clip_motion")
+    )
+    rows["stories: colour and shape constant"] = _rate(told["constant"])
+    bends = told["acceleration"]
+    rows["stories: acceleration, inside / at a seam"] = f"{bends['inside']:.2f} / {bends['seam']:.2f} px"
+    rows["joint at " + ", ".join(tier["lengths"]) + " frames"] = " / ".join(
+        f"{100 * found['joint']['mean']:.0f}" for found in tier["lengths"].values()
+    ) + " %"  # fmt: skip
     return rows
 
 

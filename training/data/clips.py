@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vgen.training.config import SpritesConfig
 from vgen.training.data.plan import Batch, Draw
+from vgen.training.data.sprites.keys import BASIC_MOTIONS
 from vgen.training.data.sprites.world import SpriteWorld
 
 _FINGERPRINT_CLIPS = 4
@@ -59,6 +60,20 @@ class SpriteClips:
         places = torch.rand(len(indices), 2, generator=generator).tolist()
         return torch.from_numpy(
             np.stack([self.world.picture(index, *place) for index, place in zip(indices, places, strict=True)])
+        )
+
+    def turns(self, indices: list[int], num_frames: int, turn: int, generator: torch.Generator) -> Tensor:
+        """Clips in which something else happened up to frame `turn`: uint8 [B, F, H, W, 3]."""
+        draws = torch.rand(len(indices), 2, generator=generator).tolist()
+        return torch.from_numpy(
+            np.stack(
+                [
+                    self.world.turn(
+                        index, num_frames, turn, BASIC_MOTIONS[int(way * len(BASIC_MOTIONS))], 0.9 + 1.5 * pace
+                    )
+                    for index, (way, pace) in zip(indices, draws, strict=True)
+                ]
+            )
         )
 
     def stack(self, indices: list[int], num_frames: int) -> Batch:

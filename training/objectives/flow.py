@@ -94,7 +94,10 @@ class FlowObjective(Objective):
         latents = batch["latents"].float()
         stage = self.plan.stage(keys.step)
         task = draw_task(stage.tasks or self.config.tasks, latents.shape[2], keys)
-        known = self._known(task, batch, keys)
+        if task == "turn":
+            latents, known = self._turn(batch, keys)
+        else:
+            known = self._known(task, batch, keys)
         shape = self._token_shape(latents)
         sigma = sample_training_sigmas(
             latents.shape[0],
@@ -124,6 +127,17 @@ class FlowObjective(Objective):
             ]
         frames = self.clips.stack(batch["indices"].tolist(), num_frames)["frames"]
         return encoded_material(task, to_pixels(frames.to(latents.device)), self._encode, self.strides, keys)
+
+    def _turn(self, batch: Batch, keys: Keys) -> tuple[Tensor, list[KnownLatents]]:
+        """Clips that turn to what their text says at the end of a prefix, and that prefix."""
+        frames = batch["latents"].shape[2]
+        count = 1 if frames == 2 else int(torch.randint(2, min(frames, 4), (), generator=keys.generator("turn")))
+        turn = (count - 1) * self.strides.temporal
+        clips = self.clips.turns(
+            batch["indices"].tolist(), 1 + (frames - 1) * self.strides.temporal, turn, keys.generator("turns")
+        )
+        latents = self._encode(to_pixels(clips.to(batch["latents"].device)))
+        return latents, [KnownLatents(latents[:, :, :count])]
 
     def _encode(self, video: Tensor) -> Tensor:
         """Pixels [B, 3, F, H, W] in [-1, 1] to normalised latents, without gradients, as the latent cache does it."""

@@ -16,8 +16,9 @@ from vgen.types import LatentShape, Strides
 CACHED_TASKS = ("text", "first", "prefix", "last", "both_ends")
 """Tasks whose material lies in the latent cache."""
 
-TASKS = (*CACHED_TASKS, *ENCODED_TASKS, "reference")
-"""All; "reference" is a picture of the same things elsewhere, beside a prefix or nothing."""
+TASKS = (*CACHED_TASKS, *ENCODED_TASKS, "reference", "turn")
+"""All; "reference" is a picture of the same things elsewhere, beside a prefix or nothing; "turn" a prefix in which
+something else happens than the text says, as in a story when its prompt changes."""
 
 
 def draw_task(mix: TaskMix, latent_frames: int, keys: Keys) -> str:

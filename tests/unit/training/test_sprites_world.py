@@ -13,6 +13,7 @@ from vgen.training.data.sprites import ObjectKey, SpriteClip, SpriteWorld, answe
 from vgen.training.data.sprites.keys import MOTIONS
 from vgen.training.data.sprites.palette import BACKGROUNDS, COLOURS, MIN_CONTRAST, colour_distance
 from vgen.training.data.sprites.shapes import SHAPES
+from vgen.training.judge import judge
 
 # The frozen splits: (split, tier, index) -> checksum of the answer key, mean red, green and blue, last centre.
 FROZEN: dict[tuple[str, int, int], tuple[int, tuple[float, float, float], tuple[float, float]]] = {
@@ -124,6 +125,20 @@ def test_a_tier_named_twice_repeats_no_clip() -> None:
     found = [(clip.tier, clip.index) for clip in map(world.sample, range(6))]
     assert found == [(1, 0), (2, 0), (2, 1), (1, 1), (2, 2), (2, 3)]
     assert np.array_equal(world.sample(5).frames, single.sample(3).frames)
+
+
+def test_a_turned_clip_goes_another_way_first() -> None:
+    world = SpriteWorld("test", 1)
+    for index in range(24):
+        motion = world.scene(index).key.objects[0].motion
+        frames = world.turn(index, 17, 8, "left", 1.5)
+        track = judge(frames).centres
+        steps = np.diff(track, axis=0)
+        assert (steps[:8, 0] <= 0.05).all() and np.abs(steps[:8, 1]).max() < 0.1
+        # From the turn on it is the clip itself, as far as there is time for it.
+        assert np.array_equal(frames[8:], world.sample(index).frames[:9])
+        assert np.ptp(frames[:8].astype(int).sum(axis=(1, 2, 3))) < 2000  # whole inside all the time
+        assert judge(frames[8:]).motion == motion or motion == "left"
 
 
 def test_a_larger_canvas_shows_the_same_scene() -> None:

@@ -70,6 +70,32 @@ def moved(scene: Scene, x: float, y: float, height: int, width: int) -> Scene:
     return replace(scene, start=(left + x * (across - left), up + y * (below - up)))
 
 
+def turned(scene: Scene, turn: int, way: str, pace: float, height: int, width: int) -> Scene:
+    """The scene as a stretch of a longer one: up to frame `turn` its object goes another way, then as its key says.
+
+    Args:
+        scene: of a clip.
+        turn: the frame at which its own motion begins; what no longer fits into the clip is left out.
+        way: a direction, or "still".
+        pace: units a frame, lowered until the object comes from inside the canvas.
+    """
+    path, steps = scene.path, np.arange(turn, 0, -1.0)
+    count = len(path.alpha)
+    direction = np.array(DIRECTIONS.get(way, (0.0, 0.0)))
+    radius = scene.radius * path.radius_scale[0]
+    left, right, up, down = (side * radius + MARGIN for side in EXTENTS[scene.key.objects[0].shape][:4])
+    unit = min(height, width) / UNITS
+    place = np.array(scene.start) + path.offset[0]
+    low, high = np.array((left, up)), np.array((width / unit - right, height / unit - down))
+    for axis in np.flatnonzero(np.abs(direction) > 0):
+        behind = place[axis] - low[axis] if direction[axis] > 0 else high[axis] - place[axis]
+        pace = min(pace, max(behind, 0.0) / (abs(direction[axis]) * turn))
+    came = path.offset[0] - np.outer(steps * pace, direction)
+    values = {name: getattr(path, name) for name in ("radius_scale", "angle", "alpha", "mixed")}
+    joined = {name: np.concatenate([np.full(turn, value[0]), value])[:count] for name, value in values.items()}
+    return replace(scene, path=replace(path, offset=np.concatenate([came, path.offset])[:count], impacts=[], **joined))
+
+
 def tones(background: Background) -> list[tuple[int, int, int]]:
     """The colours that a background is made of."""
     found = [BACKGROUNDS[background.colour]]

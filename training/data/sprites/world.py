@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from vgen.errors import RequestError, ShapeError
 from vgen.training.data.sprites.captions import JUDGED, caption, forms_of
-from vgen.training.data.sprites.keys import AnswerKey
+from vgen.training.data.sprites.keys import BASIC_MOTIONS, AnswerKey
 from vgen.training.data.sprites.palette import COLOURS
 from vgen.training.data.sprites.render import backdrop, cover, paint, surface
-from vgen.training.data.sprites.scene import UNITS, Scene, draw_scene, moved
+from vgen.training.data.sprites.scene import UNITS, Scene, draw_scene, moved, turned
 from vgen.training.data.sprites.splits import NOMINAL_LENGTH, SPLITS, TIERS, TRIPLES, check_choice, stream
 
 MIN_SIDE: Final = 16
@@ -201,6 +201,16 @@ class SpriteWorld:
             x, y: where, from 0 to 1 of the room that it has.
         """
         return _paint(moved(self.scene(index, 1), x, y, self.height, self.width), self.height, self.width)[0]
+
+    def turn(self, index: int, num_frames: int, turn: int, way: str, pace: float) -> NDArray[np.uint8]:
+        """Clip `index` as a stretch of a longer one, uint8 [F, H, W, 3]: see `scene.turned`.
+
+        Only straight motions and rest are turned into; other clips are themselves.
+        """
+        scene = self.scene(index, num_frames)
+        if scene.key.objects[0].motion in BASIC_MOTIONS:
+            scene = turned(scene, turn, way, pace, self.height, self.width)
+        return _paint(scene, self.height, self.width)[0]
 
     def _locate(self, index: int) -> tuple[int, int]:
         """The tier of a clip and its place in it; a tier named twice gives two clips a turn."""

@@ -1,0 +1,172 @@
+"""Scores of clips longer and shorter than usual: stories of four prompts, window after window, and single clips of any
+length."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline
+from vgen.pipelines.long_video import Part, make_windows
+from vgen.training.data.sprites.captions import caption
+from vgen.training.data.sprites.keys import DIRECTIONS, AnswerKey
+from vgen.training.data.sprites.splits import stream
+from vgen.training.data.sprites.world import SpriteWorld, answer_prompts
+from vgen.training.judge import Verdict, judge, score
+from vgen.training.scores import Budget, Clips, Progress, canvas, chunks, rates, to_uint8
+from vgen.training.statistics import bootstrap_interval
+from vgen.windows import Window, plan_windows
+
+LENGTHS: Final = (1, 5, 9, 17, 33, 65)
+OVERLAP: Final = 5  # frames that a window of a story is given
+NEAR: Final = 2  # frames from a seam that do not count as inside a window
+
+
+class Collected:
+    """Frames of a story in memory; see `vgen.pipelines.long_video.Frames`."""
+
+    def __init__(self) -> None:
+        self.windows_done = 0
+        self.frames = np.zeros((0, 0, 0, 3), np.uint8)
+
+    def append(self, frames: NDArray[np.uint8]) -> None:
+        """Add a window."""
+        self.frames = np.concatenate([self.frames, frames]) if len(self.frames) else frames
+        self.windows_done += 1
+
+    def last(self, count: int) -> NDArray[np.uint8]:
+        """The last `count` frames."""
+        return self.frames[-count:]
+
+    def first(self) -> NDArray[np.uint8]:
+        """The first frame."""
+        return self.frames[0]
+
+
+def story_scores(
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+) -> dict[str, Any]:
+    """Stories of four prompts about one object: it goes one way, back, rests, and goes again.
+
+    Each segment is judged as a clip of its own, from the last frame of the one before on. Beside the motions stand
+    those of single clips of the same prompts. Where windows meet within a segment nothing is asked to change, so the
+    track's acceleration there should be that inside windows.
+    """
+    make = MaskedPredictionPipeline(**pipeline.components)
+    make.set_progress_bar_config(disable=True)
+    length = canvas(pipeline).get("num_frames", 17)
+    lengths = [length, *[length - 1] * 3]
+    stride = pipeline.vae.strides.temporal
+    windows = plan_windows(lengths, length, OVERLAP, stride)
+    told = [_story(tier, index) for index in range(max(1, budget.prompts // 4))]
+    stories: list[Clips] = []
+    for number, keys in enumerate(told):
+        taken = Collected()
+        parts = [Part(prompt) for prompt, _ in keys]
+        make_windows(make, parts, windows, taken, seed + 1000 * number, reference="first", **settings)
+        stories.append(taken.frames)
+        progress.advance(f"stories, tier {tier}", 1)
+    asked = [entry for keys in told for entry in keys]
+    single = _single_clips(pipeline, asked, budget, seed, progress, **settings)
+    ends = np.cumsum(lengths)
+    pieces = [frames[max(0, end - length) : end] for frames in stories for end in ends]
+    seen = [judge(piece) for piece in pieces]
+    segments = _share([found.motion == key.objects[0].motion for found, (_, key) in zip(seen, asked, strict=True)])
+    alone = _share([score(clip, key).motion for clip, (_, key) in zip(single, asked, strict=True)])
+    return {
+        "segment_motion": segments,
+        "single_clip_motion": alone,
+        "constant": _share([_is_constant(seen[at : at + 4]) for at in range(0, len(seen), 4)]),
+        "acceleration": _accelerations([judge(frames).centres for frames in stories], windows),
+    }
+
+
+def length_scores(
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+) -> dict[str, Any]:
+    """Text to video at several lengths from the same weights: what the judge finds at each."""
+    asked = answer_prompts("test", tier, budget.prompts)
+    return {
+        str(length): rates(
+            [
+                score(clip, _still(key) if length == 1 else key)
+                for clip, (_, key) in zip(
+                    _single_clips(pipeline, asked, budget, seed, progress, **{**settings, "num_frames": length}),
+                    asked,
+                    strict=True,
+                )
+            ]
+        )
+        for length in LENGTHS
+    }
+
+
+def _still(key: AnswerKey) -> AnswerKey:
+    return replace(key, objects=tuple(replace(item, motion=None, phases=()) for item in key.objects))
+
+
+def _story(tier: int, index: int) -> list[tuple[str, AnswerKey]]:
+    """Four prompts and their keys: slowly, so that there is room for the way."""
+    rng = stream("story", "test", tier, index)
+    key = SpriteWorld("test", tier).scene(index).key
+    ways = list(DIRECTIONS)
+    there = ways[int(rng.integers(len(ways)))]
+    back = min(ways, key=lambda word: float(np.dot(DIRECTIONS[word], DIRECTIONS[there])))
+    told = []
+    for motion in (there, back, "still", there):
+        speed = None if motion == "still" else "slow"
+        item = replace(key.objects[0], motion=motion, speed=speed, phases=(), colour_to=None)
+        segment = replace(key, objects=(item,))
+        said = ("colour", "shape", "motion", "background", *(["speed"] if speed else []))
+        told.append((caption(segment, rng, require=said), segment))
+    return told
+
+
+def _single_clips(
+    pipeline: TextToVideoPipeline,
+    asked: list[tuple[str, AnswerKey]],
+    budget: Budget,
+    seed: int,
+    progress: Progress,
+    **settings: Any,
+) -> list[Clips]:
+    made: list[Clips] = []
+    for part in chunks(list(enumerate(asked)), budget.batch):
+        generators = [torch.Generator().manual_seed(seed + number) for number, _ in part]
+        frames = pipeline([entry[0] for _, entry in part], generator=generators, output_type="np", **settings).frames
+        made.extend(to_uint8(frames))
+        progress.advance("single clips", len(part))
+    return made
+
+
+def _share(values: list[bool]) -> dict[str, float]:
+    interval = bootstrap_interval([float(value) for value in values])
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": len(values)}
+
+
+def _is_constant(segments: list[Verdict]) -> bool:
+    """Whether colour and shape stay what they were in the first segment."""
+    first = segments[0]
+    return first.colour is not None and all((s.colour, s.shape) == (first.colour, first.shape) for s in segments)
+
+
+def _accelerations(tracks: list[NDArray[np.float32]], windows: list[Window]) -> dict[str, float]:
+    """Mean length of the track's second difference, pixels a frame squared: where windows meet, and away from there."""
+    seams = {window.start for window, before in zip(windows[1:], windows, strict=False)
+             if window.segment == before.segment}  # fmt: skip
+    turns = {window.start for window in windows[1:]} - seams
+    bends = [np.linalg.norm(np.diff(track, 2, axis=0), axis=1) for track in tracks]  # bend i is that of frame i + 1
+
+    def mean(frames: set[int]) -> float:
+        values = np.concatenate([bend[sorted(frame - 1 for frame in frames)] for bend in bends])
+        return float(np.nanmean(values))
+
+    around = {frame + step for frame in seams | turns for step in range(-1 - NEAR, 1 + NEAR)}
+    inside = set(range(1, len(tracks[0]) - 1)) - around
+    found = {"inside": mean(inside), "seam": mean({frame + step for frame in seams for step in (-1, 0)})}
+    turning = mean({frame + step for frame in turns for step in (-1, 0)})
+    return {**found, "ratio": found["seam"] / found["inside"], "where the prompt changes": turning}
