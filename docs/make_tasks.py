@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
-from vgen.diffusion.conditions import ConditionSet, KnownLatents, arrange, cell_strength
+from vgen.diffusion.conditions import REFERENCE_FRAME, ConditionSet, KnownLatents, arrange, cell_strength
 from vgen.types import LatentShape, Strides
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +31,7 @@ TASKS: dict[str, list[KnownLatents]] = {
     "generate": [],
     "animate": [_piece()],
     "predict, extend, story": [_piece(2)],
+    "extend, story --reference": [_piece(2), _piece(1, REFERENCE_FRAME)],
     "predict --backward": [_piece(2, 12)],
     "interpolate, loop": [_piece(), _piece(1, 16)],
     "interpolate --keyframe": [_piece(), _piece(1, 6), _piece(1, 16)],
