@@ -132,13 +132,16 @@ def test_a_turned_clip_goes_another_way_first() -> None:
     for index in range(24):
         motion = world.scene(index).key.objects[0].motion
         frames = world.turn(index, 17, 8, "left", 1.5)
+        if motion == "left":
+            assert np.array_equal(frames, world.sample(index).frames)
+            continue
         track = judge(frames).centres
         steps = np.diff(track, axis=0)
         assert (steps[:8, 0] <= 0.05).all() and np.abs(steps[:8, 1]).max() < 0.1
         # From the turn on it is the clip itself, as far as there is time for it.
         assert np.array_equal(frames[8:], world.sample(index).frames[:9])
         assert np.ptp(frames[:8].astype(int).sum(axis=(1, 2, 3))) < 2000  # whole inside all the time
-        assert judge(frames[8:]).motion == motion or motion == "left"
+        assert judge(frames[8:]).motion == motion
 
 
 def test_a_larger_canvas_shows_the_same_scene() -> None:

@@ -205,10 +205,11 @@ class SpriteWorld:
     def turn(self, index: int, num_frames: int, turn: int, way: str, pace: float) -> NDArray[np.uint8]:
         """Clip `index` as a stretch of a longer one, uint8 [F, H, W, 3]: see `scene.turned`.
 
-        Only straight motions and rest are turned into; other clips are themselves.
+        Only straight motions and rest are turned into, and from another way; other clips are themselves.
         """
         scene = self.scene(index, num_frames)
-        if scene.key.objects[0].motion in BASIC_MOTIONS:
+        motion = scene.key.objects[0].motion
+        if motion in BASIC_MOTIONS and motion != way:
             scene = turned(scene, turn, way, pace, self.height, self.width)
         return _paint(scene, self.height, self.width)[0]
 
