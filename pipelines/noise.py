@@ -10,7 +10,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from einops import repeat
 from torch import Tensor
 
-from vgen.diffusion.conditions import KnownLatents, cell_strength, hide_pixels, num_extra_frames
+from vgen.diffusion.conditions import KnownLatents, cell_strength, num_extra_frames
+from vgen.diffusion.hiding import hide_pixels
 from vgen.diffusion.tokens import pack, token_grid
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.conventions import Convention

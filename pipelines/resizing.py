@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from vgen.diffusion.conditions import hide_pixels
+from vgen.diffusion.hiding import hide_pixels
 from vgen.errors import RequestError
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_frames, read_mask
 from vgen.pipelines.softening import soften

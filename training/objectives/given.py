@@ -11,7 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vgen.diffusion.conditions import REFERENCE_FRAME, KnownLatents, cell_strength, hide_pixels
+from vgen.diffusion.conditions import REFERENCE_FRAME, KnownLatents, cell_strength
+from vgen.diffusion.hiding import hide_pixels
 from vgen.training.randomness import Keys
 from vgen.types import Strides
 

@@ -9,7 +9,7 @@ inpainting whatever its mask leaves. Training and sampling build their inputs wi
 - a token of strength s is never noisier than 1 - s: its sigma is min(sigma, 1 - s), see `token_sigmas`.
 
 What is given must be encoded apart from what is hidden (a causal encoder mixes a frame into all later latents):
-`hide_pixels` before encoding and `cell_strength` for the strength of each latent cell do that for spatial masks.
+`hiding.hide_pixels` before encoding and `cell_strength` for the strength of each latent cell do that for spatial masks.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ REFERENCE_FRAME = -16
 """Where a reference lies, in pixel frames: always there, however long ago its picture was taken, so that what it says
 is how things look and not where they were."""
 
-HIDDEN_PIXEL = 0.0
-"""What hidden pixels are replaced with before encoding: mid-grey in [-1, 1]."""
-
 
 def token_sigmas(sigma: Tensor, strength: Tensor) -> Tensor:
     """The sigma of each token: min(sigma, 1 - strength).
@@ -52,20 +49,6 @@ def token_sigmas(sigma: Tensor, strength: Tensor) -> Tensor:
 def loss_weight(strength: Tensor) -> Tensor:
     """Weight of each token in the training loss: 0 where it is given, 1 elsewhere; [B, N] -> [B, N]."""
     return (strength <= 1 - HARD_EPSILON).to(strength)
-
-
-def hide_pixels(video: Tensor, mask: Tensor) -> Tensor:
-    """Replace hidden pixels by a constant, so that nothing of them reaches the encoder.
-
-    Args:
-        video: [B, 3, F, H, W] in [-1, 1]; hidden pixels may hold anything, even NaN.
-        mask: [B, 1, F, H, W] (or broadcastable) in [0, 1], 1 = given, 0 = hidden; between, the two are mixed.
-    Returns:
-        Shape and dtype of `video`.
-    """
-    weight = mask.to(video)
-    constant = torch.full_like(video, HIDDEN_PIXEL)
-    return torch.where(weight > 0, torch.lerp(constant, video, weight), constant)
 
 
 def cell_strength(mask: Tensor, strides: Strides) -> Tensor:

@@ -8,7 +8,6 @@ from vgen.diffusion.conditions import (
     KnownLatents,
     arrange,
     cell_strength,
-    hide_pixels,
     loss_weight,
     num_extra_frames,
     token_sigmas,
@@ -141,15 +140,6 @@ def test_the_stronger_piece_holds_where_two_overlap():
     conditions = _arrange(KnownLatents(weak, strength=0.5), KnownLatents(strong, strength=0.9))
     assert torch.equal(conditions.clean_latents[:, :FRAME], pack(strong))
     assert torch.equal(conditions.clean_latents[:, FRAME : 2 * FRAME], pack(weak[:, :, 1:]))
-
-
-def test_hidden_pixels_reach_nothing():
-    mask = torch.ones(1, 1, 5, 16, 16)
-    mask[..., 4:9, :8] = 0
-    video = torch.rand(1, 3, 5, 16, 16)
-    other = torch.where(mask > 0, video, torch.full_like(video, float("nan")))
-    assert torch.equal(hide_pixels(video, mask), hide_pixels(other, mask))
-    assert torch.equal(hide_pixels(video, torch.ones_like(mask)), video)
 
 
 def test_a_cell_is_given_only_where_all_its_pixels_are():
