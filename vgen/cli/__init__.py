@@ -13,6 +13,7 @@ import typer
 from vgen.cli import (
     animate,
     convert,
+    data,
     evaluate,
     extend,
     generate,
@@ -69,6 +70,7 @@ app.command("restyle")(restyle.restyle)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
+app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
 
