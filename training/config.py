@@ -6,18 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from vgen.errors import RequestError
-
-Share = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    """Base of all parts of a recipe: an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+from vgen.training.config_footage import Count, FootageConfig, LoraConfig, Share, Strict, data_kind
 
 
 class TaskMix(Strict):
@@ -206,6 +198,30 @@ class FlowObjectiveConfig(Strict):
     defaults: dict[str, Any] = {}
 
 
+class FineTuneObjectiveConfig(Strict):
+    """Flow matching of a finished model on cached footage: a LoRA on its frozen transformer, or the whole transformer.
+
+    Sizes and frame rates are those of the cache, the density of sigmas follows the model's own scheduler.
+    """
+
+    kind: Literal["finetune"]
+    model: str
+    mode: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = LoraConfig()
+    tasks: TaskMix = TaskMix(text=0.75, first=0.25, prefix=0, other=0)
+    text_drop: float = Field(0.1, ge=0, le=1)
+    uniform_share: float = Field(0.1, ge=0, le=1)
+    explicit_attention: bool = False
+    gradient_checkpointing: bool = False
+    validation_samples: Count = 8
+    sample_clips: int = Field(2, ge=0)
+
+
+Objectives = Annotated[
+    VaeObjectiveConfig | FlowObjectiveConfig | FineTuneObjectiveConfig, Field(discriminator="kind")
+]
+
+
 class Recipe(Strict):
     """A whole training run."""
 
@@ -218,8 +234,10 @@ class Recipe(Strict):
     gradient_accumulation: Count = 1
     accept_other_data: bool = False
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    data: SpritesConfig = SpritesConfig()
-    objective: Annotated[VaeObjectiveConfig | FlowObjectiveConfig, Field(discriminator="kind")]
+    data: Annotated[
+        Annotated[SpritesConfig, Tag("sprites")] | Annotated[FootageConfig, Tag("footage")], Discriminator(data_kind)
+    ] = SpritesConfig()
+    objective: Objectives
     stages: list[Stage] = Field(min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -308,7 +326,7 @@ def _yaml_value(text: str) -> Any:
 def _explain(error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
-        kind = problem["loc"][1:2] if problem["loc"][:1] == ("objective",) else ()
+        kind = problem["loc"][1:2] if problem["loc"][:1] in (("objective",), ("data",)) else ()
         field = ".".join(str(part) for part in (problem["loc"][:1] + problem["loc"][2:] if kind else problem["loc"]))
         given = "" if problem["type"] in ("missing", "extra_forbidden") else f" (given: {problem['input']!r})"
         message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]

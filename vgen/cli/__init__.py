@@ -27,6 +27,7 @@ from vgen.cli import (
     restyle,
     story,
     train,
+    train_footage,
 )
 from vgen.errors import VgenError
 from vgen.version import __version__
@@ -71,6 +72,9 @@ app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")
+train.app.command("lora")(train_footage.lora)
+train.app.command("full")(train_footage.full)
+train.app.command("resume")(train_footage.resume)
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
 

@@ -203,6 +203,7 @@ def _clip(entry: _Found, shot: Shot, name: str, settings: IngestSettings) -> Cli
         entry.scan.frame_rate,
         crop,
         entry.folder,
+        entry.scan.resampled,
     )
 
 

@@ -40,6 +40,7 @@ class Clip:
         frame_rate: frames per second; 1 for an image.
         crop: (top, left, height, width) of the picture without black bars, upright pixels.
         folder: of the source under the footage's folder, "." at its top; weights go by it.
+        resampled: the file's frame rate varies.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Clip:
     frame_rate: float
     crop: tuple[int, int, int, int]
     folder: str = "."
+    resampled: bool = False
 
 
 @dataclass(frozen=True)

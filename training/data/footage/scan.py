@@ -25,6 +25,7 @@ _BLOCKS = 32
 _PRINT_SIDE, _PRINT_FRAMES = 12, 4
 _THUMB_HEIGHT, _THUMBS = 72, 5
 _PROFILE_EVERY = 4
+_STRAIGHT = 0.4
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Scan:
         size: (height, width), upright.
         shots: in order.
         notes: what reading changes, one sentence each.
+        resampled: the frame rate varies, so that frames are not the decoded ones.
     """
 
     kind: str
@@ -68,6 +70,7 @@ class Scan:
     size: tuple[int, int]
     shots: tuple[Shot, ...]
     notes: tuple[str, ...]
+    resampled: bool = False
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Scan:
@@ -115,8 +118,9 @@ def scan_video(path: Path, cut_threshold: float) -> tuple[Scan, list[Thumbnails]
         if stop > start:
             shots.append(measured.shot(first, last, (end - begin) - (last - first), start, stop - start))
             thumbnails.append(measured.thumbnails(first, last))
-    scan = Scan("video", timeline.num_frames, timeline.frame_rate, measured.size, tuple(shots), timeline.notes)
-    return scan, thumbnails
+    resampled = timeline.chosen is not None
+    facts = (timeline.num_frames, timeline.frame_rate, measured.size, tuple(shots), timeline.notes, resampled)
+    return Scan("video", *facts), thumbnails
 
 
 def _shown(timeline: Timeline, decoded: int) -> int:
@@ -178,8 +182,8 @@ class _Measured:
         self.blocks.append(_shrink(grey.astype(np.uint8), _BLOCKS, _BLOCKS))
         self.prints.append(_shrink(small, _PRINT_SIDE, _PRINT_SIDE))
         if place % _PROFILE_EVERY == 0:
-            self.rows[place] = picture[:, ::4].max(axis=(1, 2))
-            self.columns[place] = picture[::4].max(axis=(0, 2))
+            lit = picture[::2, ::2].max(axis=-1) >= BARS_BELOW
+            self.rows[place], self.columns[place] = lit.mean(axis=1), lit.mean(axis=0)
             height, width = self.size
             self.thumbs[place] = _shrink(picture, _THUMB_HEIGHT, max(1, round(width * _THUMB_HEIGHT / height)), True)
         return small
@@ -210,10 +214,8 @@ class _Measured:
         inside = [place for place in self.rows if first <= place < last]
         if not inside:
             return whole
-        top, height = _content(np.max([self.rows[place] for place in inside], axis=0))
-        left, width = _content(np.max([self.columns[place] for place in inside], axis=0))
-        if height * width < 0.25 * self.size[0] * self.size[1]:
-            return whole  # a dark picture, not bars
+        top, height = _content(np.max([self.rows[place] for place in inside], axis=0), self.size[0])
+        left, width = _content(np.max([self.columns[place] for place in inside], axis=0), self.size[1])
         return top, left, height, width
 
     def thumbnails(self, first: int, last: int) -> Thumbnails:
@@ -223,16 +225,24 @@ class _Measured:
         return [self.thumbs[inside[index]] for index in chosen]
 
 
-def _content(profile: np.ndarray) -> tuple[int, int]:
-    """Where the picture begins between black bars, and how long it is; bars under 2 % of the side are left."""
-    lit = np.flatnonzero(profile >= BARS_BELOW)
-    side = len(profile)
-    if not len(lit):
+def _content(lit: np.ndarray, side: int) -> tuple[int, int]:
+    """Where the picture begins between black bars, and how long it is.
+
+    A bar ends in a straight edge: most of the next line is lit at some time. A dark scene with something bright in its
+    middle has no such edge, and stays whole.
+
+    Args:
+        lit: [side / 2], of every second line the largest share of its pixels that is not black at some time.
+        side: lines.
+    """
+    inside = np.flatnonzero(lit > 0.02)
+    if not len(inside):
         return 0, side
-    begin, end = int(lit[0]), int(lit[-1]) + 1
-    least = max(2, round(0.02 * side))
-    begin, end = (begin if begin >= least else 0), (end if side - end >= least else side)
-    return begin, end - begin
+    begin, end, least = int(inside[0]), int(inside[-1]) + 1, max(1, round(0.01 * side))
+    begin = begin if begin >= least and lit[begin : begin + 3].max() >= _STRAIGHT else 0
+    end = end if len(lit) - end >= least and lit[end - 3 : end].max() >= _STRAIGHT else len(lit)
+    first, last = 2 * begin, side if end == len(lit) else 2 * end
+    return first, last - first
 
 
 def _shrink(picture: np.ndarray, height: int, width: int, smooth: bool = True) -> np.ndarray:
