@@ -217,9 +217,7 @@ class FineTuneObjectiveConfig(Strict):
     sample_clips: int = Field(2, ge=0)
 
 
-Objectives = Annotated[
-    VaeObjectiveConfig | FlowObjectiveConfig | FineTuneObjectiveConfig, Field(discriminator="kind")
-]
+Objectives = Annotated[VaeObjectiveConfig | FlowObjectiveConfig | FineTuneObjectiveConfig, Field(discriminator="kind")]
 
 
 class Recipe(Strict):

@@ -98,7 +98,9 @@ class FineTuneObjective(Objective):
             CheckpointError: it is of another LoRA.
         """
         own = self.state_dict()
-        odd = sorted(set(state) ^ set(own)) + [name for name in own if name in state and own[name].shape != state[name].shape]
+        odd = sorted(set(state) ^ set(own)) + [
+            name for name in own if name in state and own[name].shape != state[name].shape
+        ]
         if odd:
             raise CheckpointError(
                 f"The checkpoint does not belong to this recipe: {len(odd)} trained tensors differ, e.g. {odd[0]}; "
@@ -114,7 +116,11 @@ class FineTuneObjective(Objective):
         known = self._known(task, batch, keys)
         shape = self._token_shape(latents)
         sigma = sample_training_sigmas(
-            shape[0], shape[1], keys.generator("sigma"), uniform_share=self.config.uniform_share, mu=self.shift(shape[1])
+            shape[0],
+            shape[1],
+            keys.generator("sigma"),
+            uniform_share=self.config.uniform_share,
+            mu=self.shift(shape[1]),
         )
         noise = torch.randn(shape, generator=keys.generator("noise"))
         errors = self.errors(batch, known, sigma.to(latents), noise.to(latents))

@@ -21,6 +21,7 @@ from vgen.cli import (
     inpaint,
     interpolate,
     loop,
+    lora_export,
     models,
     outpaint,
     predict,
@@ -72,6 +73,7 @@ app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")
+app.add_typer(lora_export.app, name="lora")
 train.app.command("lora")(train_footage.lora)
 train.app.command("full")(train_footage.full)
 train.app.command("resume")(train_footage.resume)

@@ -25,7 +25,9 @@ def ingest(
     static_below: Annotated[
         float, typer.Option("--static-below", min=0, help="Grey levels of change under which a shot is static.")
     ] = 3.0,
-    black_below: Annotated[float, typer.Option("--black-below", min=0, help="Grey level under which it is black.")] = 24.0,
+    black_below: Annotated[
+        float, typer.Option("--black-below", min=0, help="Grey level under which it is black.")
+    ] = 24.0,
     duplicate_below: Annotated[
         float, typer.Option("--duplicate-below", min=0, help="Difference under which two shots are the same; 0 is off.")
     ] = 0.12,
@@ -58,7 +60,9 @@ def caption(
         str, typer.Option("--from", metavar="sidecar|text|trigger|model", help="Where the captions come from.")
     ] = "sidecar",
     text: Annotated[str, typer.Option("--text", metavar="TEXT", help="One caption for all clips.")] = "",
-    trigger: Annotated[str, typer.Option("--trigger", metavar="WORD", help="A word put before a clip's captions.")] = "",
+    trigger: Annotated[
+        str, typer.Option("--trigger", metavar="WORD", help="A word put before a clip's captions.")
+    ] = "",
     model: Annotated[
         str, typer.Option("--model", metavar="FOLDER", help="A vision-language model of transformers, on this machine.")
     ] = "",
@@ -96,14 +100,16 @@ def cache(
     data: Annotated[str, typer.Argument(metavar="DATA", help="The data set.")],
     model: Annotated[str, typer.Option("--model", metavar="NAME|FOLDER", help="What will be trained.")] = "sprites",
     num_frames: Annotated[
-        str | None, typer.Option("--num-frames", metavar="LIST", help="Lengths, such as 17,9; by the model if left out.")
+        str | None,
+        typer.Option("--num-frames", metavar="LIST", help="Lengths, such as 17,9; by the model if left out."),
     ] = None,
     size: Annotated[
         str | None,
         typer.Option("--size", metavar="WxH[,WxH]", help="Sizes; for each aspect ratio its own if left out."),
     ] = None,
     frame_rate: Annotated[
-        str | None, typer.Option("--frame-rate", metavar="FPS|keep", help="What footage is resampled to; the model's own.")
+        str | None,
+        typer.Option("--frame-rate", metavar="FPS|keep", help="What footage is resampled to; the model's own."),
     ] = None,
     windows: Annotated[
         int, typer.Option("--windows", min=0, help="Most samples of a clip; 0: as many as fit side by side.")
@@ -130,4 +136,6 @@ def cache(
         typer.echo(f"dropped {entry.id}: {entry.reason}")
     for bucket, count in index.buckets().items():
         typer.echo(f"{count:5d} samples of {bucket}")
-    typer.echo(f"{written} samples encoded now, {len(index.samples)} in all; {len(index.dropped)} clips dropped. {place}")
+    typer.echo(
+        f"{written} samples encoded now, {len(index.samples)} in all; {len(index.dropped)} clips dropped. {place}"
+    )

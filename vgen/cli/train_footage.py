@@ -18,7 +18,8 @@ FirstFrame = Annotated[
     float, typer.Option("--first-frame", min=0, max=1, help="How often the first frame is given, so that it animates.")
 ]
 Tasks = Annotated[
-    str, typer.Option("--tasks", metavar="LIST", help="All shares of what is given: text=.6,first=.2,prefix=.1,other=.1.")
+    str,
+    typer.Option("--tasks", metavar="LIST", help="All shares of what is given: text=.6,first=.2,prefix=.1,other=.1."),
 ]
 Weights = Annotated[
     str, typer.Option("--weights", metavar="LIST", help="How often folders are drawn: good=2,rest=0.5; 1 if unsaid.")
@@ -29,11 +30,10 @@ SmallBuckets = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to train.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="no|bf16", help="bf16: base and passes in bfloat16.")]
-Checkpointing = Annotated[
-    bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")
-]
+Checkpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")]
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, such as every.validate=50.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, such as every.validate=50."),
 ]
 
 
@@ -47,7 +47,9 @@ def lora(
     accumulate: Accumulate = 1,
     lr: Rate = None,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA.")] = 32,
-    alpha: Annotated[float | None, typer.Option("--alpha", min=0, help="Scale times rank; the rank if left out.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", min=0, help="Scale times rank; the rank if left out.")
+    ] = None,
     targets: Annotated[
         str, typer.Option("--targets", metavar="LIST", help="attention, blocks, all, or endings of layers' names.")
     ] = "blocks",

@@ -84,7 +84,9 @@ class Geometry:
         for height, width in self.sizes or ():
             VideoShape(1, height, width).check(self.strides)
         if self.area < self.strides.height * self.strides.width:
-            raise RequestError(f"area={self.area} is less than one token; use {self.strides.height * self.strides.width}.")
+            raise RequestError(
+                f"area={self.area} is less than one token; use {self.strides.height * self.strides.width}."
+            )
 
 
 def default_lengths(num_frames: int, stride: int) -> tuple[int, ...]:
@@ -107,7 +109,11 @@ def choose_size(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
     def cost(size: tuple[int, int]) -> float:
         return abs(math.log(size[1] / size[0]) - wanted) + 0.25 * math.log(geometry.area / (size[0] * size[1]))
 
-    return min(sizes, key=cost) if geometry.sizes is None else min(sizes, key=lambda s: abs(math.log(s[1] / s[0]) - wanted))
+    return (
+        min(sizes, key=cost)
+        if geometry.sizes is None
+        else min(sizes, key=lambda s: abs(math.log(s[1] / s[0]) - wanted))
+    )
 
 
 def _sizes(geometry: Geometry) -> Iterable[tuple[int, int]]:

@@ -204,9 +204,10 @@ def find_index(data: Path, model: str, cache: str | None = None) -> Path:
     files = sorted((data / "cache").glob(f"{cache or '*'}/{INDEX}"))
     files = [file for file in files if CacheIndex.open(file).model == model]
     if not files:
-        raise RequestError(f"{data} holds nothing for model {model!r}: run `vgen data cache {data} --model {model}` first.")
+        raise RequestError(
+            f"{data} holds nothing for model {model!r}: run `vgen data cache {data} --model {model}` first."
+        )
     if len(files) > 1:
         keys = ", ".join(file.parent.name for file in files)
         raise RequestError(f"{data} has several caches for model {model!r}: choose one with --cache, of {keys}.")
     return files[0]
-

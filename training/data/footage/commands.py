@@ -29,8 +29,10 @@ def geometry_for(
         RequestError: a word that is no number, or a size or length that the model cannot have.
     """
     defaults, strides = parts.defaults, parts.token_strides
-    lengths = _numbers("num_frames", num_frames) if num_frames else default_lengths(
-        int(defaults["num_frames"]), strides.temporal
+    lengths = (
+        _numbers("num_frames", num_frames)
+        if num_frames
+        else default_lengths(int(defaults["num_frames"]), strides.temporal)
     )
     sizes = tuple(_size(text) for text in size.split(",")) if size else None
     area = max(h * w for h, w in sizes) if sizes else int(defaults["height"]) * int(defaults["width"])
@@ -67,7 +69,7 @@ def _rate(text: str) -> float:
 
 
 def shares(field: str, text: str) -> dict[str, float]:
-    """"a=1,b=0.5" as a table.
+    """ "a=1,b=0.5" as a table.
 
     Raises:
         RequestError: not of that form.

@@ -40,7 +40,9 @@ def read_samples(samples: Sequence[Sample], clips: Mapping[str, Clip]) -> Iterat
             yield from _from_video(Path(source), wanted, clips)
 
 
-def _from_video(source: Path, wanted: Sequence[Sample], clips: Mapping[str, Clip]) -> Iterator[tuple[Sample, np.ndarray]]:
+def _from_video(
+    source: Path, wanted: Sequence[Sample], clips: Mapping[str, Clip]
+) -> Iterator[tuple[Sample, np.ndarray]]:
     """Samples of one video, the earliest ending first; a variable frame rate needs its timeline first."""
     stream = FootageStream(source)
     chosen = _chosen(source) if clips[wanted[0].clip].resampled else None
@@ -112,12 +114,16 @@ def read_mask(path: Path, clip: Clip, sample: Sample) -> np.ndarray:
     else:
         frames = read_video(path).frames
         if max(sample.frames) >= len(frames):
-            raise MediaError(f"{path} has {len(frames)} frames, and frame {max(sample.frames)} of {clip.source} is used.")
+            raise MediaError(
+                f"{path} has {len(frames)} frames, and frame {max(sample.frames)} of {clip.source} is used."
+            )
         pictures = frames[list(sample.frames)]
     top, left, height, width = clip.crop
     if pictures.shape[1] < top + height or pictures.shape[2] < left + width:
         raise MediaError(f"{path} is {pictures.shape[2]} x {pictures.shape[1]}; it must be as large as {clip.source}.")
     mask = np.stack([fit(np.ascontiguousarray(p), clip.crop, sample) for p in pictures]).mean(axis=-1) / 255
     if not (mask > 0.5).any():
-        raise MediaError(f"{path} is all black in frames {sample.frames[0]} to {sample.frames[-1]}: nothing would be learnt.")
+        raise MediaError(
+            f"{path} is all black in frames {sample.frames[0]} to {sample.frames[-1]}: nothing would be learnt."
+        )
     return mask.astype(np.float32)

@@ -66,7 +66,7 @@ def _row(folder: Path, entry: Clip | Dropped) -> str:
         what = f"{width} x {height} at ({left}, {top}), {entry.frame_rate:g} frames per second"
         return f"<tr><td>{picture}</td><td><code>{entry.id}</code><br>{where}<br>{what}</td></tr>"
     where = where if entry.id else html.escape(Path(entry.source).name)
-    return f'<tr><td>{picture}</td><td class=no>{where}<br>{html.escape(entry.reason)}</td></tr>'
+    return f"<tr><td>{picture}</td><td class=no>{where}<br>{html.escape(entry.reason)}</td></tr>"
 
 
 def _sheet(data: DataSet) -> Image.Image:

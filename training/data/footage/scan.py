@@ -255,4 +255,3 @@ def _shrink(picture: np.ndarray, height: int, width: int, smooth: bool = True) -
 def decode_print(text: str) -> np.ndarray:
     """A shot's print as float32 [1728]."""
     return np.frombuffer(base64.b64decode(text), np.uint8).astype(np.float32)
-

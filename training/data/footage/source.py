@@ -125,7 +125,9 @@ class FootageLatents:
         """{"latents": float32 [B, C, f, h, w], "last": [B, C, 1, h, w] of clips, "weight": [B, 1, f, h, w] where a
         sample has a mask, "indices"}."""
         read = [self._read(self.samples[place]) for place in indices]
-        batch = {name: torch.stack([part[name].float() for part in read]) for name in ("latents", "last") if name in read[0]}
+        batch = {
+            name: torch.stack([part[name].float() for part in read]) for name in ("latents", "last") if name in read[0]
+        }
         if any("weight" in part for part in read):
             whole = torch.ones(1, *read[0]["latents"].shape[1:])
             batch["weight"] = torch.stack([part.get("weight", whole).float() for part in read])
