@@ -88,7 +88,7 @@ class ScheduleConfig(Strict):
     warmup_steps: int = Field(50, ge=0)
     decay_steps: int = Field(0, ge=0)
     final_ratio: float = Field(0.02, ge=0, le=1)
-    restarts: list[Count] = []
+    restarts: list[Count] = Field(default_factory=list)
 
 
 class EmaConfig(Strict):
@@ -195,7 +195,7 @@ class FlowObjectiveConfig(Strict):
     sample_clips: int = Field(8, ge=0)
     sample_steps: Count = 30
     guidance_scale: float = Field(4.0, ge=0)
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = Field(default_factory=dict)
 
 
 class FineTuneObjectiveConfig(Strict):

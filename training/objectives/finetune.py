@@ -297,7 +297,8 @@ def lora_layers(transformer: VideoDiT, targets: list[str]) -> list[str]:
         found = {name for name in names if name.endswith(endings) and (not inside or "_blocks." in name)}
         if not found:
             raise RequestError(
-                f"lora.targets: {target!r} is no linear layer; use {', '.join(_TARGETS)}, or endings such as attn1.to_q."
+                f"lora.targets: {target!r} is no linear layer; use {', '.join(_TARGETS)}, or endings such as "
+                "attn1.to_q."
             )
         chosen |= found
     return [name for name in names if name in chosen]

@@ -45,7 +45,7 @@ class IngestSettings:
         min_frames: fewer are too short (pictures are exempt).
         static_below: a shot whose blocks never change by more grey levels than this is a still picture.
         black_below: a shot whose 95th percentile of grey stays under this is black.
-        duplicate_below: two shots are the same if their small pictures differ by less than this share of their contrast.
+        duplicate_below: two shots are the same if their small pictures differ by less than this share of the contrast.
         crop_bars: cut black bars off.
     """
 

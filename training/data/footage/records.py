@@ -96,7 +96,8 @@ class DataSet:
             dropped = tuple(Dropped(**row) for row in read_lines(root / DROPPED))
         except FileNotFoundError:
             raise RequestError(
-                f"{root} is no data set: it has no {ABOUT} and {CLIPS}. Make one with `vgen data ingest FOOTAGE -o {root}`."
+                f"{root} is no data set: it has no {ABOUT} and {CLIPS}. Make one with `vgen data ingest FOOTAGE "
+                f"-o {root}`."
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{root} cannot be read as a data set: {error}; ingest the footage again.") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ class _Cuts:
 
     def stretches(self, count: int) -> Iterator[tuple[int, int]]:
         edges = [0, *sorted(cut for cut in self._cuts if 0 < cut < count), count]
-        return zip(edges[:-1], edges[1:], strict=True)
+        return pairwise(edges)
 
 
 @dataclass
