@@ -7,13 +7,15 @@ import torch
 from vgen.errors import CheckpointError, RequestError
 from vgen.pipelines.parts import ModelParts
 from vgen.pipelines.text_to_video import TextToVideoPipeline
-from vgen.training.config import FineTuneObjectiveConfig, Recipe
+from vgen.training.config import FineTuneObjectiveConfig, Recipe, VaeObjectiveConfig
 from vgen.training.config_footage import FootageConfig
 from vgen.training.data.footage.cache import CacheIndex, text_cache
+from vgen.training.data.footage.pixel_source import FootageClips
 from vgen.training.data.footage.source import CaptionEncoding, FootageLatents
 from vgen.training.data.plan import BatchPlan, Source
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.finetune import FineTuneObjective
+from vgen.training.objectives.vae import VaeObjective
 
 
 def build_on_footage(recipe: Recipe) -> tuple[Objective, Source]:
@@ -24,6 +26,9 @@ def build_on_footage(recipe: Recipe) -> tuple[Objective, Source]:
         CheckpointError: the cache is of another VAE than the model's.
     """
     config, data = recipe.objective, recipe.data
+    if isinstance(config, VaeObjectiveConfig) and isinstance(data, FootageConfig):
+        clips = FootageClips(CacheIndex.open(data.cache), data.weights)
+        return VaeObjective(config, clips, clips, recipe.seed), clips
     if not isinstance(config, FineTuneObjectiveConfig) or not isinstance(data, FootageConfig):
         raise RequestError(f"objective.kind={config.kind} and data.kind={data.kind} do not go together.")
     index = CacheIndex.open(data.cache)

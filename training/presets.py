@@ -122,6 +122,48 @@ def fine_tune_recipe(name: str, folder: Path, cache: Path, index: CacheIndex, as
     }
 
 
+def vae_recipe(
+    name: str, folder: Path, cache: Path, index: CacheIndex, vae: Path, asked: FineTune, train: str
+) -> dict[str, Any]:
+    """A recipe for a VAE on the pixels of a cached data set.
+
+    Args:
+        name, folder, cache, index: as in `fine_tune_recipe`.
+        vae: folder of the VAE to start from.
+        asked: steps, batch, rate and what a run needs.
+        train: "decoder" leaves the latents' meaning as it is, "all" does not.
+    Raises:
+        RequestError: unknown `train`.
+    """
+    if train not in ("decoder", "all"):
+        raise RequestError(f"train={train!r} is not known: use decoder or all.")
+    longest = max(bucket.num_frames for bucket in index.buckets())
+    lengths = {longest, 1}
+    clips = len(index.samples)
+    recipe = fine_tune_recipe(name, folder, cache, index, asked)
+    return {
+        **recipe,
+        "objective": {
+            "kind": "vae",
+            "model": {},
+            "init": str(vae),
+            "train": train,
+            "validation_clips": min(8, clips),
+            "validation_frames": longest,
+            "statistics_clips": min(256, clips),
+        },
+        "stages": [
+            {
+                "steps": asked.steps,
+                "frames": {length: 0.2 if length == 1 < longest else 0.8 for length in sorted(lengths)},
+                "batch": dict.fromkeys(sorted(lengths), asked.batch),
+            }
+        ],
+        "optimizer": {"lr": asked.lr if asked.lr is not None else 1e-4, "betas": [0.9, 0.99]},
+        "export_dtype": "float32",
+    }
+
+
 def write_recipe(folder: Path, recipe: Mapping[str, Any]) -> Path:
     """Put recipe.yaml into a run's folder, once.
 

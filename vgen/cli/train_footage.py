@@ -99,6 +99,90 @@ def full(
     )  # fmt: skip
 
 
+def vae(
+    data: Data,
+    output: Output,
+    model: ModelName = "sprites",
+    cache: Cache = None,
+    train: Annotated[
+        str, typer.Option("--train", metavar="decoder|all", help="all: latents change, the transformer must follow.")
+    ] = "decoder",
+    steps: Steps = 1000,
+    batch: Batch = 1,
+    accumulate: Accumulate = 1,
+    lr: Rate = None,
+    weights: Weights = "",
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "no",
+    settings: Set = None,
+) -> None:
+    """Train a model's VAE on the pixels of a data set; the run's export/ is the VAE."""
+    from pathlib import Path
+
+    from vgen.errors import RequestError
+    from vgen.hub import resolve_model
+    from vgen.training.data.footage.cache import CacheIndex, find_index
+    from vgen.training.data.footage.commands import shares
+    from vgen.training.data.footage.records import DataSet
+    from vgen.training.presets import FineTune, vae_recipe, write_recipe
+
+    place, found = find_index(DataSet.open(data).folder.resolve(), model, cache), resolve_model(model)
+    if found.is_file():
+        raise RequestError(f"model={model!r} is a single file: make it a folder first, with `vgen convert`.")
+    folder = Path(output)
+    asked = FineTune(
+        mode="full", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr,
+        weights=shares("weights", weights), seed=seed, device=device, mixed_precision=precision,
+    )  # fmt: skip
+    recipe = vae_recipe(folder.name, folder.resolve(), place, CacheIndex.open(place), found / "vae", asked, train)
+    _run(str(write_recipe(folder, recipe)), settings)
+
+
+def clip(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="One video.")],
+    output: Output,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What it shows.")],
+    model: ModelName = "sprites",
+    num_frames: Annotated[
+        str | None, typer.Option("--num-frames", metavar="N", help="Length of a sample; by the model if left out.")
+    ] = None,
+    size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Of a sample.")] = None,
+    steps: Steps = 500,
+    batch: Batch = 1,
+    lr: Rate = 5e-4,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA.")] = 32,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "no",
+    gradient_checkpointing: Checkpointing = False,
+    settings: Set = None,
+) -> None:
+    """Tune a model to one clip, all of it, in one command; then edit it with other prompts."""
+    from pathlib import Path
+
+    from vgen.cli.jobs import choose_device
+    from vgen.pipelines.parts import ModelParts
+    from vgen.training.data.footage.cache import fill_cache
+    from vgen.training.data.footage.captions import caption, same_text
+    from vgen.training.data.footage.commands import geometry_for
+    from vgen.training.data.footage.ingest import WHOLE, ingest
+
+    data = Path(output) / "data"
+    made = ingest(Path(video), data, WHOLE, typer.echo)
+    if made.failed:
+        raise typer.Exit(2)
+    caption(made.data, same_text(prompt), typer.echo, overwrite=True)
+    parts = ModelParts.find(model)
+    geometry = geometry_for(parts, num_frames, size)
+    place, _, _ = fill_cache(made.data, parts, geometry, choose_device(device), typer.echo)
+    _train(
+        str(data), output, model, place.parent.name, "text=0.5,first=0.25,prefix=0.15,other=0.1", 0.0, "", settings,
+        mode="lora", steps=steps, batch=batch, lr=lr, rank=rank, seed=seed, device=device, mixed_precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+
+
 def resume(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")],
     settings: Set = None,

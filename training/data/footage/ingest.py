@@ -57,6 +57,10 @@ class IngestSettings:
     crop_bars: bool = True
 
 
+WHOLE = IngestSettings(0.0, 1, 0.0, 0.0, 0.0, False)
+"""Keeps everything but black ends: for a video that was chosen by hand."""
+
+
 @dataclass(frozen=True)
 class Ingested:
     """What came of it: the data set, files that could not be read, and whether anything was written."""
