@@ -119,8 +119,7 @@ def choose_size(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
 def _sizes(geometry: Geometry) -> Iterable[tuple[int, int]]:
     _, row, column = geometry.strides
     for height in range(row, geometry.area // column + 1, row):
-        width = geometry.area // height // column * column
-        if width >= column:
+        for width in range(column, geometry.area // height + 1, column):
             yield height, width
 
 
