@@ -274,14 +274,19 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(content, dict):
         raise RequestError(f"recipe={path} holds no mapping; it must start with keys such as `name:` and `objective:`.")
     for override in overrides or []:
-        _apply_override(content, override)
+        apply_override(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise RequestError(f"recipe={path}: {_explain(error)}") from None
 
 
-def _apply_override(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Change a recipe's content by "key.subkey=value", in place.
+
+    Raises:
+        RequestError: not of that form, or no such place.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RequestError(f"override={override!r} is not of the form key=value, e.g. optimizer.lr=1e-3.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from vgen.errors import RequestError
+from vgen.training.config import apply_override
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.records import write_text
 
@@ -164,12 +165,18 @@ def vae_recipe(
     }
 
 
-def write_recipe(folder: Path, recipe: Mapping[str, Any]) -> Path:
-    """Put recipe.yaml into a run's folder, once.
+def write_recipe(folder: Path, recipe: dict[str, Any], overrides: Sequence[str] = ()) -> Path:
+    """Put recipe.yaml into a run's folder, once, so that a resumed run has the same recipe.
 
+    Args:
+        folder: of the run.
+        recipe: its content, changed here by `overrides`.
+        overrides: "key.subkey=value".
     Raises:
-        RequestError: the folder holds another run.
+        RequestError: the folder holds another run, or the recipe is wrong.
     """
+    for override in overrides:
+        apply_override(recipe, override)
     file = folder / RECIPE
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     if file.is_file() and file.read_text(encoding="utf-8") != text:

@@ -136,7 +136,7 @@ def vae(
         weights=shares("weights", weights), seed=seed, device=device, mixed_precision=precision,
     )  # fmt: skip
     recipe = vae_recipe(folder.name, folder.resolve(), place, CacheIndex.open(place), found / "vae", asked, train)
-    _run(str(write_recipe(folder, recipe)), settings)
+    _run(str(write_recipe(folder, recipe, settings or ())), None)
 
 
 def clip(
@@ -213,7 +213,7 @@ def _train(
     mix = shares("tasks", tasks) if tasks else {"text": 1 - first_frame, "first": first_frame}
     asked = FineTune(tasks=mix, weights=shares("weights", weights), **chosen)
     recipe = fine_tune_recipe(folder.name, folder.resolve(), place, CacheIndex.open(place), asked)
-    _run(str(write_recipe(folder, recipe)), settings)
+    _run(str(write_recipe(folder, recipe, settings or ())), None)
 
 
 def _run(recipe: str, settings: list[str] | None) -> None:
