@@ -131,7 +131,7 @@ class PipelineLoading(DiffusionPipeline):
             _defer_text_encoder(components, file.path, text_encoder_folder, dtype, text_cache)
         else:
             _add_text_encoder(components, file.path, text_encoder_folder, dtype)
-        components.setdefault("convention", _convention_of(file))
+        components.setdefault("convention", convention_of(file))
         components.setdefault("defaults", _as_json(file_defaults(file, entry)))
         pipeline: Any = cls(**components)
         pipeline.register_to_config(_name_or_path=str(path))
@@ -206,7 +206,7 @@ def load_component(
     return model
 
 
-def _convention_of(file: SingleFile) -> str:
+def convention_of(file: SingleFile) -> str:
     """That of the folder which the file was made from, else its generation's."""
     stored = from_model_index(file.folder.get("model_index", {})).get("convention")
     return stored or _CONVENTION_OF_GENERATION[file.generation]

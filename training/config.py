@@ -6,18 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from vgen.errors import RequestError
-
-Share = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    """Base of all parts of a recipe: an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+from vgen.training.config_footage import Count, FootageConfig, LoraConfig, Share, Strict, data_kind
 
 
 class TaskMix(Strict):
@@ -119,7 +111,7 @@ class ScheduleConfig(Strict):
     warmup_steps: int = Field(50, ge=0)
     decay_steps: int = Field(0, ge=0)
     final_ratio: float = Field(0.02, ge=0, le=1)
-    restarts: list[Count] = []
+    restarts: list[Count] = Field(default_factory=list)
 
 
 class EmaConfig(Strict):
@@ -228,7 +220,29 @@ class FlowObjectiveConfig(Strict):
     sample_clips: int = Field(8, ge=0)
     sample_steps: Count = 30
     guidance_scale: float = Field(4.0, ge=0)
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = Field(default_factory=dict)
+
+
+class FineTuneObjectiveConfig(Strict):
+    """Flow matching of a finished model on cached footage: a LoRA on its frozen transformer, or the whole transformer.
+
+    Sizes and frame rates are those of the cache, the density of sigmas follows the model's own scheduler.
+    """
+
+    kind: Literal["finetune"]
+    model: str
+    mode: Literal["lora", "full"] = "lora"
+    lora: LoraConfig = LoraConfig()
+    tasks: TaskMix = TaskMix(text=0.75, first=0.25, prefix=0, other=0)
+    text_drop: float = Field(0.1, ge=0, le=1)
+    uniform_share: float = Field(0.1, ge=0, le=1)
+    explicit_attention: bool = False
+    gradient_checkpointing: bool = False
+    validation_samples: Count = 8
+    sample_clips: int = Field(2, ge=0)
+
+
+Objectives = Annotated[VaeObjectiveConfig | FlowObjectiveConfig | FineTuneObjectiveConfig, Field(discriminator="kind")]
 
 
 class Recipe(Strict):
@@ -243,8 +257,10 @@ class Recipe(Strict):
     gradient_accumulation: Count = 1
     accept_other_data: bool = False
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    data: SpritesConfig = SpritesConfig()
-    objective: Annotated[VaeObjectiveConfig | FlowObjectiveConfig, Field(discriminator="kind")]
+    data: Annotated[
+        Annotated[SpritesConfig, Tag("sprites")] | Annotated[FootageConfig, Tag("footage")], Discriminator(data_kind)
+    ] = SpritesConfig()
+    objective: Objectives
     stages: list[Stage] = Field(min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -283,14 +299,19 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not isinstance(content, dict):
         raise RequestError(f"recipe={path} holds no mapping; it must start with keys such as `name:` and `objective:`.")
     for override in overrides or []:
-        _apply_override(content, override)
+        apply_override(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise RequestError(f"recipe={path}: {_explain(error)}") from None
 
 
-def _apply_override(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Change a recipe's content by "key.subkey=value", in place.
+
+    Raises:
+        RequestError: not of that form, or no such place.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise RequestError(f"override={override!r} is not of the form key=value, e.g. optimizer.lr=1e-3.")
@@ -333,7 +354,7 @@ def _yaml_value(text: str) -> Any:
 def _explain(error: ValidationError) -> str:
     parts = []
     for problem in error.errors():
-        kind = problem["loc"][1:2] if problem["loc"][:1] == ("objective",) else ()
+        kind = problem["loc"][1:2] if problem["loc"][:1] in (("objective",), ("data",)) else ()
         field = ".".join(str(part) for part in (problem["loc"][:1] + problem["loc"][2:] if kind else problem["loc"]))
         given = "" if problem["type"] in ("missing", "extra_forbidden") else f" (given: {problem['input']!r})"
         message = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vgen.engine.allocator import keep_freed_memory
 from vgen.errors import VgenError
 from vgen.models import CausalVideoVAE
-from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
+from vgen.training.config import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
+from vgen.training.config_footage import FootageConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.captioned import CaptionedLatents
 from vgen.training.data.clips import SpriteClips
@@ -23,6 +24,7 @@ from vgen.training.data.latents import LatentCache, folder_hash
 from vgen.training.data.plan import BatchPlan, Source, batches
 from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.ema import Ema
+from vgen.training.footage_run import build_on_footage
 from vgen.training.journal import Journal
 from vgen.training.loop import Run, any_process, train
 from vgen.training.objectives.base import Objective
@@ -114,6 +116,8 @@ def build_objective(
     recipe: Recipe, folder: Path, control: Control, accelerator: Accelerator
 ) -> tuple[Objective, Source]:
     """The recipe's objective and the source of its batches; encodes the latent cache where one is needed."""
+    if isinstance(recipe.data, FootageConfig) or isinstance(recipe.objective, FineTuneObjectiveConfig):
+        return build_on_footage(recipe)
     clips = SpriteClips(recipe.data, "train")
     held_out = SpriteClips(recipe.data, "validation")
     if isinstance(recipe.objective, VaeObjectiveConfig):

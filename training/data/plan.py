@@ -6,7 +6,7 @@ import bisect
 import signal
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosingSource(Source, Protocol):
+    """A source that says itself which of its samples go together."""
+
+    def choose(self, num_frames: int, count: int, generator: torch.Generator) -> list[int]:
+        """Indices of `count` samples of that length: a function of the generator alone."""
+        ...
+
+
 class BatchPlan:
     """Clip length and sample indices of every step.
 
@@ -78,8 +87,10 @@ class BatchPlan:
         chosen = torch.multinomial(shares, 1, generator=generator(self.seed, "length", step))
         num_frames = lengths[int(chosen)]
         keys = Keys(self.seed, step, micro, self.rank)
-        count = source.size(num_frames)
-        indices = torch.randint(count, (stage.batch[num_frames],), generator=keys.generator("order"))
+        batch, order = stage.batch[num_frames], keys.generator("order")
+        if isinstance(source, ChoosingSource):
+            return Draw(keys, num_frames, source.choose(num_frames, batch, order), stage.crop)
+        indices = torch.randint(source.size(num_frames), (batch,), generator=order)
         return Draw(keys, num_frames, indices.tolist(), stage.crop)
 
 

@@ -66,6 +66,7 @@ class FlowInputs:
         strides: pixels per latent.
         frame_rate: of the clips.
         patch_size: latents per token along rows and columns.
+        causal, prefix_latent_frames: see `arrange`.
 
     Attributes:
         hidden_states: [B, K + N, C].
@@ -84,6 +85,9 @@ class FlowInputs:
         strides: Strides,
         frame_rate: float,
         patch_size: int = 1,
+        *,
+        causal: bool = True,
+        prefix_latent_frames: int | None = None,
     ) -> None:
         batch, channels, *size = latents.shape
         self.conditions: ConditionSet = arrange(
@@ -93,6 +97,8 @@ class FlowInputs:
             frame_rate,
             channels=channels,
             batch=batch,
+            causal=causal,
+            prefix_latent_frames=prefix_latent_frames,
             patch_size=patch_size,
             device=latents.device,
         )

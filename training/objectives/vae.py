@@ -14,6 +14,7 @@ from vgen.models.inflation import inflate
 from vgen.training.config import VaeObjectiveConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_frames, to_pixels
+from vgen.training.data.footage.pixel_source import FootageClips
 from vgen.training.data.plan import Batch
 from vgen.training.ema import Ema
 from vgen.training.losses.haar import haar_distance
@@ -36,7 +37,13 @@ class VaeObjective(Objective):
         seed: of the recipe; initialises the weights.
     """
 
-    def __init__(self, config: VaeObjectiveConfig, clips: SpriteClips, held_out: SpriteClips, seed: int) -> None:
+    def __init__(
+        self,
+        config: VaeObjectiveConfig,
+        clips: SpriteClips | FootageClips,
+        held_out: SpriteClips | FootageClips,
+        seed: int,
+    ) -> None:
         super().__init__()
         self.config = config
         self.clips = clips

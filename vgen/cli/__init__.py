@@ -13,6 +13,7 @@ import typer
 from vgen.cli import (
     animate,
     convert,
+    data,
     evaluate,
     extend,
     generate,
@@ -20,12 +21,14 @@ from vgen.cli import (
     inpaint,
     interpolate,
     loop,
+    lora_export,
     models,
     outpaint,
     predict,
     restyle,
     story,
     train,
+    train_footage,
 )
 from vgen.errors import VgenError
 from vgen.version import __version__
@@ -69,6 +72,13 @@ app.command("restyle")(restyle.restyle)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
+app.add_typer(data.app, name="data")
+app.add_typer(lora_export.app, name="lora")
+train.app.command("lora")(train_footage.lora)
+train.app.command("full")(train_footage.full)
+train.app.command("clip")(train_footage.clip)
+train.app.command("vae")(train_footage.vae)
+train.app.command("resume")(train_footage.resume)
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
 

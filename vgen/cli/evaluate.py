@@ -1,4 +1,4 @@
-"""`vgen evaluate`: the scores of a model on SpriteWorld."""
+"""`vgen evaluate`: the scores of a model on SpriteWorld, or of a fine-tuning run on its footage."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import typer
 
 
 def evaluate(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run of `vgen train lora`: base against its checkpoints.")
+    ] = None,
     model: Annotated[str, typer.Option("--model", metavar="NAME|FOLDER", help="The model to score.")] = "sprites",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer clips: minutes in place of an hour.")] = False,
     output: Annotated[
@@ -21,8 +24,14 @@ def evaluate(
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file if it is there.")] = False,
 ) -> None:
-    """Score a model: how often a judge finds what was asked for, beside ceilings and floors."""
+    """Score a model: how often a judge finds what was asked for; or a RUN: what it learnt, and its best checkpoint."""
     from pathlib import Path
+
+    if run is not None:
+        from vgen.training.evaluate_run import evaluate_run
+
+        evaluate_run(Path(run), typer.echo, device=device or "auto")
+        return
 
     from vgen.cli.jobs import Model, choose_device
     from vgen.errors import OutputError, RequestError

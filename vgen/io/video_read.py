@@ -92,9 +92,9 @@ def measure_video(path: Path) -> tuple[int, int, int]:
         rate = float(stream.average_rate or stream.guessed_rate or 25)
         times = [
             float(frame.pts * stream.time_base) if frame.pts is not None and stream.time_base else place / rate
-            for place, frame in enumerate(_strict_frames(path, opened, stream, float("inf")))
+            for place, frame in enumerate(strict_frames(path, opened, stream, float("inf")))
         ]
-        _check_count(path, stream, times, rate)
+        check_count(path, stream, times, rate)
         return len(times), context.height, context.width
 
 
@@ -108,26 +108,26 @@ def _decode(path: Path, container: Container, max_frames: int | None, deadline: 
         declared = stream.frames or round((opened.duration or 0) / 1e6 * float(rate or 0))
         limit = frame_limit(path, context.width, context.height, max_frames, declared)
         pixel_aspect = context.sample_aspect_ratio
-        for frame in _strict_frames(path, opened, stream, deadline):
+        for frame in strict_frames(path, opened, stream, deadline):
             if len(frames) == limit:
                 if max_frames is not None:
                     break
                 raise _too_long(path, limit)
             if not frames:
-                notes.extend(_frame_notes(path, frame, pixel_aspect))
-            picture = _to_rgb(frame, pixel_aspect)
+                notes.extend(frame_notes(path, frame, pixel_aspect))
+            picture = to_rgb(frame, pixel_aspect)
             if frames and picture.shape != frames[0].shape:
                 raise MediaError(f"{path} changes its frame size after {len(frames)} frames; that is not read.")
             frames.append(picture)
             known = frame.pts is not None and stream.time_base
             times.append(float(frame.pts * stream.time_base) if known else len(times) / float(rate or 25))
         else:
-            _check_count(path, stream, times, float(rate or 0))
+            check_count(path, stream, times, float(rate or 0))
         tick = float(stream.time_base or 0)
     return TimedFrames(frames, times, tick, float(rate) if rate else None, notes)
 
 
-def _strict_frames(path: Path, opened: Any, stream: Any, deadline: float) -> Iterator[Any]:
+def strict_frames(path: Path, opened: Any, stream: Any, deadline: float) -> Iterator[Any]:
     """Decoded frames in order; damage that the decoder only flags is raised too."""
     for packet in opened.demux(stream):
         if time.monotonic() > deadline:
@@ -144,7 +144,7 @@ def _too_long(path: Path, limit: int) -> MediaError:
     return MediaError(f"{path} has more than {limit:,} frames, the most that are read at once; cut a shorter clip.")
 
 
-def _check_count(path: Path, stream: Any, times: list[float], rate: float) -> None:
+def check_count(path: Path, stream: Any, times: list[float], rate: float) -> None:
     """The whole stream was read: were all frames there that the file promises?"""
     count = len(times)
     if count == 0:
@@ -162,7 +162,7 @@ def _check_count(path: Path, stream: Any, times: list[float], rate: float) -> No
             raise MediaError(f"{path} is damaged: its last frame is at {max(times):.2f} s of {duration:.2f} s.")
 
 
-def _frame_notes(path: Path, frame: Any, pixel_aspect: Fraction | None) -> Iterator[str]:
+def frame_notes(path: Path, frame: Any, pixel_aspect: Fraction | None) -> Iterator[str]:
     check_tone(path, frame.color_trc, frame.color_primaries)
     bits = max((component.bits for component in frame.format.components), default=8)
     if bits > 8:
@@ -173,7 +173,7 @@ def _frame_notes(path: Path, frame: Any, pixel_aspect: Fraction | None) -> Itera
         yield f"Pixels {pixel_aspect} as wide as high were made square."
 
 
-def _to_rgb(frame: Any, pixel_aspect: Fraction | None) -> np.ndarray:
+def to_rgb(frame: Any, pixel_aspect: Fraction | None) -> np.ndarray:
     """uint8 [H, W, 3], upright, square pixels."""
     import numpy as np
 

@@ -1,0 +1,49 @@
+"""Parts of a recipe that speak of footage and LoRA, and the base of all parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Base of all parts of a recipe: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class FootageConfig(Strict):
+    """A data set of `vgen data`, as cached for one model.
+
+    `folder` is the data set, `cache` the index.json of its cache. `weights` says how often samples of a folder of the
+    footage are drawn, relative to the others (1): 2 is as if the folder were there twice, 0 leaves it out.
+    """
+
+    kind: Literal["footage"]
+    folder: Path
+    cache: Path
+    weights: dict[str, Share] = {}
+
+
+class LoraConfig(Strict):
+    """A LoRA: rank, alpha (None: the rank, a scale of 1), and the layers that get one.
+
+    `targets`: attention, blocks (attention and feed-forward of all blocks), all (every linear layer), or endings of
+    layers' names, such as attn1.to_q.
+    """
+
+    rank: Count = 32
+    alpha: float | None = Field(None, gt=0)
+    targets: list[str] = Field(["blocks"], min_length=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+def data_kind(value: Any) -> str:
+    """The kind of `data` in a recipe; sprites if it says none."""
+    kind = value.get("kind", "sprites") if isinstance(value, dict) else getattr(value, "kind", "sprites")
+    return str(kind)

@@ -1,0 +1,1 @@
+"""A folder of footage as a data set: shots, captions, and what a model makes of them."""

@@ -1,0 +1,213 @@
+"""What `vgen data cache` makes for one model: latents of samples and embeddings of captions, by content.
+
+A sample's latents lie in latents/VAE/SAMPLE.safetensors, a caption's embedding in text/; both are named after all that
+they depend on and appear whole or not at all, so a killed run loses the sample it was at, and a second run writes
+nothing. cache/KEY/index.json says which samples there are; it is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vgen.errors import RequestError
+from vgen.models import CausalVideoVAE
+from vgen.pipelines.parts import ModelParts
+from vgen.pipelines.text_cache import TextCache
+from vgen.training.data.footage.buckets import Bucket, Geometry, Sample, plan_samples
+from vgen.training.data.footage.captions import NO_CAPTION
+from vgen.training.data.footage.pixels import mask_of, read_mask, read_samples
+from vgen.training.data.footage.records import Clip, DataSet, Dropped, content_key, write_text
+from vgen.training.data.latents import encode_clips
+from vgen.training.state import sync
+
+INDEX = "index.json"
+_TEXT_BYTES = 1 << 50
+
+
+@dataclass(frozen=True)
+class CacheIndex:
+    """What a cache holds.
+
+    Attributes:
+        data: the data set's folder.
+        model: name or folder.
+        text_encoder: folder, or None: the model's own.
+        vae_hash: of the weights that made the latents.
+        max_sequence_length: of captions, in tokens.
+        text_device: kind of device that encoded the captions.
+        geometry: sizes, lengths and rates.
+        samples: in the order of the clips.
+        dropped: clips without a sample, and why.
+    """
+
+    data: Path
+    model: str
+    text_encoder: str | None
+    vae_hash: str
+    max_sequence_length: int
+    text_device: str
+    geometry: dict[str, Any]
+    samples: tuple[Sample, ...]
+    dropped: tuple[Dropped, ...]
+
+    @classmethod
+    def open(cls, file: Path) -> CacheIndex:
+        """Read an index.json.
+
+        Raises:
+            RequestError: there is none, or it cannot be read.
+        """
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            samples = tuple(
+                Sample(**{**row, "bucket": Bucket(*row["bucket"]), "frames": tuple(row["frames"])})
+                for row in content.pop("samples")
+            )
+            dropped = tuple(Dropped(**row) for row in content.pop("dropped"))
+            return cls(**{**content, "data": file.parents[2], "samples": samples, "dropped": dropped})
+        except FileNotFoundError:
+            raise RequestError(f"{file} is not there: run `vgen data cache` (again, if it was interrupted).") from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"{file} cannot be read: {error}; run `vgen data cache` again.") from None
+
+    def latents_file(self, sample: Sample) -> Path:
+        """Where a sample's latents lie."""
+        return self.data / "latents" / self.vae_hash / f"{sample.key}.safetensors"
+
+    def buckets(self) -> dict[Bucket, int]:
+        """Samples in each bucket."""
+        counts: dict[Bucket, int] = {}
+        for sample in self.samples:
+            counts[sample.bucket] = counts.get(sample.bucket, 0) + 1
+        return dict(sorted(counts.items()))
+
+
+def text_cache(data: Path) -> TextCache:
+    """Where a data set keeps embeddings of captions."""
+    return TextCache(data / "text", _TEXT_BYTES)
+
+
+def fill_cache(
+    data: DataSet,
+    parts: ModelParts,
+    geometry: Geometry,
+    device: str,
+    say: Callable[[str], None],
+    bfloat16: bool = False,
+) -> tuple[Path, CacheIndex, int]:
+    """Encode what is missing.
+
+    Args:
+        data: with captions.
+        parts: of the model.
+        geometry: of the samples.
+        device: encodes.
+        say: told what is being done.
+        bfloat16: encode in bfloat16 where that is safe.
+    Returns:
+        The index file, the index, and how many samples were encoded now.
+    Raises:
+        RequestError: clips without a caption, or not one sample.
+        MediaError: a source is gone or was changed.
+    """
+    uncaptioned = [clip.id for clip in data.clips if not data.captions(clip)]
+    if uncaptioned:
+        raise RequestError(NO_CAPTION.format(count=len(uncaptioned), first=uncaptioned[0], data=data.folder))
+    samples, dropped = plan_samples(data.clips, geometry)
+    if not samples:
+        reasons = "; ".join(f"{entry.id}: {entry.reason}" for entry in dropped[:5])
+        raise RequestError(f"{data.folder} gives not one sample for {parts.name}: {reasons}.")
+    length = int(parts.defaults["max_sequence_length"])
+    kind = torch.device(device).type
+    index = CacheIndex(
+        data.folder, parts.name, parts.text_encoder_folder, parts.vae_hash, length, kind, asdict(geometry),
+        tuple(samples), tuple(dropped),
+    )  # fmt: skip
+    written = _encode_samples(data, index, parts, device, say, bfloat16)
+    texts = sorted({text for clip in data.clips for text in data.captions(clip)} | {""})
+    with torch.no_grad():
+        text = parts.text(text_cache(data.folder))
+        text.encode(texts, length, masked=parts.convention.mask_text_encoder, device=device)
+    place = data.folder / "cache" / content_key(parts.vae_hash, asdict(geometry), length) / INDEX
+    write_text(place, _as_json(index))
+    return place, index, written
+
+
+def _as_json(index: CacheIndex) -> str:
+    content = asdict(index)
+    del content["data"]
+    for sample, row in zip(index.samples, content["samples"], strict=True):
+        row["bucket"] = list(sample.bucket)
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _encode_samples(
+    data: DataSet, index: CacheIndex, parts: ModelParts, device: str, say: Callable[[str], None], bfloat16: bool
+) -> int:
+    missing = [sample for sample in index.samples if not index.latents_file(sample).is_file()]
+    if not missing:
+        return 0
+    vae, clips = parts.load_vae().to(device), {clip.id: clip for clip in data.clips}
+    for done, (sample, frames) in enumerate(read_samples(missing, clips), start=1):
+        tensors = encode_clips(vae, torch.from_numpy(frames)[None], bfloat16)
+        stored = {name: value[0].half() for name, value in tensors.items()}
+        weight = _weight(clips[sample.clip], sample, vae)
+        write_tensors(index.latents_file(sample), stored if weight is None else {**stored, "weight": weight})
+        if done % 25 == 0 or done == len(missing):
+            say(f"encoded {done} of {len(missing)} samples")
+    return len(missing)
+
+
+def _weight(clip: Clip, sample: Sample, vae: CausalVideoVAE) -> Tensor | None:
+    """The clip's mask as a weight of each latent, [1, f, h, w]: the mean over its pixels."""
+    path = mask_of(clip)
+    if path is None:
+        return None
+    mask = torch.from_numpy(read_mask(path, clip, sample))[None, None]
+    strides = vae.strides
+    spatial = torch.nn.functional.avg_pool3d(mask, (1, strides.height, strides.width))
+    rest = spatial[:, :, 1:]
+    if rest.shape[2]:
+        rest = torch.nn.functional.avg_pool3d(rest, (strides.temporal, 1, 1))
+    return torch.cat([spatial[:, :, :1], rest], dim=2)[0]
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.{os.getpid()}.part")
+    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, partial)
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def find_index(data: Path, model: str, cache: str | None = None) -> Path:
+    """The cache of a data set for a model.
+
+    Args:
+        data: folder of the data set.
+        model: name or folder, as given to `vgen data cache`.
+        cache: key of the cache, where there are several.
+    Raises:
+        RequestError: there is none, or several.
+    """
+    files = sorted((data / "cache").glob(f"{cache or '*'}/{INDEX}"))
+    files = [file for file in files if CacheIndex.open(file).model == model]
+    if not files:
+        raise RequestError(
+            f"{data} holds nothing for model {model!r}: run `vgen data cache {data} --model {model}` first."
+        )
+    if len(files) > 1:
+        keys = ", ".join(file.parent.name for file in files)
+        raise RequestError(f"{data} has several caches for model {model!r}: choose one with --cache, of {keys}.")
+    return files[0]

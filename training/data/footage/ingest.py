@@ -1,0 +1,250 @@
+"""From a folder of footage to a data set: every file is scanned once, every shot is kept or dropped for a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vgen.errors import OutputError, RequestError, VgenError
+from vgen.io.output import check_writable
+from vgen.training.data.footage.records import (
+    ABOUT,
+    CLIPS,
+    DROPPED,
+    VERSION,
+    Clip,
+    DataSet,
+    Dropped,
+    content_key,
+    write_lines,
+    write_text,
+)
+from vgen.training.data.footage.report import save_thumbnails, write_report
+from vgen.training.data.footage.scan import SCAN_VERSION, Scan, Shot, decode_print, scan_image, scan_video
+
+VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"}
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+SOUNDS = {".mp3", ".wav", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
+MASK_ENDING = ".mask"
+"""`NAME.mask.png` (or .mp4) beside `NAME.mp4` says where the loss counts; it is no footage itself."""
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """What decides over shots.
+
+    Attributes:
+        cut_threshold: of PySceneDetect's AdaptiveDetector; 0 cuts nothing.
+        min_frames: fewer are too short (pictures are exempt).
+        static_below: a shot whose blocks never change by more grey levels than this is a still picture.
+        black_below: a shot whose 95th percentile of grey stays under this is black.
+        duplicate_below: two shots are the same if their small pictures differ by less than this share of the contrast.
+        crop_bars: cut black bars off.
+    """
+
+    cut_threshold: float = 3.0
+    min_frames: int = 9
+    static_below: float = 3.0
+    black_below: float = 24.0
+    duplicate_below: float = 0.12
+    crop_bars: bool = True
+
+
+WHOLE = IngestSettings(0.0, 1, 0.0, 0.0, 0.0, False)
+"""Keeps everything but black ends: for a video that was chosen by hand."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What came of it: the data set, files that could not be read, and whether anything was written."""
+
+    data: DataSet
+    failed: tuple[Dropped, ...]
+    changed: bool
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: Path
+    hash: str
+    folder: str
+    scan: Scan
+
+
+def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[[str], None]) -> Ingested:
+    """Scan what is new, decide over all of it, and write the records and the report.
+
+    Args:
+        footage: a folder, or one file.
+        folder: of the data set; made if it is not there. A file that was scanned before is not decoded again.
+        settings: what decides.
+        say: told what is being done, a line at a time.
+    Raises:
+        RequestError: no footage, or `folder` is something else.
+        OutputError: it cannot be written.
+    """
+    files = list(_footage_files(footage))
+    if not files:
+        raise RequestError(f"{footage} holds no video and no picture ({', '.join(sorted(VIDEOS | IMAGES))}).")
+    _prepare(folder)
+    changed, found, skipped = False, [], []
+    for path in files:
+        try:
+            entry, fresh = _scan_once(path, footage, folder, settings, say)
+        except OutputError:
+            raise
+        except VgenError as error:
+            if error.exit_code != 2:
+                raise
+            skipped.append(Dropped(str(path), str(error)))
+            say(f"skipped: {error}")
+        else:
+            found.append(entry)
+            changed |= fresh
+    clips, dropped = decide(found, settings)
+    about = {"version": VERSION, "footage": str(footage.resolve()), "settings": asdict(settings)}
+    data = DataSet(folder, about, tuple(clips), (*skipped, *dropped))
+    changed |= write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+    changed |= write_lines(folder / CLIPS, data.clips)
+    changed |= write_lines(folder / DROPPED, data.dropped)
+    changed |= write_report(data, [note for entry in found for note in _notes(entry)])
+    return Ingested(data, tuple(skipped), changed)
+
+
+def _footage_files(footage: Path) -> Iterator[Path]:
+    if not footage.exists():
+        raise RequestError(f"{footage} does not exist; give a folder of videos and pictures, or one file.")
+    if footage.is_file():
+        yield footage
+        return
+    for path in sorted(footage.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(footage).parts)
+        known = path.suffix.lower() in VIDEOS | IMAGES | SOUNDS
+        if path.is_file() and known and not hidden and not path.stem.endswith(MASK_ENDING):
+            yield path
+
+
+def _prepare(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give a folder for the data set.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file() and not (folder / "scans").is_dir():
+        raise OutputError(f"{folder} is not empty and is no data set; give a new folder, so that nothing is mixed up.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror or error}.") from None
+    check_writable(folder)
+
+
+def _scan_once(
+    path: Path, footage: Path, folder: Path, settings: IngestSettings, say: Callable[[str], None]
+) -> tuple[_Found, bool]:
+    """A file's scan, from the data set if it is there; and whether it was made now."""
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from None
+    place = folder / "scans" / f"{content_key(digest, settings.cut_threshold, SCAN_VERSION, path.name)}.json"
+    inside = path.relative_to(footage).parent.as_posix() if footage.is_dir() else "."
+    if place.is_file():
+        return _Found(path, digest, inside, Scan.from_json(json.loads(place.read_text(encoding="utf-8")))), False
+    say(f"scanning {path}")
+    if path.suffix.lower() in IMAGES:
+        scan, thumbnails = scan_image(path)
+    else:
+        scan, thumbnails = scan_video(path, settings.cut_threshold)
+    for shot, pictures in zip(scan.shots, thumbnails, strict=True):
+        save_thumbnails(folder, clip_id(path, digest, shot), pictures)
+    write_text(place, json.dumps(asdict(scan)) + "\n")  # last: what it speaks of is there
+    return _Found(path, digest, inside, scan), True
+
+
+def clip_id(path: Path, digest: str, shot: Shot) -> str:
+    """A name for a shot that is the same on every run: file name, content, first frame."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)[:40].strip("-") or "clip"
+    return f"{stem}-{digest[:8]}-{shot.start:06d}"
+
+
+def decide(found: list[_Found], settings: IngestSettings) -> tuple[list[Clip], list[Dropped]]:
+    """Which shots are kept; of two that are the same the first."""
+    clips: list[Clip] = []
+    dropped: list[Dropped] = []
+    prints: list[np.ndarray] = []
+    for entry in found:
+        for shot in entry.scan.shots:
+            name = clip_id(entry.path, entry.hash, shot)
+            reason = _fault(entry.scan, shot, settings)
+            if reason is None:
+                look = decode_print(shot.print)
+                twin = _twin(look, prints, settings.duplicate_below)
+                if twin is not None:
+                    reason = f"duplicate of {clips[twin].id}"
+                else:
+                    prints.append(look)
+                    clips.append(_clip(entry, shot, name, settings))
+            if reason is not None:
+                dropped.append(Dropped(str(entry.path), reason, name, shot.start, shot.num_frames))
+    return clips, dropped
+
+
+def _clip(entry: _Found, shot: Shot, name: str, settings: IngestSettings) -> Clip:
+    crop = shot.crop if settings.crop_bars else (0, 0, *entry.scan.size)
+    return Clip(
+        name,
+        str(entry.path.resolve()),
+        entry.hash,
+        entry.scan.kind,
+        shot.start,
+        shot.num_frames,
+        entry.scan.frame_rate,
+        crop,
+        entry.folder,
+        entry.scan.resampled,
+    )
+
+
+def _fault(scan: Scan, shot: Shot, settings: IngestSettings) -> str | None:
+    if shot.brightness < settings.black_below:
+        return f"black: grey {shot.brightness:g} of 255 at the 95th percentile, below {settings.black_below:g}"
+    if scan.kind == "image":
+        return None
+    if shot.num_frames < settings.min_frames:
+        return f"too short: {shot.num_frames} frames, fewer than {settings.min_frames}"
+    if shot.motion < settings.static_below:
+        return f"static: nothing changes by more than {shot.motion:g} grey levels, below {settings.static_below:g}"
+    return None
+
+
+def _twin(look: np.ndarray, others: list[np.ndarray], below: float) -> int | None:
+    """Index of the first other that shows the same, however it was encoded."""
+    if not others:
+        return None
+    table = np.stack(others)
+    contrast = 0.5 * (look.std() + table.std(axis=1)) + 1.0
+    distance = np.sqrt(np.square(table - look).mean(axis=1)) / contrast
+    same = np.flatnonzero(distance < below)
+    return int(same[0]) if len(same) else None
+
+
+def _notes(entry: _Found) -> Iterator[str]:
+    for note in entry.scan.notes:
+        yield f"{entry.path}: {note}"
+
+
+def summary(made: Ingested) -> dict[str, Any]:
+    """Counts for the last line of the command."""
+    data = made.data
+    return {
+        "clips": len(data.clips),
+        "frames": sum(clip.num_frames for clip in data.clips),
+        "dropped": len(data.dropped) - len(made.failed),
+        "failed": len(made.failed),
+    }

@@ -1,0 +1,129 @@
+"""The pixels of samples: each source is decoded once, and only what samples need is kept."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vgen.errors import MediaError
+from vgen.io.images import read_image
+from vgen.io.video import read_video
+from vgen.io.video_stream import FootageStream
+from vgen.training.data.footage.buckets import Sample
+from vgen.training.data.footage.ingest import MASK_ENDING
+from vgen.training.data.footage.records import Clip
+
+
+def read_samples(samples: Sequence[Sample], clips: Mapping[str, Clip]) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Samples with their pixels, uint8 [F, H, W, 3], source by source.
+
+    Args:
+        samples: any.
+        clips: by id.
+    Raises:
+        MediaError: a source is gone or was changed since it was ingested.
+    """
+    by_source: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_source[clips[sample.clip].source].append(sample)
+    for source, wanted in by_source.items():
+        if not Path(source).exists():
+            raise MediaError(f"{source} is gone: the data set points to it. Put it back, or ingest the footage again.")
+        if clips[wanted[0].clip].kind == "image":
+            picture = np.asarray(read_image(source))
+            yield from ((sample, fit(picture, clips[sample.clip].crop, sample)[None]) for sample in wanted)
+        else:
+            yield from _from_video(Path(source), wanted, clips)
+
+
+def _from_video(
+    source: Path, wanted: Sequence[Sample], clips: Mapping[str, Clip]
+) -> Iterator[tuple[Sample, np.ndarray]]:
+    """Samples of one video, the earliest ending first; a variable frame rate needs its timeline first."""
+    stream = FootageStream(source)
+    chosen = _chosen(source) if clips[wanted[0].clip].resampled else None
+    needed: dict[int, list[tuple[Sample, int]]] = defaultdict(list)
+    for sample in wanted:
+        for place, frame in enumerate(sample.frames):
+            needed[frame if chosen is None else chosen[frame]].append((sample, place))
+    open_samples: dict[str, np.ndarray] = {}
+    left = {sample.key: len(sample.frames) for sample in wanted}
+    for place, frame in enumerate(stream):
+        for sample, position in needed.pop(place, ()):
+            if sample.key not in open_samples:
+                open_samples[sample.key] = np.empty((len(sample.frames), *sample.bucket[1:3], 3), np.uint8)
+            open_samples[sample.key][position] = fit(frame.picture, clips[sample.clip].crop, sample)
+            left[sample.key] -= 1
+            if left[sample.key] == 0:
+                yield sample, open_samples.pop(sample.key)
+        if not needed:
+            return
+    raise MediaError(f"{source} has fewer frames than when it was ingested; ingest the footage again.")
+
+
+def _chosen(source: Path) -> tuple[int, ...] | None:
+    """Which decoded frames a file of variable rate shows; found without keeping a picture."""
+    stream = FootageStream(source)
+    for _ in stream:
+        pass
+    return stream.timeline.chosen
+
+
+def fit(picture: np.ndarray, crop: tuple[int, int, int, int], sample: Sample) -> np.ndarray:
+    """Cut the largest centred part of the crop that has the sample's aspect ratio, and resize it.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        crop: (top, left, height, width).
+        sample: for its size.
+    Returns:
+        uint8 [h, w, 3].
+    """
+    top, left, height, width = crop
+    tall, wide = sample.bucket.height, sample.bucket.width
+    scale = min(height / tall, width / wide)
+    part_height, part_width = tall * scale, wide * scale
+    y, x = top + (height - part_height) / 2, left + (width - part_width) / 2
+    box = (x, y, min(x + part_width, picture.shape[1]), min(y + part_height, picture.shape[0]))
+    return np.asarray(Image.fromarray(picture).resize((wide, tall), Image.Resampling.LANCZOS, box=box))
+
+
+def mask_of(clip: Clip) -> Path | None:
+    """The mask beside a clip's source, if there is one: white is where the loss counts."""
+    source = Path(clip.source)
+    for ending in (".png", ".mp4", ".webm", ".gif"):
+        candidate = source.with_name(f"{source.stem}{MASK_ENDING}{ending}")
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read_mask(path: Path, clip: Clip, sample: Sample) -> np.ndarray:
+    """A sample's part of its clip's mask, float32 [F, H, W] in [0, 1].
+
+    Raises:
+        MediaError: the mask is of another size or shorter than the clip, or all black there.
+    """
+    if path.suffix.lower() == ".png":
+        pictures = np.asarray(read_image(path))[None]
+        pictures = np.broadcast_to(pictures, (len(sample.frames), *pictures.shape[1:]))
+    else:
+        frames = read_video(path).frames
+        if max(sample.frames) >= len(frames):
+            raise MediaError(
+                f"{path} has {len(frames)} frames, and frame {max(sample.frames)} of {clip.source} is used."
+            )
+        pictures = frames[list(sample.frames)]
+    top, left, height, width = clip.crop
+    if pictures.shape[1] < top + height or pictures.shape[2] < left + width:
+        raise MediaError(f"{path} is {pictures.shape[2]} x {pictures.shape[1]}; it must be as large as {clip.source}.")
+    mask = np.stack([fit(np.ascontiguousarray(p), clip.crop, sample) for p in pictures]).mean(axis=-1) / 255
+    if not (mask > 0.5).any():
+        raise MediaError(
+            f"{path} is all black in frames {sample.frames[0]} to {sample.frames[-1]}: nothing would be learnt."
+        )
+    return mask.astype(np.float32)

@@ -1,0 +1,160 @@
+"""What is known of a folder of footage, on disk: one JSON object a line, replaced whole or not at all.
+
+A data set is a folder with
+    dataset.json       the footage's folder and the settings of `vgen data ingest`
+    scans/HASH.json    what going through one file found, by the file's content
+    clips.jsonl        a kept clip a line
+    dropped.jsonl      a dropped shot or skipped file a line, with its reason
+    captions/ID.txt    captions of a clip, one a line; free to be edited
+    thumbnails/ID.jpg  and report.html, report.png
+    cache/KEY/         what `vgen data cache` made for one model
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vgen.errors import OutputError, RequestError
+
+CLIPS, DROPPED, ABOUT = "clips.jsonl", "dropped.jsonl", "dataset.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stretch of a file that is trained on.
+
+    Attributes:
+        id: names the clip in every file of the data set.
+        source: the file.
+        source_hash: sha256 of the file, hexadecimal.
+        kind: "video" or "image".
+        start: first frame, counted in the file's own (resampled, if its rate varies) frames.
+        num_frames: exact.
+        frame_rate: frames per second; 1 for an image.
+        crop: (top, left, height, width) of the picture without black bars, upright pixels.
+        folder: of the source under the footage's folder, "." at its top; weights go by it.
+        resampled: the file's frame rate varies.
+    """
+
+    id: str
+    source: str
+    source_hash: str
+    kind: str
+    start: int
+    num_frames: int
+    frame_rate: float
+    crop: tuple[int, int, int, int]
+    folder: str = "."
+    resampled: bool = False
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What is not trained on, and why; `id` is empty where a whole file was skipped."""
+
+    source: str
+    reason: str
+    id: str = ""
+    start: int = 0
+    num_frames: int = 0
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The records of a data set's folder.
+
+    Attributes:
+        folder: the data set's.
+        about: dataset.json.
+        clips: kept, in the order of the footage.
+        dropped: the rest.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    clips: tuple[Clip, ...]
+    dropped: tuple[Dropped, ...] = field(default=())
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> DataSet:
+        """Read the records.
+
+        Raises:
+            RequestError: no data set, or one that cannot be read.
+        """
+        root = Path(folder)
+        try:
+            about = json.loads((root / ABOUT).read_text(encoding="utf-8"))
+            clips = tuple(Clip(**{**row, "crop": tuple(row["crop"])}) for row in read_lines(root / CLIPS))
+            dropped = tuple(Dropped(**row) for row in read_lines(root / DROPPED))
+        except FileNotFoundError:
+            raise RequestError(
+                f"{root} is no data set: it has no {ABOUT} and {CLIPS}. Make one with `vgen data ingest FOOTAGE "
+                f"-o {root}`."
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"{root} cannot be read as a data set: {error}; ingest the footage again.") from None
+        return cls(root, about, clips, dropped)
+
+    def captions(self, clip: Clip) -> tuple[str, ...]:
+        """The captions of a clip; empty if it has none yet."""
+        try:
+            text = self.caption_file(clip).read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            return ()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"{self.caption_file(clip)} cannot be read as UTF-8 text: {error}.") from None
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+    def caption_file(self, clip: Clip) -> Path:
+        """Where the captions of a clip lie."""
+        return self.folder / "captions" / f"{clip.id}.txt"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> bool:
+    """Write records, one a line; returns False where the file holds just that already."""
+    return write_text(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_text(path: Path, text: str) -> bool:
+    """Replace a file in one step; returns False where it holds just that already.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> bool:
+    """As `write_text`."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        if path.is_file() and path.read_bytes() == content:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path} could not be written: {error.strerror or error}.") from None
+    return True
+
+
+def content_key(*parts: Any) -> str:
+    """16 hexadecimal digits that change with any of the parts (anything JSON can say)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,64 @@
+"""Runs on footage: from a recipe to its objective and source."""
+
+from __future__ import annotations
+
+import torch
+
+from vgen.errors import CheckpointError, RequestError
+from vgen.pipelines.parts import ModelParts
+from vgen.pipelines.text_to_video import TextToVideoPipeline
+from vgen.training.config import FineTuneObjectiveConfig, Recipe, VaeObjectiveConfig
+from vgen.training.config_footage import FootageConfig
+from vgen.training.data.footage.cache import CacheIndex, text_cache
+from vgen.training.data.footage.pixel_source import FootageClips
+from vgen.training.data.footage.source import CaptionEncoding, FootageLatents
+from vgen.training.data.plan import BatchPlan, Source
+from vgen.training.objectives.base import Objective
+from vgen.training.objectives.finetune import FineTuneObjective
+from vgen.training.objectives.vae import VaeObjective
+
+
+def build_on_footage(recipe: Recipe) -> tuple[Objective, Source]:
+    """The objective and the source of a recipe whose data is footage.
+
+    Raises:
+        RequestError: the objective does not go with the data, or the cache is not complete.
+        CheckpointError: the cache is of another VAE than the model's.
+    """
+    config, data = recipe.objective, recipe.data
+    if isinstance(config, VaeObjectiveConfig) and isinstance(data, FootageConfig):
+        clips = FootageClips(CacheIndex.open(data.cache), data.weights)
+        return VaeObjective(config, clips, clips, recipe.seed), clips
+    if not isinstance(config, FineTuneObjectiveConfig) or not isinstance(data, FootageConfig):
+        raise RequestError(f"objective.kind={config.kind} and data.kind={data.kind} do not go together.")
+    index = CacheIndex.open(data.cache)
+    parts = ModelParts.find(config.model, index.text_encoder)
+    if parts.vae_hash != index.vae_hash:
+        raise CheckpointError(f"{data.cache} was made with another VAE than that of {config.model}: cache again.")
+    source = footage_source(data, index, parts, config.text_drop)
+    pipeline = load_pipeline(recipe, parts, source)
+    return FineTuneObjective(config, source, pipeline, BatchPlan(recipe.stages, recipe.seed), recipe.seed), source
+
+
+def footage_source(data: FootageConfig, index: CacheIndex, parts: ModelParts, text_drop: float) -> FootageLatents:
+    """The samples of a cache with their captions."""
+    device = index.text_device if index.text_device == "cpu" or torch.accelerator.is_available() else "cpu"
+    text = parts.text(text_cache(index.data))
+    encoding = CaptionEncoding(text, index.max_sequence_length, parts.convention.mask_text_encoder, device)
+    return FootageLatents(data, index, encoding, text_drop)
+
+
+def load_pipeline(recipe: Recipe, parts: ModelParts, source: FootageLatents) -> TextToVideoPipeline:
+    """The model as it is, its text encoder left out: captions are in the cache."""
+    config = recipe.objective
+    assert isinstance(config, FineTuneObjectiveConfig)
+    narrow = recipe.mixed_precision == "bf16" and config.mode == "lora"
+    pipeline = TextToVideoPipeline.from_pretrained(
+        config.model,
+        torch_dtype=torch.bfloat16 if narrow else torch.float32,
+        text_encoder_folder=parts.text_encoder_folder,
+        text_cache=text_cache(source.index.data),
+    )
+    pipeline.vae.float().requires_grad_(False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,304 @@
+"""Fine-tuning of a finished model on footage: a LoRA, or all of its transformer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from vgen.diffusion.conditions import KnownLatents
+from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
+from vgen.diffusion.tokens import pack
+from vgen.errors import CheckpointError, RequestError
+from vgen.models import VideoDiT
+from vgen.pipelines.lora import linear_layers
+from vgen.pipelines.text_to_video import TextToVideoPipeline
+from vgen.training.config import FineTuneObjectiveConfig
+from vgen.training.config_footage import LoraConfig
+from vgen.training.control import Control
+from vgen.training.data.clips import to_pixels
+from vgen.training.data.footage.source import FootageLatents
+from vgen.training.data.plan import Batch, BatchPlan
+from vgen.training.objectives.attention import use_explicit_attention
+from vgen.training.objectives.base import Objective
+from vgen.training.objectives.given import encoded_material
+from vgen.training.objectives.tasks import CACHED_TASKS, FlowInputs, draw_task, known_latents
+from vgen.training.randomness import Keys, generator, key_number
+from vgen.training.sheets import save_sheet
+
+ADAPTER = "default"
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+_TARGETS = {
+    "attention": (".to_q", ".to_k", ".to_v", ".to_out.0"),
+    "blocks": (".to_q", ".to_k", ".to_v", ".to_out.0", ".ff.net.0.proj", ".ff.net.2"),
+    "all": ("",),
+}
+
+
+class FineTuneObjective(Objective):
+    """Mean squared error of the velocity over unknown tokens, as in training from scratch.
+
+    Args:
+        config: of the recipe.
+        source: samples; one bucket a batch.
+        pipeline: the model; its transformer is what is trained, the rest is frozen.
+        plan: says which stage of the recipe a step belongs to.
+        seed: of the recipe; initialises the LoRA.
+    """
+
+    def __init__(
+        self,
+        config: FineTuneObjectiveConfig,
+        source: FootageLatents,
+        pipeline: TextToVideoPipeline,
+        plan: BatchPlan,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.plan = plan
+        self.transformer: VideoDiT = pipeline.transformer
+        if config.explicit_attention:
+            use_explicit_attention(self.transformer)
+        if config.mode == "lora":
+            add_lora(self.transformer, config.lora, seed)
+        else:
+            self.transformer.requires_grad_(True)
+        if config.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()
+        self._frozen: dict[str, Any] = {"pipeline": pipeline, "source": source}  # not among the trained modules
+
+    @property
+    def pipeline(self) -> TextToVideoPipeline:
+        """Samples with the present weights."""
+        return self._frozen["pipeline"]
+
+    @property
+    def source(self) -> FootageLatents:
+        """The samples."""
+        return self._frozen["source"]
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """What is trained and nothing else: the frozen model is not copied into every checkpoint."""
+        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Take over what `state_dict` gave.
+
+        Raises:
+            CheckpointError: it is of another LoRA.
+        """
+        own = self.state_dict()
+        odd = sorted(set(state) ^ set(own)) + [
+            name for name in own if name in state and own[name].shape != state[name].shape
+        ]
+        if odd:
+            raise CheckpointError(
+                f"The checkpoint does not belong to this recipe: {len(odd)} trained tensors differ, e.g. {odd[0]}; "
+                "the rank, the targets or the model have changed."
+            )
+        for name, value in state.items():
+            own[name].copy_(value)
+
+    def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch of `FootageLatents.load`."""
+        latents = batch["latents"].float()
+        task = draw_task(self.plan.stage(keys.step).tasks or self.config.tasks, latents.shape[2], keys)
+        known = self._known(task, batch, keys)
+        shape = self._token_shape(latents)
+        sigma = sample_training_sigmas(
+            shape[0],
+            shape[1],
+            keys.generator("sigma"),
+            uniform_share=self.config.uniform_share,
+            mu=self.shift(shape[1]),
+        )
+        noise = torch.randn(shape, generator=keys.generator("noise"))
+        errors = self.errors(batch, known, sigma.to(latents), noise.to(latents))
+        loss = errors.mean()
+        return loss, {f"loss/{task}": loss.detach()}
+
+    def shift(self, num_tokens: int) -> float:
+        """mu of the model's own scheduler; LTX-Video's line where it does not shift by token count."""
+        config = self.pipeline.scheduler.config
+        if not config.use_dynamic_shifting:
+            return resolution_shift_mu(num_tokens)
+        return resolution_shift_mu(
+            num_tokens,
+            base_tokens=config.base_image_seq_len,
+            max_tokens=config.max_image_seq_len,
+            base_shift=config.base_shift,
+            max_shift=config.max_shift,
+        )
+
+    def errors(self, batch: Batch, known: list[KnownLatents], sigma: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of each sample: [B]. A mask of the footage weighs its tokens."""
+        convention, latents = self.pipeline.convention, batch["latents"].float()
+        inputs = FlowInputs(
+            latents,
+            known,
+            sigma,
+            noise,
+            self.pipeline.vae.strides,
+            self.source.frame_rate(batch["indices"].tolist()),
+            self.pipeline.patch_size,
+            causal=convention.causal_coordinates,
+            prefix_latent_frames=convention.prefix_latent_frames,
+        )
+        if "weight" in batch:
+            masked = inputs.weight * pack(batch["weight"].float(), self.pipeline.patch_size).mean(dim=-1)
+            # Where all that the mask counts is given already, the rest of the clip is better than nothing.
+            inputs.weight = torch.where(masked.sum(dim=1, keepdim=True) > 0, masked, inputs.weight)
+        velocity = self.transformer(
+            inputs.hidden_states.to(self.transformer.dtype),
+            batch["prompt_embeds"].to(self.transformer.dtype),
+            inputs.timestep,
+            encoder_attention_mask=batch["prompt_attention_mask"],
+            video_coords=inputs.coordinates[:1],
+            return_dict=False,
+        )[0]
+        return inputs.errors(velocity)
+
+    def _known(self, task: str, batch: Batch, keys: Keys) -> list[KnownLatents]:
+        latents, strides = batch["latents"].float(), self.pipeline.vae.strides
+        if task in CACHED_TASKS:
+            return known_latents(task, latents, batch.get("last"), strides, keys)
+        video = to_pixels(self.source.pixels(batch["indices"].tolist()).to(latents.device))
+        return encoded_material(task, video, self._encode, strides, keys)
+
+    def _encode(self, video: Tensor) -> Tensor:
+        """Pixels [B, 3, F, H, W] in [-1, 1] to normalised latents, in float32."""
+        vae = self.pipeline.vae.to(video.device)
+        with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
+            return vae.normalize(vae.encode(video).latent_dist.mode())
+
+    def _token_shape(self, latents: Tensor) -> tuple[int, int, int]:
+        """(B, N, C) of the tokens of latents [B, C, f, h, w]."""
+        per_token = self.pipeline.patch_size**2
+        return latents.shape[0], latents.shape[2:].numel() // per_token, latents.shape[1] * per_token
+
+    def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
+        """Loss at fixed quantiles of sigma on fixed noise and samples, and a sheet of generated clips."""
+        measured = self.fixed_losses(control)
+        if self.config.sample_clips:
+            prompts = self.source.prompts()[: self.config.sample_clips]
+            save_sheet(folder / f"step-{step:08d}.png", [self.sample(prompt, 0) for prompt in prompts], prompts)
+        return measured
+
+    @torch.no_grad()
+    def fixed_losses(self, control: Control | None = None) -> dict[str, float]:
+        """{"loss_at_0.1", ..., "loss"}: mean over samples spread over the data set, each with noise of its own."""
+        device = next(self.transformer.parameters()).device
+        count = min(self.config.validation_samples, len(self.source.samples))
+        chosen = [round(place * (len(self.source.samples) - 1) / max(1, count - 1)) for place in range(count)]
+        totals = dict.fromkeys(QUANTILES, 0.0)
+        for place in chosen:
+            text = self.source.captions[self.source.samples[place].clip][0]
+            batch = {**self.source.stack([place]), **self.source.encoding([text])}
+            batch = {name: value.to(device) for name, value in batch.items()}
+            noise = torch.randn(self._token_shape(batch["latents"]), generator=generator(0, "validation noise", place))
+            for quantile in QUANTILES:
+                if control is not None:
+                    control.poll()
+                sigma = torch.full((1,), quantile, device=device)
+                totals[quantile] += float(self.errors(batch, [], sigma, noise.to(device))) / count
+        measured = {f"loss_at_{quantile}": value for quantile, value in totals.items()}
+        return {**measured, "loss": sum(totals.values()) / len(QUANTILES)}
+
+    def sample(self, prompt: str, seed: int) -> Any:
+        """A clip from a caption, uint8 [F, H, W, 3], in the size of the caption's first sample."""
+        place = next(p for p, s in enumerate(self.source.samples) if prompt in self.source.captions[s.clip])
+        bucket = self.source.samples[place].bucket
+        self.pipeline.vae.to(self.transformer.device)
+        with torch.autocast(self.transformer.device.type, enabled=False):
+            made = self.pipeline(
+                prompt=prompt,
+                num_frames=bucket.num_frames,
+                height=bucket.height,
+                width=bucket.width,
+                frame_rate=bucket.frame_rate,
+                generator=torch.Generator().manual_seed(seed),
+                output_type="np",
+            ).frames[0]
+        return (made * 255).round().astype("uint8")
+
+    @contextmanager
+    def as_base(self) -> Iterator[None]:
+        """Inside, the model is what it was before the LoRA."""
+        layers = [module for module in self.transformer.modules() if isinstance(module, BaseTunerLayer)]
+        if not layers:
+            raise RequestError("mode=full: the base model is not kept; compare with the model it was tuned from.")
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
+        """Save the LoRA as diffusers does, or the whole pipeline."""
+        if self.config.mode == "lora":
+            file = self.pipeline.save_lora(folder, ADAPTER)
+            return {"mebibytes": file.stat().st_size / 2**20}
+        kept = self.pipeline.transformer
+        self.pipeline.register_modules(transformer=copy.deepcopy(kept).to(dtype))
+        try:
+            self.pipeline.save_pretrained(folder)
+        finally:
+            self.pipeline.register_modules(transformer=kept)
+        return {"mebibytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20}
+
+
+def add_lora(transformer: VideoDiT, config: LoraConfig, seed: int) -> None:
+    """Freeze a transformer and add a LoRA in float32; its first factor is drawn from the seed, the second is zero.
+
+    Raises:
+        RequestError: a target that is no layer.
+    """
+    layers = lora_layers(transformer, config.targets)
+    transformer.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key_number(seed, "lora"))
+        transformer.add_adapter(
+            PeftConfig(
+                r=config.rank,
+                lora_alpha=config.alpha if config.alpha is not None else config.rank,
+                lora_dropout=config.dropout,
+                target_modules=layers,
+            ),
+            adapter_name=ADAPTER,
+        )
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def lora_layers(transformer: VideoDiT, targets: list[str]) -> list[str]:
+    """Names of the linear layers that targets mean.
+
+    Raises:
+        RequestError: one of them means none.
+    """
+    names = list(linear_layers(transformer))
+    chosen: set[str] = set()
+    for target in targets:
+        endings = _TARGETS.get(target, (target,))
+        inside = target in ("attention", "blocks")
+        found = {name for name in names if name.endswith(endings) and (not inside or "_blocks." in name)}
+        if not found:
+            raise RequestError(
+                f"lora.targets: {target!r} is no linear layer; use {', '.join(_TARGETS)}, or endings such as "
+                "attn1.to_q."
+            )
+        chosen |= found
+    return [name for name in names if name in chosen]

@@ -1,0 +1,188 @@
+"""Recipes of the commands that fine-tune, and what a memory size asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vgen.errors import RequestError
+from vgen.training.config import apply_override
+from vgen.training.data.footage.cache import CacheIndex
+from vgen.training.data.footage.records import write_text
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """What the commands may choose.
+
+    Attributes:
+        mode: lora or full.
+        steps: optimiser steps.
+        batch: clips a micro-batch.
+        image_batch: pictures a micro-batch; None: as many as clips.
+        lr: learning rate; None: 2e-4 for a LoRA, 1e-5 for everything.
+        rank, alpha, targets: of the LoRA.
+        tasks: shares of what is given, see `TaskMix`.
+        weights: by folder.
+        seed, device, mixed_precision, gradient_accumulation, gradient_checkpointing: of the run.
+        small_buckets: wrap repeats the samples of a bucket smaller than a batch, refuse stops.
+    """
+
+    mode: str = "lora"
+    steps: int = 1500
+    batch: int = 1
+    image_batch: int | None = None
+    lr: float | None = None
+    rank: int = 32
+    alpha: float | None = None
+    targets: tuple[str, ...] = ("blocks",)
+    tasks: Mapping[str, float] = field(default_factory=lambda: {"text": 0.75, "first": 0.25})
+    weights: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+    mixed_precision: str = "no"
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    small_buckets: str = "wrap"
+
+
+def fine_tune_recipe(name: str, folder: Path, cache: Path, index: CacheIndex, asked: FineTune) -> dict[str, Any]:
+    """A recipe for a cached data set.
+
+    Args:
+        name: of the run.
+        folder: of the run.
+        cache: index.json.
+        index: what it holds.
+        asked: the choices.
+    Raises:
+        RequestError: an unknown task, or a bucket smaller than a batch that shall be refused.
+    """
+    if asked.small_buckets not in ("wrap", "refuse"):
+        raise RequestError(f"small_buckets={asked.small_buckets!r} is not known: use wrap or refuse.")
+    small = [f"{bucket} has {count}" for bucket, count in index.buckets().items() if count < asked.batch]
+    if small and asked.small_buckets == "refuse":
+        raise RequestError(
+            f"{len(small)} buckets hold fewer samples than a batch of {asked.batch}: {'; '.join(small[:5])}. Use "
+            "--batch 1, --small-buckets wrap, or --size with `vgen data cache`, so that footage falls into one bucket."
+        )
+    counts: dict[int, int] = {}
+    for bucket, count in index.buckets().items():
+        counts[bucket.num_frames] = counts.get(bucket.num_frames, 0) + count
+    images = asked.image_batch if asked.image_batch is not None else asked.batch
+    unknown = set(asked.tasks) - {"text", "first", "prefix", "other"}
+    if unknown:
+        raise RequestError(f"tasks: {sorted(unknown)[0]!r} is not known; use text, first, prefix and other.")
+    return {
+        "name": name,
+        "seed": asked.seed,
+        "output_dir": str(folder),
+        "device": asked.device,
+        "mixed_precision": asked.mixed_precision,
+        "gradient_accumulation": asked.gradient_accumulation,
+        "data": {
+            "kind": "footage",
+            "folder": str(index.data),
+            "cache": str(cache),
+            "weights": dict(asked.weights),
+        },
+        "objective": {
+            "kind": "finetune",
+            "model": index.model,
+            "mode": asked.mode,
+            "lora": {"rank": asked.rank, "alpha": asked.alpha, "targets": list(asked.targets)},
+            "tasks": {name: asked.tasks.get(name, 0.0) for name in ("text", "first", "prefix", "other")},
+            "gradient_checkpointing": asked.gradient_checkpointing,
+        },
+        "stages": [
+            {
+                "steps": asked.steps,
+                "frames": {length: float(count) for length, count in sorted(counts.items())},
+                "batch": {length: images if length == 1 else asked.batch for length in sorted(counts)},
+            }
+        ],
+        "optimizer": {
+            "lr": asked.lr if asked.lr is not None else {"lora": 2e-4, "full": 1e-5}[asked.mode],
+            "betas": [0.9, 0.99],
+            "weight_decay": 0.01,
+        },
+        "schedule": {"name": "cosine", "warmup_steps": max(1, min(50, asked.steps // 20)), "final_ratio": 0.1},
+        "ema": {"limit": 0.99},
+        "every": {
+            "log": max(1, min(25, asked.steps // 10)),
+            "checkpoint": max(1, asked.steps // 5),
+            "validate": max(1, asked.steps // 5),
+        },
+        "checkpoint": {"keep": 5},
+    }
+
+
+def vae_recipe(
+    name: str, folder: Path, cache: Path, index: CacheIndex, vae: Path, asked: FineTune, train: str
+) -> dict[str, Any]:
+    """A recipe for a VAE on the pixels of a cached data set.
+
+    Args:
+        name, folder, cache, index: as in `fine_tune_recipe`.
+        vae: folder of the VAE to start from.
+        asked: steps, batch, rate and what a run needs.
+        train: "decoder" leaves the latents' meaning as it is, "all" does not.
+    Raises:
+        RequestError: unknown `train`.
+    """
+    if train not in ("decoder", "all"):
+        raise RequestError(f"train={train!r} is not known: use decoder or all.")
+    longest = max(bucket.num_frames for bucket in index.buckets())
+    lengths = {longest, 1}
+    clips = len(index.samples)
+    recipe = fine_tune_recipe(name, folder, cache, index, asked)
+    return {
+        **recipe,
+        "objective": {
+            "kind": "vae",
+            "model": {},
+            "init": str(vae),
+            "train": train,
+            "validation_clips": min(8, clips),
+            "validation_frames": longest,
+            "statistics_clips": min(256, clips),
+        },
+        "stages": [
+            {
+                "steps": asked.steps,
+                "frames": {length: 0.2 if length == 1 < longest else 0.8 for length in sorted(lengths)},
+                "batch": dict.fromkeys(sorted(lengths), asked.batch),
+            }
+        ],
+        "optimizer": {"lr": asked.lr if asked.lr is not None else 1e-4, "betas": [0.9, 0.99]},
+        "export_dtype": "float32",
+    }
+
+
+def write_recipe(folder: Path, recipe: dict[str, Any], overrides: Sequence[str] = ()) -> Path:
+    """Put recipe.yaml into a run's folder, once, so that a resumed run has the same recipe.
+
+    Args:
+        folder: of the run.
+        recipe: its content, changed here by `overrides`.
+        overrides: "key.subkey=value".
+    Raises:
+        RequestError: the folder holds another run, or the recipe is wrong.
+    """
+    for override in overrides:
+        apply_override(recipe, override)
+    file = folder / RECIPE
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise RequestError(
+            f"{folder} already holds a run with another recipe: go on with `vgen train resume {folder}`, "
+            "or give another folder with -o."
+        )
+    write_text(file, text)
+    return file

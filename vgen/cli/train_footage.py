@@ -1,0 +1,225 @@
+"""`vgen train lora | full | resume`: fine-tuning on footage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[str, typer.Argument(metavar="DATA", help="The data set of `vgen data`.")]
+ModelName = Annotated[str, typer.Option("--model", metavar="NAME|FOLDER", help="What is fine-tuned.")]
+Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The run.")]
+Cache = Annotated[str | None, typer.Option("--cache", metavar="KEY", help="Which cache, where there are several.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Samples a micro-batch.")]
+Accumulate = Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches a step.")]
+Rate = Annotated[float | None, typer.Option("--lr", min=0, help="Learning rate.")]
+FirstFrame = Annotated[
+    float, typer.Option("--first-frame", min=0, max=1, help="How often the first frame is given, so that it animates.")
+]
+Tasks = Annotated[
+    str,
+    typer.Option("--tasks", metavar="LIST", help="All shares of what is given: text=.6,first=.2,prefix=.1,other=.1."),
+]
+Weights = Annotated[
+    str, typer.Option("--weights", metavar="LIST", help="How often folders are drawn: good=2,rest=0.5; 1 if unsaid.")
+]
+SmallBuckets = Annotated[
+    str, typer.Option("--small-buckets", metavar="wrap|refuse", help="Buckets smaller than a batch: repeat, or stop.")
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to train.")]
+Precision = Annotated[str, typer.Option("--precision", metavar="no|bf16", help="bf16: base and passes in bfloat16.")]
+Checkpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, such as every.validate=50."),
+]
+
+
+def lora(
+    data: Data,
+    output: Output,
+    model: ModelName = "sprites",
+    cache: Cache = None,
+    steps: Steps = 1500,
+    batch: Batch = 1,
+    accumulate: Accumulate = 1,
+    lr: Rate = None,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA.")] = 32,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", min=0, help="Scale times rank; the rank if left out.")
+    ] = None,
+    targets: Annotated[
+        str, typer.Option("--targets", metavar="LIST", help="attention, blocks, all, or endings of layers' names.")
+    ] = "blocks",
+    first_frame: FirstFrame = 0.25,
+    tasks: Tasks = "",
+    weights: Weights = "",
+    small_buckets: SmallBuckets = "wrap",
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "no",
+    gradient_checkpointing: Checkpointing = False,
+    settings: Set = None,
+) -> None:
+    """Train a LoRA on a data set; interrupted, `vgen train resume` goes on."""
+    _train(
+        data, output, model, cache, tasks, first_frame, weights, settings,
+        mode="lora", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, rank=rank, alpha=alpha,
+        targets=tuple(part.strip() for part in targets.split(",")), small_buckets=small_buckets, seed=seed,
+        device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+
+
+def full(
+    data: Data,
+    output: Output,
+    model: ModelName = "sprites",
+    cache: Cache = None,
+    steps: Steps = 1500,
+    batch: Batch = 1,
+    accumulate: Accumulate = 1,
+    lr: Rate = None,
+    first_frame: FirstFrame = 0.25,
+    tasks: Tasks = "",
+    weights: Weights = "",
+    small_buckets: SmallBuckets = "wrap",
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "no",
+    gradient_checkpointing: Checkpointing = False,
+    settings: Set = None,
+) -> None:
+    """Train the whole transformer on a data set; the run's export/ is a model folder."""
+    _train(
+        data, output, model, cache, tasks, first_frame, weights, settings,
+        mode="full", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, small_buckets=small_buckets,
+        seed=seed, device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+
+
+def vae(
+    data: Data,
+    output: Output,
+    model: ModelName = "sprites",
+    cache: Cache = None,
+    train: Annotated[
+        str, typer.Option("--train", metavar="decoder|all", help="all: latents change, the transformer must follow.")
+    ] = "decoder",
+    steps: Steps = 1000,
+    batch: Batch = 1,
+    accumulate: Accumulate = 1,
+    lr: Rate = None,
+    weights: Weights = "",
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "no",
+    settings: Set = None,
+) -> None:
+    """Train a model's VAE on the pixels of a data set; the run's export/ is the VAE."""
+    from pathlib import Path
+
+    from vgen.errors import RequestError
+    from vgen.hub import resolve_model
+    from vgen.training.data.footage.cache import CacheIndex, find_index
+    from vgen.training.data.footage.commands import shares
+    from vgen.training.data.footage.records import DataSet
+    from vgen.training.presets import FineTune, vae_recipe, write_recipe
+
+    place, found = find_index(DataSet.open(data).folder.resolve(), model, cache), resolve_model(model)
+    if found.is_file():
+        raise RequestError(f"model={model!r} is a single file: make it a folder first, with `vgen convert`.")
+    folder = Path(output)
+    asked = FineTune(
+        mode="full", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr,
+        weights=shares("weights", weights), seed=seed, device=device, mixed_precision=precision,
+    )  # fmt: skip
+    recipe = vae_recipe(folder.name, folder.resolve(), place, CacheIndex.open(place), found / "vae", asked, train)
+    _run(str(write_recipe(folder, recipe, settings or ())), None)
+
+
+def clip(
+    video: Annotated[str, typer.Argument(metavar="VIDEO", help="One video.")],
+    output: Output,
+    prompt: Annotated[str, typer.Option("--prompt", metavar="TEXT", help="What it shows.")],
+    model: ModelName = "sprites",
+    num_frames: Annotated[
+        str | None, typer.Option("--num-frames", metavar="N", help="Length of a sample; by the model if left out.")
+    ] = None,
+    size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Of a sample.")] = None,
+    steps: Steps = 500,
+    batch: Batch = 1,
+    lr: Rate = 5e-4,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA.")] = 32,
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "no",
+    gradient_checkpointing: Checkpointing = False,
+    settings: Set = None,
+) -> None:
+    """Tune a model to one clip, all of it, in one command; then edit it with other prompts."""
+    from pathlib import Path
+
+    from vgen.cli.jobs import choose_device
+    from vgen.pipelines.parts import ModelParts
+    from vgen.training.data.footage.cache import fill_cache
+    from vgen.training.data.footage.captions import caption, same_text
+    from vgen.training.data.footage.commands import geometry_for
+    from vgen.training.data.footage.ingest import WHOLE, ingest
+
+    data = Path(output) / "data"
+    made = ingest(Path(video), data, WHOLE, typer.echo)
+    if made.failed:
+        raise typer.Exit(2)
+    caption(made.data, same_text(prompt), typer.echo, overwrite=True)
+    parts = ModelParts.find(model)
+    geometry = geometry_for(parts, num_frames, size)
+    place, _, _ = fill_cache(made.data, parts, geometry, choose_device(device), typer.echo)
+    _train(
+        str(data), output, model, place.parent.name, "text=0.5,first=0.25,prefix=0.15,other=0.1", 0.0, "", settings,
+        mode="lora", steps=steps, batch=batch, lr=lr, rank=rank, seed=seed, device=device, mixed_precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+    )  # fmt: skip
+
+
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    settings: Set = None,
+) -> None:
+    """Go on from the newest whole checkpoint of a run, as if it had never stopped."""
+    from pathlib import Path
+
+    from vgen.errors import RequestError
+
+    recipe = Path(run) / "recipe.yaml"
+    if not recipe.is_file():
+        raise RequestError(f"{run} holds no recipe.yaml: it is not the folder of a run of `vgen train lora`.")
+    _run(str(recipe), settings)
+
+
+def _train(
+    data: str, output: str, model: str, cache: str | None, tasks: str, first_frame: float, weights: str,
+    settings: list[str] | None, **chosen: Any,
+) -> None:  # fmt: skip
+    from pathlib import Path
+
+    from vgen.training.data.footage.cache import CacheIndex, find_index
+    from vgen.training.data.footage.commands import shares
+    from vgen.training.data.footage.records import DataSet
+    from vgen.training.presets import FineTune, fine_tune_recipe, write_recipe
+
+    folder, place = Path(output), find_index(DataSet.open(data).folder.resolve(), model, cache)
+    mix = shares("tasks", tasks) if tasks else {"text": 1 - first_frame, "first": first_frame}
+    asked = FineTune(tasks=mix, weights=shares("weights", weights), **chosen)
+    recipe = fine_tune_recipe(folder.name, folder.resolve(), place, CacheIndex.open(place), asked)
+    _run(str(write_recipe(folder, recipe, settings or ())), None)
+
+
+def _run(recipe: str, settings: list[str] | None) -> None:
+    from vgen.engine.allocator import keep_freed_memory
+    from vgen.training.run import run_recipe
+
+    keep_freed_memory()
+    folder = run_recipe(recipe, list(settings or []))
+    typer.echo(f"The run is in {folder}.")
