@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vgen.errors import RequestError
+from vgen.training.config_distill import DistillObjectiveConfig
 
 Share = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -219,7 +220,7 @@ class Recipe(Strict):
     accept_other_data: bool = False
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     data: SpritesConfig = SpritesConfig()
-    objective: Annotated[VaeObjectiveConfig | FlowObjectiveConfig, Field(discriminator="kind")]
+    objective: Annotated[VaeObjectiveConfig | FlowObjectiveConfig | DistillObjectiveConfig, Field(discriminator="kind")]
     stages: list[Stage] = Field(min_length=1)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
