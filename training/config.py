@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vgen.errors import RequestError
 from vgen.training.config_distill import DistillObjectiveConfig
+from vgen.training.config_vae import DenoisingConfig, GanConfig, LpipsConfig
 
 Share = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -137,7 +138,7 @@ class VaeObjectiveConfig(Strict):
 
     `inflate_before` is the step (counted from 0) before which the averaged weights, until then trained on images, are
     rearranged for clips. `train: decoder` leaves the encoder and the latent statistics as they are, so that latents,
-    and transformers trained on them, keep their meaning.
+    and transformers trained on them, keep their meaning. `gan` and `denoising` sharpen a decoder trained alone.
     """
 
     kind: Literal["vae"]
@@ -148,6 +149,9 @@ class VaeObjectiveConfig(Strict):
     haar_weight: float = Field(0.2, ge=0)
     haar_levels: Count = 3
     kl_weight: float = Field(1e-6, ge=0)
+    gan: GanConfig | None = None
+    denoising: DenoisingConfig | None = None
+    lpips: LpipsConfig | None = None
     foreground_weight: float = Field(9.0, ge=1)
     validation_clips: Count = 16
     validation_frames: Count = 17
@@ -157,6 +161,9 @@ class VaeObjectiveConfig(Strict):
     def _check_trained(self) -> VaeObjectiveConfig:
         if self.train == "decoder" and (self.init is None or self.inflate_before is not None):
             raise ValueError("train='decoder' needs init=FOLDER with a trained encoder, and no inflate_before")
+        for name in ("gan", "denoising"):
+            if self.train == "all" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for a decoder trained alone, once the encoder is done: train='decoder'")
         return self
 
 

@@ -80,7 +80,7 @@ def _train_and_export(
 ) -> bool:
     accelerator = _accelerator(recipe)
     objective, source = build_objective(recipe, folder, control, accelerator)
-    optimizer = build_optimizer(objective, recipe.optimizer)
+    optimizer = build_optimizer(objective, recipe.optimizer, objective.own_optimizers())
     learning_rate = LearningRate(optimizer, recipe.total_steps, recipe.schedule)
     ema = Ema(objective, recipe.ema.limit)
     fingerprint = source.fingerprint
