@@ -42,15 +42,16 @@ class TrajectoryConfig(_Part):
 
 
 class DistillObjectiveConfig(_Part):
-    """Segment-velocity distillation of a pipeline folder to `num_steps` plain Euler steps without guidance.
+    """Segment-velocity distillation of a model to `num_steps` plain Euler steps without guidance.
 
-    `guidance_scale` is the teacher's (left out: the folder's default). Prompts are SpriteWorld's captions of the
-    recipe's data, or the lines of the text file `prompts`. `train: lora` trains adapters of `rank` and `alpha`; the
-    export then holds them apart and merged. `explicit_attention` and `compile_blocks` as in flow objectives.
+    `teacher` is a pipeline folder or a model's name, `guidance_scale` the teacher's (left out: the folder's default).
+    Prompts are SpriteWorld's captions of the recipe's data, or the lines of the text file `prompts`. `train: lora`
+    trains adapters of `rank` and `alpha`; the export then holds them apart and merged. `explicit_attention` and
+    `compile_blocks` as in flow objectives.
     """
 
     kind: Literal["distill"]
-    teacher: Path
+    teacher: str
     num_steps: Count = 4
     guidance_scale: float | None = Field(None, ge=0)
     trajectories: TrajectoryConfig

@@ -122,7 +122,7 @@ def build_objective(
     if isinstance(recipe.objective, VaeObjectiveConfig):
         return VaeObjective(recipe.objective, clips, held_out, recipe.seed), clips
     if isinstance(recipe.objective, DistillObjectiveConfig):
-        objective, caches, trajectories = distillation(recipe, folder)
+        objective, caches, trajectories = distillation(recipe, folder, accelerator.device)
         for trajectory_cache in caches:
             _fill(trajectory_cache, control, accelerator)
         return objective, trajectories

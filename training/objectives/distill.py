@@ -21,7 +21,7 @@ from torch import Tensor
 from vgen.diffusion.conditions import token_sigmas
 from vgen.diffusion.tokens import unpack
 from vgen.errors import RequestError
-from vgen.hub import model_hash
+from vgen.hub import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
 from vgen.pipelines.decoding import decode_latents
 from vgen.pipelines.lora import linear_layers
@@ -231,21 +231,25 @@ def _add_adapter(transformer: Any, config: DistillObjectiveConfig, seed: int) ->
         transformer.add_adapter(LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=targets), ADAPTER)
 
 
-def distillation(recipe: Recipe, folder: Path) -> tuple[DistillObjective, list[TrajectoryCache], Trajectories]:
+def distillation(
+    recipe: Recipe, folder: Path, device: torch.device
+) -> tuple[DistillObjective, list[TrajectoryCache], Trajectories]:
     """The objective, the caches that are to be filled before it is used, and the source of its batches.
 
     Args:
         recipe: with a distill objective.
         folder: of the run.
+        device: where the teacher runs.
     Raises:
         RequestError: the teacher is a student itself.
     """
     config = recipe.objective
     assert isinstance(config, DistillObjectiveConfig)
-    pipeline = TextToVideoPipeline.from_pretrained(config.teacher, torch_dtype=torch.float32)
+    source = resolve_model(config.teacher)
+    pipeline = TextToVideoPipeline.from_pretrained(source, torch_dtype=torch.float32, device=device)
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.config.defaults.get("distilled"):
-        raise RequestError(f"teacher={str(config.teacher)!r} is distilled already: give the model that it came from.")
+        raise RequestError(f"teacher={config.teacher!r} is distilled already: give the model that it came from.")
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     if config.explicit_attention:
@@ -253,7 +257,7 @@ def distillation(recipe: Recipe, folder: Path) -> tuple[DistillObjective, list[T
     if config.compile_blocks:
         pipeline.transformer.compile_repeated_blocks(dynamic=True)
     teacher = Teacher(pipeline, config.num_steps, config.trajectories, config.guidance_scale)
-    teacher_hash = model_hash(config.teacher)
+    teacher_hash = model_hash(source)
     caches = []
     for split in ("train", "validation"):
         prompts: Prompts
