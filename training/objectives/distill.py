@@ -43,6 +43,9 @@ ADAPTER = "few_steps"
 LEARNED = ("num_inference_steps", "guidance_scale", "sigmas", "distilled")
 """What a student's weights were made for: stored with them, and enforced (see vgen.steps)."""
 
+_OF_THE_TEACHER = (
+    "allowed_inference_steps", "cfg_star", "guidance_rescale", "guidance_sigmas", "stg_blocks", "stg_mode", "stg_scale"
+)  # fmt: skip
 _CHUNK = 16
 
 
@@ -171,6 +174,7 @@ class DistillObjective(Objective):
             num_frames=num_frames,
             sigmas=self.grid,
             guidance_scale=1.0,
+            stg_scale=0.0,
             output_type="latent",
             callback_on_step_end=keep,
         )
@@ -199,8 +203,9 @@ class DistillObjective(Objective):
 
     def defaults(self) -> dict[str, Any]:
         """The teacher's defaults, with the one schedule and guidance that the student knows."""
+        kept = {name: value for name, value in self.pipeline.config.defaults.items() if name not in _OF_THE_TEACHER}
         return {
-            **self.pipeline.config.defaults,
+            **kept,
             "num_inference_steps": len(self.grid),
             "guidance_scale": 1.0,
             "sigmas": list(self.grid),
