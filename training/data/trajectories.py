@@ -286,6 +286,21 @@ class TrajectoryCache:
             }
             self._layouts[task, num_frames] = self.teacher.layout(task, num_frames)
 
+    def load_blank(self) -> None:
+        """Stand-ins of the right shapes that hold nothing, one of a kind: for a dry run, which integrates nothing."""
+        pipeline, settings = self.teacher.pipeline, self.teacher.settings
+        channels = pipeline.vae.config.latent_channels * pipeline.patch_size**2
+        width, length = pipeline.text_encoder.config.d_model, settings.max_sequence_length
+        for task, num_frames in self.groups:
+            layout = self.teacher.layout(task, num_frames)
+            tokens = len(layout.strength)
+            self._groups[task, num_frames] = {
+                "states": torch.zeros(1, len(self.teacher.grid) + 1, tokens, channels),
+                "prompt_embeds": torch.zeros(1, length, width),
+                "attention_mask": torch.ones(1, length, dtype=torch.bool),
+            }
+            self._layouts[task, num_frames] = layout
+
     def rows(self, task: str, num_frames: int, indices: list[int]) -> Batch:
         """Trajectories by index (taken modulo their number); text is cut to the longest of them.
 

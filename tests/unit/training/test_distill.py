@@ -74,6 +74,20 @@ def test_the_states_are_those_of_the_pipeline_itself(
     torch.testing.assert_close(ends, made, rtol=1e-4, atol=1e-4)
 
 
+def test_stand_ins_for_a_dry_run_have_the_shapes_of_trajectories(
+    teacher_pipeline: TextToVideoPipeline, prompts: FilePrompts, tmp_path: Path
+) -> None:
+    blank, real = _cache(teacher_pipeline, prompts, tmp_path), _filled(teacher_pipeline, prompts, tmp_path)
+    blank.load_blank()
+    first, second = (cache.rows("text", 9, [0, 1, 2]) for cache in (blank, real))
+    assert first.keys() == second.keys()
+    for name in first:
+        assert first[name].dtype == second[name].dtype
+        if name not in ("prompt_embeds", "attention_mask"):  # real texts are cut to the longest of the batch
+            assert first[name].shape == second[name].shape
+    assert first["prompt_embeds"].shape == (3, 24, second["prompt_embeds"].shape[-1])
+
+
 def test_the_grid_is_the_schedule_that_the_pipeline_would_take(teacher_pipeline: TextToVideoPipeline) -> None:
     teacher = Teacher(teacher_pipeline, 2, TrajectoryConfig(text={9: 4}), 3.0)
     teacher_pipeline("a", num_inference_steps=2, output_type="latent")
