@@ -124,7 +124,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     def fill_settings(self, given: Mapping[str, Any]) -> GenerationSettings:
         """The settings of a call: the caller's, then the model's defaults, then the convention's."""
         of_scheduler = {name: self.scheduler.config.get(name) for name in ("sigmas", "allowed_inference_steps")}
-        return GenerationSettings.fill(given, self.config.defaults, of_scheduler, self.convention.defaults)
+        return GenerationSettings.fill(
+            given, self.lora_defaults(), self.config.defaults, of_scheduler, self.convention.defaults
+        )
 
     def check_inputs(
         self, settings: GenerationSettings, conditions: Conditions = ()

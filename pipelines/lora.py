@@ -19,13 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.io.lora_file import METADATA_KEY, WEIGHT_NAME, LoraFile
+from vgen.io.lora_file import DEFAULTS_KEY, METADATA_KEY, WEIGHT_NAME, LoraFile
 from vgen.io.lora_keys import LoraKeys, map_lora_keys, settled_alpha
 
 logger = logging.getLogger(__name__)
 
 _KEPT = "_weights_before_fusing"
 """Attribute of a transformer: weights as they were, by layer; pipelines that share it share them."""
+
+_DEFAULTS = "_defaults_of_loras"
+"""Attribute of a transformer: settings by adapter, as its file says them."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
             low_cpu_mem_usage=low_cpu_mem_usage,
             _pipeline=self,
         )
+        stored = {**getattr(self.transformer, _DEFAULTS, {}), name: dict(file.defaults) if file else {}}
+        setattr(self.transformer, _DEFAULTS, stored)
         faults = keys.faults()
         if faults:
             logger.warning("%s: %s", source, faults)
@@ -134,7 +139,11 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         setattr(self.transformer, _KEPT, {})
 
     def save_lora(
-        self, folder: str | os.PathLike[str], adapter_name: str | None = None, weight_name: str = WEIGHT_NAME
+        self,
+        folder: str | os.PathLike[str],
+        adapter_name: str | None = None,
+        weight_name: str = WEIGHT_NAME,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Path:
         """Write a loaded LoRA in diffusers' layout, with its alphas and ranks; diffusers loads the same from it.
 
@@ -142,6 +151,7 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
             folder: where it goes; made if it is not there.
             adapter_name: which; may be left out if there is only one.
             weight_name: of the file.
+            defaults: settings that it was made for, see `lora_defaults`; None keeps those it was loaded with.
         Returns:
             the file.
         Raises:
@@ -157,8 +167,29 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         file = Path(folder) / weight_name
         file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"transformer.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-        save_file(tensors, file, {"format": "pt", METADATA_KEY: json.dumps(about, sort_keys=True)})
+        metadata = {"format": "pt", METADATA_KEY: json.dumps(about, sort_keys=True)}
+        if defaults is None:
+            defaults = getattr(self.transformer, _DEFAULTS, {}).get(name)
+        if defaults:
+            metadata[DEFAULTS_KEY] = json.dumps(dict(defaults), sort_keys=True)
+        save_file(tensors, file, metadata)
         return file
+
+    def lora_defaults(self) -> dict[str, Any]:
+        """Settings that the active LoRAs were made for, e.g. the sigmas of a distilled one; they go before the model's.
+
+        Raises:
+            RequestError: two of them are for different sigmas.
+        """
+        stored = getattr(self.transformer, _DEFAULTS, {})
+        found: dict[str, Any] = {}
+        for name in self.get_active_adapters() if stored else ():
+            for key, value in stored.get(name, {}).items():
+                if found.setdefault(key, value) != value:
+                    raise RequestError(
+                        f"{name!r} is for {key}={value}, another LoRA for {found[key]}: use one of them."
+                    )
+        return found
 
     def _check_adapter(self, name: str | None, hotswap: bool) -> None:
         taken = getattr(self.transformer, "peft_config", {})

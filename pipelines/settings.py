@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vgen.diffusion.guidance import Guidance
 from vgen.errors import RequestError
-from vgen.steps import settle_steps
+from vgen.steps import check_guidance, settle_steps
 
 if TYPE_CHECKING:
     from vgen.pipelines.two_pass import TwoPass
@@ -125,7 +125,8 @@ class GenerationSettings:
             *defaults: looked up in this order.
         Raises:
             TypeError: an argument that does not exist; names the nearest one.
-            RequestError: a size that neither the caller nor any default gives, or steps that the model cannot do.
+            RequestError: a size that neither the caller nor any default gives, or steps or a guidance that the model
+                cannot do.
         """
         known = {field.name: field for field in fields(cls)}
         for name in given:
@@ -134,6 +135,7 @@ class GenerationSettings:
                 raise TypeError(f"unexpected argument {name!r}" + (f": did you mean {near[0]!r}?" if near else "."))
         values = {name: value for name, value in given.items() if value is not None}
         steps = settle_steps(values, defaults)
+        check_guidance(values, defaults)
         settled = {"num_inference_steps": steps.num_inference_steps, "sigmas": steps.sigmas}
         values.update({name: value for name, value in settled.items() if value is not None})
         for name, field in known.items():

@@ -9,7 +9,10 @@ import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
 from vgen.errors import RequestError
-from vgen.training.config_footage import Count, FootageConfig, LoraConfig, Share, Strict, data_kind
+from vgen.training.config_base import Count, Share, Strict
+from vgen.training.config_distill import DistillObjectiveConfig
+from vgen.training.config_footage import FootageConfig, LoraConfig, data_kind
+from vgen.training.config_vae import DenoisingConfig, GanConfig, LpipsConfig
 
 
 class TaskMix(Strict):
@@ -151,7 +154,7 @@ class VaeObjectiveConfig(Strict):
 
     `inflate_before` is the step (counted from 0) before which the averaged weights, until then trained on images, are
     rearranged for clips. `train: decoder` leaves the encoder and the latent statistics as they are, so that latents,
-    and transformers trained on them, keep their meaning.
+    and transformers trained on them, keep their meaning. `gan` and `denoising` sharpen a decoder trained alone.
     """
 
     kind: Literal["vae"]
@@ -162,6 +165,9 @@ class VaeObjectiveConfig(Strict):
     haar_weight: float = Field(0.2, ge=0)
     haar_levels: Count = 3
     kl_weight: float = Field(1e-6, ge=0)
+    gan: GanConfig | None = None
+    denoising: DenoisingConfig | None = None
+    lpips: LpipsConfig | None = None
     foreground_weight: float = Field(9.0, ge=1)
     validation_clips: Count = 16
     validation_frames: Count = 17
@@ -171,6 +177,9 @@ class VaeObjectiveConfig(Strict):
     def _check_trained(self) -> VaeObjectiveConfig:
         if self.train == "decoder" and (self.init is None or self.inflate_before is not None):
             raise ValueError("train='decoder' needs init=FOLDER with a trained encoder, and no inflate_before")
+        for name in ("gan", "denoising"):
+            if self.train == "all" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for a decoder trained alone, once the encoder is done: train='decoder'")
         return self
 
 
@@ -242,7 +251,10 @@ class FineTuneObjectiveConfig(Strict):
     sample_clips: int = Field(2, ge=0)
 
 
-Objectives = Annotated[VaeObjectiveConfig | FlowObjectiveConfig | FineTuneObjectiveConfig, Field(discriminator="kind")]
+Objectives = Annotated[
+    VaeObjectiveConfig | FlowObjectiveConfig | FineTuneObjectiveConfig | DistillObjectiveConfig,
+    Field(discriminator="kind"),
+]
 
 
 class Recipe(Strict):

@@ -1,20 +1,13 @@
-"""Parts of a recipe that speak of footage and LoRA, and the base of all parts."""
+"""Parts of a recipe that speak of footage and LoRA."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Share = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    """Base of all parts of a recipe: an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+from vgen.training.config_base import Count, Share, Strict
 
 
 class FootageConfig(Strict):
@@ -27,7 +20,7 @@ class FootageConfig(Strict):
     kind: Literal["footage"]
     folder: Path
     cache: Path
-    weights: dict[str, Share] = {}
+    weights: dict[str, Share] = Field(default_factory=dict)
 
 
 class LoraConfig(Strict):

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vgen.hub import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
+from vgen.training.field_metrics import FieldWeights, field_scores
 from vgen.training.scores import (
     Budget,
     Progress,
@@ -41,6 +42,7 @@ def evaluate_model(
     budget: Budget | None = None,
     tiers: tuple[int, ...] = TIERS,
     tasks: str = "basic",
+    field: FieldWeights | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Score a model on the test split of SpriteWorld, print the table, and write it as JSON.
@@ -53,12 +55,15 @@ def evaluate_model(
         seed: of all noise.
         budget: how much to measure; None takes the full or the quick one.
         tiers: of SpriteWorld.
+        field: weights for FVD, CLIP score and LPIPS on this machine; None leaves those out.
         tasks: "basic" (the VAE, text and image to video, pictures) or "all" (also what is known in part, stories, and
             clips of several lengths).
         **settings: handed to the pipelines (guidance_scale ...); what is left out comes from the model.
     Returns:
         {"model", "scores": {...}, ...}, as in the JSON file.
     """
+    if field is not None:
+        field.check()
     folder = resolve_model(str(model))
     pipeline = TextToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
@@ -86,6 +91,10 @@ def evaluate_model(
             }
             for name, measure in measures.items():
                 scores[f"tier {tier}"][name] = measure(pipeline, tier, budget, seed, progress, **settings)
+    if field is not None:
+        scores[f"tier {tiers[0]}"]["field"] = field_scores(
+            pipeline, field, budget, seed, progress, tiers[0], **settings
+        )
     report = {
         "model": Path(folder).name,
         "hash": model_hash(folder),
@@ -112,8 +121,8 @@ def table(report: dict[str, Any]) -> Table:
     for tier in report["scores"]:
         drawn.add_column(tier)
     columns = [_rows(tier) for tier in report["scores"].values()]
-    for name in columns[0]:
-        drawn.add_row(name, *(column[name] for column in columns))
+    for name in dict.fromkeys(name for column in columns for name in column):
+        drawn.add_row(name, *(column.get(name, "") for column in columns))
     return drawn
 
 
@@ -144,7 +153,8 @@ def _rows(tier: dict[str, Any]) -> dict[str, str]:
     )
     rows["image to video: motion"] = _rate(animated["motion"])
     rows["pictures: colour / shape"] = f"{_rate(pictures['colour'])} / {_rate(pictures['shape'])}"
-    return rows | (_known_rows(tier) if "prediction" in tier else {})
+    rows |= _known_rows(tier) if "prediction" in tier else {}
+    return rows | _field_rows(tier.get("field", {}))
 
 
 def _known_rows(tier: dict[str, Any]) -> dict[str, str]:
@@ -169,6 +179,19 @@ def _known_rows(tier: dict[str, Any]) -> dict[str, str]:
     rows["joint at " + ", ".join(tier["lengths"]) + " frames"] = " / ".join(
         f"{100 * found['joint']['mean']:.0f}" for found in tier["lengths"].values()
     ) + " %"  # fmt: skip
+    return rows
+
+
+def _field_rows(found: dict[str, Any]) -> dict[str, str]:
+    """Scores of the field, as far as there were weights for them."""
+    rows = {}
+    if "fvd" in found:
+        rows[f"FVD, {found['clips']} clips of {found['frames']} frames"] = f"{found['fvd']:.1f}"
+    if "clip_score" in found:
+        both = (found["clip_score"], found["clip_score_of_originals"])
+        rows["CLIP score, made / originals"] = " / ".join(f"{value:.2f}" for value in both)
+    if "lpips_of_reconstructions" in found:
+        rows["LPIPS of VAE reconstructions"] = f"{found['lpips_of_reconstructions']:.4f}"
     return rows
 
 

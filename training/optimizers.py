@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,13 +42,18 @@ class OptimizerGroup(torch.optim.Optimizer):
         self.param_groups = [group for member in self.members for group in member.param_groups]
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, apart: Mapping[str, OptimizerConfig] | None = None
+) -> torch.optim.Optimizer:
     """The recipe's optimiser over the trainable parameters of `module`.
 
+    Parameters whose names start as a key of `apart` says get an AdamW of their own.
     Weight decay acts on matrices and convolutions only. With "muon", the 2-D weights inside repeated blocks go to Muon
     and everything else (embeddings, first and last projections, norms, biases, convolutions) to AdamW.
     """
-    named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+    every = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+    apart = apart or {}
+    named = [(name, value) for name, value in every if not name.startswith(tuple(apart))]
     muon = [value for name, value in named if config.name == "muon" and _is_hidden_matrix(name, value)]
     chosen = {id(value) for value in muon}
     rest = [value for _, value in named if id(value) not in chosen]
@@ -59,6 +64,10 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.O
     if muon:
         lr = config.muon_lr if config.muon_lr is not None else config.lr
         members.append(torch.optim.Muon(muon, lr=lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    for prefix, other in apart.items():
+        values = [value for name, value in every if name.startswith(prefix)]
+        groups = _decay_groups(values, other)
+        members.append(torch.optim.AdamW(groups, lr=other.lr, betas=other.betas, eps=other.eps, foreach=True))
     return members[0] if len(members) == 1 else OptimizerGroup(members)
 
 

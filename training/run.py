@@ -16,6 +16,7 @@ from vgen.engine.allocator import keep_freed_memory
 from vgen.errors import VgenError
 from vgen.models import CausalVideoVAE
 from vgen.training.config import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
+from vgen.training.config_distill import DistillObjectiveConfig
 from vgen.training.config_footage import FootageConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.captioned import CaptionedLatents
@@ -23,11 +24,13 @@ from vgen.training.data.clips import SpriteClips
 from vgen.training.data.latents import LatentCache, folder_hash
 from vgen.training.data.plan import BatchPlan, Source, batches
 from vgen.training.data.tokenizer import sprite_tokenizer
+from vgen.training.data.trajectories import TrajectoryCache
 from vgen.training.ema import Ema
 from vgen.training.footage_run import build_on_footage
 from vgen.training.journal import Journal
 from vgen.training.loop import Run, any_process, train
 from vgen.training.objectives.base import Objective
+from vgen.training.objectives.distill import distillation
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.optimizers import LearningRate, build_optimizer, load_optimizer_state
@@ -79,7 +82,7 @@ def _train_and_export(
 ) -> bool:
     accelerator = _accelerator(recipe)
     objective, source = build_objective(recipe, folder, control, accelerator)
-    optimizer = build_optimizer(objective, recipe.optimizer)
+    optimizer = build_optimizer(objective, recipe.optimizer, objective.own_optimizers())
     learning_rate = LearningRate(optimizer, recipe.total_steps, recipe.schedule)
     ema = Ema(objective, recipe.ema.limit)
     fingerprint = source.fingerprint
@@ -122,6 +125,11 @@ def build_objective(
     held_out = SpriteClips(recipe.data, "validation")
     if isinstance(recipe.objective, VaeObjectiveConfig):
         return VaeObjective(recipe.objective, clips, held_out, recipe.seed), clips
+    if isinstance(recipe.objective, DistillObjectiveConfig):
+        objective, caches, trajectories = distillation(recipe, folder, accelerator.device)
+        for trajectory_cache in caches:
+            _fill(trajectory_cache, control, accelerator)
+        return objective, trajectories
     config = recipe.objective
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
     cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
@@ -133,7 +141,7 @@ def build_objective(
     return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan), source
 
 
-def _fill(cache: LatentCache, control: Control, accelerator: Accelerator) -> None:
+def _fill(cache: LatentCache | TrajectoryCache, control: Control, accelerator: Accelerator) -> None:
     """Encode what is missing, each process its share, then read everything; a stop asked of one stops all."""
     stopped = False
     try:

@@ -197,7 +197,8 @@ def reconstruct(pipeline: TextToVideoPipeline, clips: Clips, progress: Progress 
     """Clips through the VAE."""
     vae = pipeline.vae
     video = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).to(vae.device, torch.float32) / 127.5 - 1
-    restored = vae.decode(vae.encode(video.to(vae.dtype)).latent_dist.mode()).sample
+    timestep = torch.zeros(len(video), device=vae.device) if vae.config.timestep_conditioning else None
+    restored = vae.decode(vae.encode(video.to(vae.dtype)).latent_dist.mode(), timestep).sample
     if progress is not None:
         progress.advance("VAE", len(clips))
     return to_uint8((restored.float().permute(0, 2, 3, 4, 1).cpu().numpy() + 1) / 2)

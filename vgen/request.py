@@ -30,7 +30,7 @@ from vgen.fields import (
     whole_number,
 )
 from vgen.passes import PLAIN, preset_for, preset_named
-from vgen.steps import settle_steps, skipped_steps
+from vgen.steps import check_guidance, settle_steps, skipped_steps
 from vgen.story import Segment
 from vgen.types import SKIP_MODES, Strides, VideoShape
 
@@ -201,6 +201,7 @@ class GenerateRequest(_Job):
         """
         values = self.model_dump()
         steps = settle_steps(values, [defaults])
+        check_guidance(values, [defaults])
         values.update(num_inference_steps=steps.num_inference_steps, sigmas=steps.sigmas)
         if self.task in ("restyle", "inpaint", "outpaint"):
             values["num_frames"] = _frames_to_restyle(self.num_frames, defaults, strides.temporal, video_frames)

@@ -62,6 +62,7 @@ def settle_steps(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]
         given: the caller's num_inference_steps, sigmas and timesteps, each None or absent where left out.
         defaults: looked up in this order for num_inference_steps; for `sigmas`, a model's own schedule; and for
             `allowed_inference_steps`, what it can do: numbers of steps (whole, 1 or more), or the only sigmas it knows.
+            Where `distilled` is set, the model's own `sigmas` are the only schedule, whole and in order.
     Returns:
         The steps; num_inference_steps is None where nobody says it.
     Raises:
@@ -71,11 +72,13 @@ def settle_steps(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]
     counts, known_sigmas = _read_allowed(allowed)
     asked = given.get("num_inference_steps")
     sigmas = _given_sigmas(given)
+    if sigmas is not None and asked is not None and asked != len(sigmas):
+        raise RequestError(
+            f"num_inference_steps={asked} and a list of {len(sigmas)} sigmas contradict each other: leave one out."
+        )
+    if _first(defaults, "distilled"):
+        return _own_schedule(asked, sigmas, _first(defaults, "sigmas"))
     if sigmas is not None:
-        if asked is not None and asked != len(sigmas):
-            raise RequestError(
-                f"num_inference_steps={asked} and a list of {len(sigmas)} sigmas contradict each other: leave one out."
-            )
         return Steps(_allowed_count(len(sigmas), counts), _allowed_sigmas(sigmas, known_sigmas))
     own = _first(defaults, "sigmas")
     own = read_sigmas(own, "the model's sigmas") if own is not None else known_sigmas
@@ -93,6 +96,34 @@ def settle_steps(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]
         if counts is not None and asked not in counts:
             asked = max(counts)
     return Steps(asked, None)
+
+
+def check_guidance(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what a distilled model has no use for: it was made for one guidance, which its weights hold already.
+
+    Args:
+        given: the caller's guidance_scale, stg_scale, cfg_star, guidance, stochastic_sampling, each None or absent
+            where left out.
+        defaults: looked up in this order for `distilled`, and `guidance_scale`, the only one that is allowed then.
+    Raises:
+        RequestError: names the value, the rule and what would fit.
+    """
+    if not _first(defaults, "distilled"):
+        return
+    own = _first(defaults, "guidance_scale")
+    own = 1.0 if own is None else own
+    scale = given.get("guidance_scale")
+    scales = list(scale) if isinstance(scale, (list, tuple)) else [scale]
+    if any(value is not None and value != own for value in scales):
+        raise RequestError(
+            f"guidance_scale={scale!r}: this model was distilled with its guidance, and more would count twice; use "
+            f"guidance_scale={own:g}, or leave it out."
+        )
+    for name in ("stg_scale", "cfg_star", "guidance", "stochastic_sampling"):
+        if given.get(name):
+            raise RequestError(
+                f"{name}={given[name]!r}: this model was distilled for plain Euler steps, nothing else; leave it out."
+            )
 
 
 def skipped_steps(num_steps: int, denoise_strength: float) -> int:
@@ -115,6 +146,25 @@ def skipped_steps(num_steps: int, denoise_strength: float) -> int:
 
 def _first(sources: Sequence[Mapping[str, Any]], name: str) -> Any:
     return next((source[name] for source in sources if source.get(name) is not None), None)
+
+
+def _own_schedule(asked: Any, sigmas: tuple[float, ...] | None, own: Any) -> Steps:
+    """The one schedule of a model that learned the velocities between exactly these sigmas."""
+    if own is None:
+        raise RequestError(
+            "the model is marked as distilled, and its defaults have no sigmas: its folder is incomplete."
+        )
+    own = read_sigmas(own, "the model's sigmas")
+    shown = ", ".join(f"{sigma:g}" for sigma in own)
+    if asked not in (None, len(own)):
+        raise RequestError(
+            f"num_inference_steps={asked}: this model was distilled for exactly {len(own)} steps, at sigmas {shown}; "
+            f"use num_inference_steps={len(own)}, or leave it out."
+        )
+    if sigmas is not None and [round(sigma, 4) for sigma in sigmas] != [round(sigma, 4) for sigma in own]:
+        given = ", ".join(f"{sigma:g}" for sigma in sigmas)
+        raise RequestError(f"sigmas={given}: this model was distilled for exactly {shown}; leave sigmas out.")
+    return Steps(len(own), own)
 
 
 def _given_sigmas(given: Mapping[str, Any]) -> tuple[float, ...] | None:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from vgen.errors import RequestError
-from vgen.steps import Steps, read_sigmas, settle_steps, skipped_steps
+from vgen.request import GenerateRequest
+from vgen.steps import Steps, check_guidance, read_sigmas, settle_steps, skipped_steps
+from vgen.types import Strides
 
 DISTILLED = [1.0, 0.9937, 0.975, 0.725]
 
@@ -119,3 +121,43 @@ def test_a_strength_that_leaves_nothing():
         skipped_steps(8, 0.1)
     assert skipped_steps(8, 0.125) == 7
     assert skipped_steps(10, 0.1) == 9
+
+
+FEW = [{"distilled": True, "sigmas": [1.0, 0.97, 0.8], "guidance_scale": 1.0, "num_inference_steps": 3}]
+
+
+def test_a_distilled_model_keeps_to_its_whole_schedule():
+    own = Steps(3, (1.0, 0.97, 0.8))
+    for given in ({}, {"num_inference_steps": 3}, {"sigmas": [1, 0.97, 0.8]}, {"timesteps": [1000, 970, 800, 0]}):
+        assert settle_steps(given, FEW) == own
+    for given, message in (
+        ({"num_inference_steps": 4}, "num_inference_steps=4: .*exactly 3 steps, at sigmas 1, 0.97, 0.8; use .*=3"),
+        ({"sigmas": [1, 0.97]}, "sigmas=1, 0.97: .*leave sigmas out"),
+        ({"sigmas": [1, 0.9, 0.8]}, "sigmas=1, 0.9, 0.8: "),
+        ({"sigmas": [1, 0.97, 0.8], "num_inference_steps": 4}, "contradict"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            settle_steps(given, FEW)
+    with pytest.raises(RequestError, match="have no sigmas"):
+        settle_steps({}, [{"distilled": True}])
+
+
+def test_a_distilled_model_keeps_to_its_guidance():
+    for given in ({}, {"guidance_scale": 1.0}, {"guidance_scale": [1, 1, 1]}, {"stg_scale": 0.0, "cfg_star": False}):
+        check_guidance(given, FEW)
+    for given in ({"guidance_scale": 4}, {"guidance_scale": 0.5}, {"guidance_scale": [1, 2, 1]}):
+        with pytest.raises(RequestError, match=r"guidance_scale=.*use guidance_scale=1"):
+            check_guidance(given, FEW)
+    for name in ("stg_scale", "cfg_star", "guidance", "stochastic_sampling"):
+        with pytest.raises(RequestError, match=f"{name}=True: .*leave it out"):
+            check_guidance({name: True}, FEW)
+        check_guidance({name: True}, [{"sigmas": [1.0, 0.5]}])
+
+
+def test_a_request_to_a_distilled_model_is_settled_or_refused():
+    defaults = {**FEW[0], "num_frames": 9, "height": 32, "width": 32, "frame_rate": 8.0}
+    settled = GenerateRequest.create(prompt="a").resolve(defaults, Strides(4, 8, 8))
+    assert settled.num_inference_steps == 3 and settled.guidance_scale == 1.0
+    for fields, message in (({"num_inference_steps": 30}, "exactly 3 steps"), ({"guidance_scale": 4.0}, "distilled")):
+        with pytest.raises(RequestError, match=message):
+            GenerateRequest.create(prompt="a", **fields).resolve(defaults, Strides(4, 8, 8))

@@ -46,6 +46,26 @@ def psnr(first: Tensor, second: Tensor, masks: Tensor | None = None) -> float:
     return 10 * math.log10(255.0**2 / max(mean, 1e-10))
 
 
+def difference_psnr(first: Tensor, second: Tensor) -> float:
+    """PSNR in dB of the differences from frame to frame: what flicker costs. Clips as for `psnr`."""
+    return _difference_psnr(first.double().diff(dim=1), second.double().diff(dim=1))
+
+
+def seam_psnr(first: Tensor, second: Tensor, stride: int) -> float:
+    """The same of those differences alone that cross from one latent's frames to the next one's.
+
+    Args:
+        first, second: uint8 [B, F, H, W, 3], F > 1.
+        stride: frames of a latent; frame 0 has one of its own, so the seams lie after frames 0, stride, 2 stride ...
+    """
+    return _difference_psnr(*(clip.double().diff(dim=1)[:, ::stride] for clip in (first, second)))
+
+
+def _difference_psnr(first: Tensor, second: Tensor) -> float:
+    error = float((first - second).square().mean()) if first.numel() else 0.0
+    return 10 * math.log10(255.0**2 / max(error, 1e-10))
+
+
 def ssim(first: Tensor, second: Tensor) -> float:
     """Structural similarity, mean over frames and channels (Wang et al. 2004: 11-pixel Gaussian, sigma 1.5).
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vgen.training.config import OptimizerConfig
 from vgen.training.control import Control
 from vgen.training.data.plan import Batch
 from vgen.training.ema import Ema
@@ -31,6 +32,10 @@ class Objective(nn.Module, ABC):
     def before_step(self, step: int, ema: Ema) -> None:
         """Change weights between two stages of a recipe; a function of the step, so that a resumed run repeats it."""
         return None
+
+    def own_optimizers(self) -> dict[str, OptimizerConfig]:
+        """Optimisers of their own for parameters whose names start so; the rest gets the recipe's."""
+        return {}
 
     @abstractmethod
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:

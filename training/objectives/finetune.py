@@ -28,8 +28,8 @@ from vgen.training.data.footage.source import FootageLatents
 from vgen.training.data.plan import Batch, BatchPlan
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
-from vgen.training.objectives.given import encoded_material
-from vgen.training.objectives.tasks import CACHED_TASKS, FlowInputs, draw_task, known_latents
+from vgen.training.objectives.given import encoded_material, reference_material
+from vgen.training.objectives.tasks import CACHED_TASKS, FOOTAGE_TASKS, FlowInputs, draw_task, known_latents
 from vgen.training.randomness import Keys, generator, key_number
 from vgen.training.sheets import save_sheet
 
@@ -112,7 +112,7 @@ class FineTuneObjective(Objective):
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch of `FootageLatents.load`."""
         latents = batch["latents"].float()
-        task = draw_task(self.plan.stage(keys.step).tasks or self.config.tasks, latents.shape[2], keys)
+        task = draw_task(self.plan.stage(keys.step).tasks or self.config.tasks, latents.shape[2], keys, FOOTAGE_TASKS)
         known = self._known(task, batch, keys)
         shape = self._token_shape(latents)
         sigma = sample_training_sigmas(
@@ -173,6 +173,9 @@ class FineTuneObjective(Objective):
         if task in CACHED_TASKS:
             return known_latents(task, latents, batch.get("last"), strides, keys)
         video = to_pixels(self.source.pixels(batch["indices"].tolist()).to(latents.device))
+        if task == "reference":
+            frame = int(torch.randint(video.shape[2], (), generator=keys.generator("reference")))
+            return reference_material(video[:, :, frame : frame + 1], self._encode)
         return encoded_material(task, video, self._encode, strides, keys)
 
     def _encode(self, video: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,16 @@ TASKS = (*CACHED_TASKS, *ENCODED_TASKS, "reference", "turn")
 something else happens than the text says, as in a story when its prompt changes."""
 
 
-def draw_task(mix: TaskMix, latent_frames: int, keys: Keys) -> str:
-    """The task of a micro-batch: images know nothing but text."""
+FOOTAGE_TASKS = tuple(task for task in TASKS if task != "turn")
+"""Those that footage lends material for."""
+
+
+def draw_task(mix: TaskMix, latent_frames: int, keys: Keys, tasks: Sequence[str] = TASKS) -> str:
+    """The task of a micro-batch, one of `tasks`: images know nothing but text."""
     if latent_frames == 1:
         return "text"
-    shares = torch.tensor([mix.share(task) for task in TASKS], dtype=torch.float64)
-    return TASKS[int(torch.multinomial(shares, 1, generator=keys.generator("task")))]
+    shares = torch.tensor([mix.share(task) for task in tasks], dtype=torch.float64)
+    return tasks[int(torch.multinomial(shares, 1, generator=keys.generator("task")))]
 
 
 def known_latents(task: str, latents: Tensor, last: Tensor | None, strides: Strides, keys: Keys) -> list[KnownLatents]:

@@ -1,4 +1,4 @@
-"""Reconstruction training of the causal video VAE."""
+"""Training of the causal video VAE: reconstruction first, then its decoder alone, sharpened."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from torch import Tensor
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE
 from vgen.models.inflation import inflate
-from vgen.training.config import VaeObjectiveConfig
+from vgen.training.config import OptimizerConfig, VaeObjectiveConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_frames, to_pixels
 from vgen.training.data.footage.pixel_source import FootageClips
 from vgen.training.data.plan import Batch
 from vgen.training.ema import Ema
 from vgen.training.losses.haar import haar_distance
-from vgen.training.losses.pixels import foreground_weights, psnr, ssim, weighted_l1
+from vgen.training.losses.lpips import Lpips
+from vgen.training.losses.pixels import difference_psnr, foreground_weights, psnr, seam_psnr, ssim, weighted_l1
 from vgen.training.objectives.base import Objective
-from vgen.training.randomness import Keys, generator
+from vgen.training.objectives.discriminator import PairDiscriminator, gan_losses
+from vgen.training.objectives.timestep_decoder import noise_latents, with_timestep
+from vgen.training.randomness import Keys, generator, key_number
 from vgen.training.sheets import save_sheet
 
 _CHUNK = 16
@@ -28,7 +31,7 @@ _SHEET_CLIPS = 4
 
 
 class VaeObjective(Objective):
-    """Weighted L1 + Haar L1 + KL, all means.
+    """Weighted L1 + Haar L1 + KL, all means; for a decoder trained alone perhaps a reconstruction GAN and LPIPS.
 
     Args:
         config: of the recipe.
@@ -50,6 +53,20 @@ class VaeObjective(Objective):
         self.held_out = held_out
         self.vae = build_vae(config, seed)
         self.vae.encoder.requires_grad_(config.train == "all")
+        if self.vae.config.timestep_conditioning:
+            self.vae.decoder.timestep_scale_multiplier.requires_grad_(False)  # a constant that is stored as a weight
+        self.discriminator: PairDiscriminator | None = None
+        if config.gan is not None:
+            size = (config.gan.width, config.gan.levels)
+            self.discriminator = PairDiscriminator(*size, seed=key_number(seed, "discriminator"))
+        self._judges = {} if config.lpips is None else {"lpips": Lpips(config.lpips.folder)}  # never trained or saved
+
+    def own_optimizers(self) -> dict[str, OptimizerConfig]:
+        """The discriminator has one of its own."""
+        gan = self.config.gan
+        if gan is None:
+            return {}
+        return {"discriminator.": OptimizerConfig(lr=gan.lr, betas=gan.betas, weight_decay=0.0)}
 
     def before_step(self, step: int, ema: Ema) -> None:
         """Turn the image-trained average into a VAE that starts well on clips."""
@@ -63,7 +80,8 @@ class VaeObjective(Objective):
         video = to_pixels(batch["frames"])
         posterior = self.vae.encode(video).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=keys.generator("posterior")).to(posterior.mean)
-        restored = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        latents, timestep = self._noised(posterior.mean + posterior.std * noise, keys)
+        restored = self.vae.decode(latents, timestep).sample
         difference = restored.float() - video
         weights = foreground_weights(batch["masks"], self.config.foreground_weight)
         pixel = weighted_l1(difference, weights)
@@ -71,7 +89,30 @@ class VaeObjective(Objective):
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
         total = pixel + self.config.haar_weight * haar + self.config.kl_weight * kl
-        return total, {"l1": pixel.detach(), "haar": haar.detach(), "kl": kl.detach()}
+        logs = {"l1": pixel.detach(), "haar": haar.detach(), "kl": kl.detach()}
+        if self.config.lpips is not None:
+            distance = self._judges["lpips"].to(video.device).clips(video, restored)
+            total, logs["lpips"] = total + self.config.lpips.weight * distance, distance.detach()
+        if self.discriminator is not None and self.config.gan is not None:
+            last_layer = self.vae.decoder.conv_out.conv.weight
+            active = keys.step >= self.config.gan.start_step
+            gan = gan_losses(self.discriminator, video, restored, total, last_layer, self.config.gan.weight, active)
+            total, logs = total + gan.total, logs | gan.logs
+        return total, logs
+
+    def _noised(self, latents: Tensor, keys: Keys) -> tuple[Tensor, Tensor | None]:
+        """Latents as a decoder that finishes the denoising gets them, and its timestep; as they are for any other."""
+        if not self.vae.config.timestep_conditioning:
+            return latents, None
+        batch = latents.shape[0]
+        if self.config.denoising is None:
+            return latents, torch.zeros(batch, device=latents.device)
+        how = self.config.denoising
+        amounts, clean = torch.rand(2, batch, generator=keys.generator("decoder sigma"))
+        sigma = torch.where(clean < how.clean_share, 0.0, amounts * how.max_sigma)
+        noise = torch.randn(latents.shape, generator=keys.generator("decoder noise"))
+        sigma = sigma.to(latents)
+        return noise_latents(self.vae, latents, noise.to(latents), sigma), sigma
 
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
         """PSNR of held-out images and clips, whole and on the objects, and a sheet: originals over reconstructions."""
@@ -81,13 +122,16 @@ class VaeObjective(Objective):
             "image_object_psnr": psnr(images, restored_images, masks),
         }
         clips, restored, masks = self._reconstruct(self.config.validation_clips, self.config.validation_frames, control)
-        measured |= {
-            "psnr": psnr(clips, restored),
-            "object_psnr": psnr(clips, restored, masks),
-            "ssim": ssim(clips, restored),
-            "first_frame_psnr": psnr(clips[:, :1], restored[:, :1]),
-            "difference_psnr": _difference_psnr(clips, restored),
-        }
+        measured |= {"psnr": psnr(clips, restored), "object_psnr": psnr(clips, restored, masks)}
+        measured |= {"ssim": ssim(clips, restored), "first_frame_psnr": psnr(clips[:, :1], restored[:, :1])}
+        measured["difference_psnr"] = difference_psnr(clips, restored)
+        if clips.shape[1] > 1:
+            measured["seam_psnr"] = seam_psnr(clips, restored, self.vae.strides.temporal)
+        if self.config.denoising is not None:
+            sigma = self.config.denoising.validation_sigma
+            told = self.config.validation_clips, self.config.validation_frames, control, sigma
+            _, finished, _ = self._reconstruct(*told)
+            measured |= {f"psnr_from_{sigma:g}": psnr(clips, finished)}
         shown = [clip for index in range(min(_SHEET_CLIPS, len(clips))) for clip in (clips[index], restored[index])]
         save_sheet(folder / f"step-{step:08d}.png", [clip.numpy() for clip in shown])
         return measured
@@ -120,13 +164,21 @@ class VaeObjective(Objective):
         return mean, (square / count - mean.square()).clamp_min(1e-12).sqrt()
 
     @torch.no_grad()
-    def _reconstruct(self, count: int, num_frames: int, control: Control) -> tuple[Tensor, Tensor, Tensor]:
+    def _reconstruct(
+        self, count: int, num_frames: int, control: Control, sigma: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Held-out clips, what comes back of them (from latents noised to `sigma`), and the masks of their objects."""
         originals, restored, masks = [], [], []
         for begin in range(0, count, _CHUNK):
             control.poll()
             batch = self.held_out.stack(list(range(begin, min(begin + _CHUNK, count))), num_frames)
             latents = self.vae.encode(to_pixels(batch["frames"].to(self._device))).latent_dist.mode()
-            restored.append(to_frames(self.vae.decode(latents).sample).cpu())
+            timestep = None
+            if self.vae.config.timestep_conditioning:
+                timestep = torch.full((latents.shape[0],), sigma, device=latents.device)
+                noise = torch.randn(latents.shape, generator=generator(0, "decoder noise", begin)).to(latents)
+                latents = noise_latents(self.vae, latents, noise, timestep)
+            restored.append(to_frames(self.vae.decode(latents, timestep).sample).cpu())
             originals.append(batch["frames"])
             masks.append(batch["masks"])
         return torch.cat(originals), torch.cat(restored), torch.cat(masks)
@@ -139,17 +191,11 @@ class VaeObjective(Objective):
 def build_vae(config: VaeObjectiveConfig, seed: int) -> CausalVideoVAE:
     """A fresh VAE from the recipe's `model`, or the one saved in `init`."""
     if config.init is not None:
-        return CausalVideoVAE.from_pretrained(config.init, torch_dtype=torch.float32)
+        vae = CausalVideoVAE.from_pretrained(config.init, torch_dtype=torch.float32)
+        return vae if config.denoising is None else with_timestep(vae)
     try:
         vae = CausalVideoVAE(**config.model)
     except TypeError as error:
         raise RequestError(f"objective.model does not fit CausalVideoVAE: {error}") from None
     vae.init_weights(generator(seed, "weights"))
     return vae
-
-
-def _difference_psnr(clips: Tensor, restored: Tensor) -> float:
-    """PSNR of the frame-to-frame differences: what flicker costs."""
-    true, made = clips.double().diff(dim=1), restored.double().diff(dim=1)
-    error = float((true - made).square().mean()) if true.numel() else 0.0
-    return 10 * torch.log10(torch.tensor(255.0**2 / max(error, 1e-10))).item()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+_VBENCH = "For VBench"
+_FIELD = "The field's scores, from weights on this machine"
 
 
 def evaluate(
@@ -22,7 +26,40 @@ def evaluate(
     ] = "basic",
     seed: Annotated[str, typer.Option("--seed", metavar="N", help="Seed of all noise.")] = "0",
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file, or clips, if there.")] = False,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            "--export-vbench",
+            metavar="FOLDER",
+            help="Make clips for VBench, and score nothing.",
+            rich_help_panel=_VBENCH,
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts", metavar="FILE", help="Its prompts, one a line; else SpriteWorld's.", rich_help_panel=_VBENCH
+        ),
+    ] = None,
+    num_prompts: Annotated[
+        int, typer.Option("--num-prompts", metavar="N", min=1, help="Of SpriteWorld's.", rich_help_panel=_VBENCH)
+    ] = 64,
+    samples: Annotated[
+        int, typer.Option("--samples", metavar="N", min=1, help="Clips a prompt.", rich_help_panel=_VBENCH)
+    ] = 5,
+    clip_model: Annotated[
+        str | None,
+        typer.Option("--clip-model", metavar="FOLDER", help="A local CLIP: CLIP score.", rich_help_panel=_FIELD),
+    ] = None,
+    fvd_model: Annotated[
+        str | None,
+        typer.Option("--fvd-model", metavar="FILE", help="The local TorchScript I3D: FVD.", rich_help_panel=_FIELD),
+    ] = None,
+    lpips: Annotated[
+        str | None,
+        typer.Option("--lpips", metavar="FOLDER", help="Local LPIPS weights: LPIPS.", rich_help_panel=_FIELD),
+    ] = None,
 ) -> None:
     """Score a model: how often a judge finds what was asked for; or a RUN: what it learnt, and its best checkpoint."""
     from pathlib import Path
@@ -41,6 +78,16 @@ def evaluate(
 
     if tasks not in ("basic", "all"):
         raise RequestError(f"tasks={tasks!r} is not known: use basic or all.")
+    if export is not None:
+        if output is not None or tasks != "basic" or quick or clip_model or fvd_model or lpips:
+            raise RequestError("--export-vbench makes clips and scores nothing: leave the options for scores out.")
+        from vgen.cli.vbench import export_vbench
+
+        fields = {"model": model, "seed": seed, **({"device": device} if device is not None else {})}
+        export_vbench(export, fields, prompts, num_prompts, samples, overwrite)
+        return
+    if prompts is not None:
+        raise RequestError("--prompts is for --export-vbench; scores are of SpriteWorld's prompts.")
     request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
     if output is not None:
         target = Path(output)
@@ -55,4 +102,18 @@ def evaluate(
     device = choose_device(request.device or "auto")
     from vgen.training.evaluate import evaluate_model
 
-    evaluate_model(request.model, quick=quick, output=output, device=device, seed=request.seed or 0, tasks=tasks)
+    field = _field_weights(clip_model, fvd_model, lpips)
+    evaluate_model(
+        request.model, quick=quick, output=output, device=device, seed=request.seed or 0, tasks=tasks, **field
+    )
+
+
+def _field_weights(clip_model: str | None, fvd_model: str | None, lpips: str | None) -> dict[str, Any]:
+    """The argument `field` where any weights are given, checked."""
+    if clip_model is None and fvd_model is None and lpips is None:
+        return {}
+    from vgen.training.field_metrics import FieldWeights
+
+    weights = FieldWeights(*(None if text is None else Path(text) for text in (clip_model, fvd_model, lpips)))
+    weights.check()
+    return {"field": weights}

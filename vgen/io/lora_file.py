@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 METADATA_KEY = "lora_adapter_metadata"
 """Where diffusers keeps peft's configuration in a file's metadata."""
 
+DEFAULTS_KEY = "vgen_defaults"
+"""Where a file's metadata keeps settings that it was made for (JSON), e.g. the sigmas of a distilled LoRA."""
+
 _PEFT_NAME, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -28,11 +31,13 @@ class LoraFile:
         path: the file.
         entries: type and shape by key.
         config: of peft; empty where the file has none.
+        defaults: settings that it was made for; mostly none.
     """
 
     path: Path
     entries: Mapping[str, TensorEntry]
     config: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(cls, place: str | Path, weight_name: str | None = None) -> LoraFile:
@@ -46,7 +51,7 @@ class LoraFile:
         """
         path = _find(Path(place), weight_name)
         entries = check_weights(path)
-        return cls(path, entries, _config(path))
+        return cls(path, entries, _config(path), _defaults(path))
 
 
 def _find(place: Path, weight_name: str | None) -> Path:
@@ -69,9 +74,7 @@ def _find(place: Path, weight_name: str | None) -> Path:
 
 def _config(path: Path) -> Mapping[str, Any]:
     """Peft's configuration, without diffusers' component prefix."""
-    with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    text: str | bytes | None = (header.get("__metadata__") or {}).get(METADATA_KEY)
+    text: str | bytes | None = _metadata(path).get(METADATA_KEY)
     beside = path.with_name(_PEFT_CONFIG)
     if text is None and path.name == _PEFT_NAME and beside.is_file():
         text = beside.read_bytes()
@@ -82,3 +85,20 @@ def _config(path: Path) -> Mapping[str, Any]:
         return {key.removeprefix("transformer."): value for key, value in found.items()}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its LoRA configuration cannot be read: {error}.") from None
+
+
+def _defaults(path: Path) -> Mapping[str, Any]:
+    """The settings in the metadata."""
+    text = _metadata(path).get(DEFAULTS_KEY)
+    if text is None:
+        return {}
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its {DEFAULTS_KEY} cannot be read: {error}.") from None
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return header.get("__metadata__") or {}

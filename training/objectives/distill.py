@@ -1,0 +1,278 @@
+"""Few steps: a student learns the mean velocity of its teacher between two of the sigmas it will be sampled at.
+
+Along a trajectory x_0 (noise), x_1 ... x_N (clean) of the guided teacher the student learns, at (x_i, sigma_i),
+
+    (x_i - x_{i+1}) / (sigma_i - sigma_{i+1}),
+
+so that plain Euler steps over the same sigmas, without guidance, go where the teacher goes.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from vgen.diffusion.conditions import token_sigmas
+from vgen.diffusion.tokens import unpack
+from vgen.errors import RequestError
+from vgen.hub import model_hash, resolve_model
+from vgen.pipelines import TextToVideoPipeline
+from vgen.pipelines.decoding import decode_latents
+from vgen.pipelines.lora import linear_layers
+from vgen.training.config import Recipe
+from vgen.training.config_distill import DistillObjectiveConfig, TrajectoryConfig
+from vgen.training.control import Control
+from vgen.training.data.clips import SpriteClips, to_frames
+from vgen.training.data.plan import Batch
+from vgen.training.data.prompts import FilePrompts, Prompts, SpritePrompts
+from vgen.training.data.trajectories import Teacher, Trajectories, TrajectoryCache
+from vgen.training.judge import score
+from vgen.training.objectives.attention import use_explicit_attention
+from vgen.training.objectives.base import Objective
+from vgen.training.objectives.exporting import save_pipeline
+from vgen.training.randomness import Keys
+from vgen.training.sheets import save_sheet
+
+ADAPTER = "few_steps"
+LEARNED = ("num_inference_steps", "guidance_scale", "sigmas", "distilled")
+"""What a student's weights were made for: stored with them, and enforced (see vgen.steps)."""
+
+_OF_THE_TEACHER = (
+    "allowed_inference_steps", "cfg_star", "guidance_rescale", "guidance_sigmas", "stg_blocks", "stg_mode", "stg_scale"
+)  # fmt: skip
+_CHUNK = 16
+
+
+class DistillObjective(Objective):
+    """Mean squared error of the segment velocity over tokens that are not given.
+
+    Args:
+        config: of the recipe.
+        teacher: of the trajectories; its transformer becomes the student once they are integrated.
+        held_out: trajectories for validation.
+        seed: of the recipe; initialises adapters.
+    """
+
+    def __init__(self, config: DistillObjectiveConfig, teacher: Teacher, held_out: TrajectoryCache, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.held_out = held_out
+        self._frozen = {"pipeline": teacher.pipeline}  # a dictionary keeps it out of the trained modules
+        self.grid = teacher.grid
+        self.transformer = teacher.pipeline.transformer
+        self.transformer.requires_grad_(config.train == "full")
+        if config.train == "lora":
+            _add_adapter(self.transformer, config, seed)
+        self._ends = torch.tensor([*self.grid, 0.0])
+
+    @property
+    def pipeline(self) -> TextToVideoPipeline:
+        """The pipeline that the student is part of."""
+        return self._frozen["pipeline"]
+
+    def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one micro-batch of trajectories; every segment gets the same share of it."""
+        count, steps = batch["states"].shape[0], len(self.grid)
+        offset = torch.randint(steps, (), generator=keys.generator("segment"))
+        segment = (torch.arange(count) + offset) % steps
+        errors = self.segment_errors(batch, segment)
+        logs = {f"loss/segment_{i}": errors[segment == i].mean() for i in sorted(set(segment.tolist()))}
+        return errors.mean(), {name: value.detach() for name, value in logs.items()}
+
+    def segment_errors(self, batch: Batch, segment: Tensor) -> Tensor:
+        """Squared error of each sample's velocity over one of its segments.
+
+        Args:
+            batch: of `TrajectoryCache.rows`.
+            segment: [B], which one.
+        Returns:
+            [B]; mean over channels and over tokens that are not given.
+        """
+        rows = torch.arange(len(segment))
+        begin, end = batch["states"][rows, segment], batch["states"][rows, segment + 1]
+        sigma, after = (self._ends[index].to(begin) for index in (segment, segment + 1))
+        target = (begin - end) / (sigma - after)[:, None, None]
+        error = (self.velocity(begin, sigma, batch).float() - target).square().mean(dim=-1)
+        weight = (batch["strength"] < 1).to(error)
+        return (error * weight).sum(dim=1) / weight.sum()
+
+    def velocity(self, tokens: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
+        """The student's prediction [B, T, C], called as a pipeline calls it without guidance.
+
+        Args:
+            tokens: [B, T, C].
+            sigma: [B].
+            batch: the rest of what the transformer is told.
+        """
+        strength = batch["strength"]
+        timestep = token_sigmas(sigma, strength.expand(len(sigma), -1)) if bool(strength.any()) else sigma
+        return self.transformer(
+            hidden_states=tokens,
+            encoder_hidden_states=batch["prompt_embeds"],
+            timestep=1000 * timestep,
+            encoder_attention_mask=batch["attention_mask"],
+            video_coords=batch["coordinates"][None],
+            return_dict=False,
+        )[0]
+
+    def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
+        """Loss of each segment on held-out trajectories, and the student's own samples beside the teacher's.
+
+        `distance` is the root mean square difference of the student's finished latents to the teacher's from the same
+        noise and prompt; with SpriteWorld's prompts `joint` is how often a judge finds what was asked for, and
+        `teacher_joint` the same of the teacher.
+        """
+        ((task, num_frames), count) = next(iter(self.held_out.groups.items()))
+        device = next(self.transformer.parameters()).device
+        losses, squared = torch.zeros(len(self.grid)), 0.0
+        made: list[np.ndarray] = []
+        wanted: list[np.ndarray] = []
+        for begin in range(0, count, _CHUNK):
+            control.poll()
+            indices = list(range(begin, min(begin + _CHUNK, count)))
+            batch = {name: value.to(device) for name, value in self.held_out.rows(task, num_frames, indices).items()}
+            for segment in range(len(self.grid)):
+                errors = self.segment_errors(batch, torch.full((len(indices),), segment))
+                losses[segment] += float(errors.sum()) / count
+            ends = self.sample(batch, num_frames, control)
+            squared += float((ends - batch["states"][:, -1]).square().mean(dim=(1, 2)).sum()) / count
+            made.extend(self._decode(ends, num_frames))
+            wanted.extend(self._decode(batch["states"][:, -1], num_frames))
+        measured = {f"loss_segment_{i}": float(value) for i, value in enumerate(losses)}
+        measured |= {"loss": float(losses.mean()), "distance": squared**0.5}
+        self._write_sheet(folder / f"step-{step:08d}.png", made, wanted, num_frames)
+        prompts = self.held_out.prompts
+        if isinstance(prompts, SpritePrompts) and num_frames > 1:
+            said = [index for index in range(count) if index % 2 == 0]  # the others leave something open
+            keys = [prompts.key(index, num_frames) for index in said]
+            for name, clips in (("joint", made), ("teacher_joint", wanted)):
+                judged = [score(clips[index], key).joint for index, key in zip(said, keys, strict=True)]
+                measured[name] = float(np.mean(judged))
+        return measured
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, num_frames: int, control: Control) -> Tensor:
+        """The student's finished tokens [B, N, C] from the noise of `batch`, through the pipeline's own loop."""
+        ends: list[Tensor] = []
+
+        def keep(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
+            control.poll()
+            ends.append(tensors["latents"])
+            return {}
+
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.pipeline(
+            prompt_embeds=batch["prompt_embeds"],
+            prompt_attention_mask=batch["attention_mask"],
+            latents=batch["states"][:, 0],
+            num_frames=num_frames,
+            sigmas=self.grid,
+            guidance_scale=1.0,
+            stg_scale=0.0,
+            output_type="latent",
+            callback_on_step_end=keep,
+        )
+        return ends[-1]
+
+    @torch.no_grad()
+    def _decode(self, tokens: Tensor, num_frames: int) -> list[np.ndarray]:
+        """Finished tokens [B, N, C] to clips, uint8 [F, H, W, 3] each."""
+        pipeline = self.pipeline
+        source = torch.Generator().manual_seed(0)
+        told = {"prompt": [""] * len(tokens), "num_frames": num_frames, "generator": source}
+        settings = pipeline.fill_settings(told)
+        shape, _ = pipeline.check_inputs(settings)
+        latents = unpack(tokens, shape, pipeline.patch_size)
+        video = decode_latents(pipeline.vae, latents, settings, pipeline.convention, pipeline.transformer.dtype)
+        return list(to_frames(video).cpu().numpy())
+
+    def _write_sheet(self, path: Path, made: list[np.ndarray], wanted: list[np.ndarray], num_frames: int) -> None:
+        count = min(self.config.sample_clips, len(made))
+        if not count:
+            return
+        shown = [clip for index in range(count) for clip in (wanted[index], made[index])]
+        texts = [self.held_out.prompts.text(index, num_frames) for index in range(count)]
+        labels = [f"{text} ({who})" for text in texts for who in ("teacher", f"{len(self.grid)} steps")]
+        save_sheet(path, shown, labels)
+
+    def defaults(self) -> dict[str, Any]:
+        """The teacher's defaults, with the one schedule and guidance that the student knows."""
+        kept = {name: value for name, value in self.pipeline.config.defaults.items() if name not in _OF_THE_TEACHER}
+        return {
+            **kept,
+            "num_inference_steps": len(self.grid),
+            "guidance_scale": 1.0,
+            "sigmas": list(self.grid),
+            "distilled": True,
+        }
+
+    def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
+        """Save a whole pipeline folder that knows its sigmas; with adapters, these as a LoRA file beside it, too."""
+        self.eval()
+        transformer = self.transformer
+        if self.config.train == "lora":
+            learned = {name: self.defaults()[name] for name in LEARNED}
+            self.pipeline.save_lora(folder / "lora", ADAPTER, defaults=learned)
+            transformer = copy.deepcopy(transformer)
+            transformer.fuse_lora(adapter_names=[ADAPTER])
+            transformer.unload_lora()
+        parts = {**self.pipeline.components, "transformer": transformer, "defaults": self.defaults()}
+        student = TextToVideoPipeline(**parts)
+        return {"mebibytes": save_pipeline(student, folder, dtype), "num_inference_steps": len(self.grid)}
+
+
+def _add_adapter(transformer: Any, config: DistillObjectiveConfig, seed: int) -> None:
+    """Adapters on every linear layer of the blocks; they start by changing nothing."""
+    targets = [name for name in linear_layers(transformer) if name.startswith("transformer_blocks.")]
+    alpha = config.alpha if config.alpha is not None else config.rank
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer.add_adapter(LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=targets), ADAPTER)
+
+
+def distillation(
+    recipe: Recipe, folder: Path, device: torch.device
+) -> tuple[DistillObjective, list[TrajectoryCache], Trajectories]:
+    """The objective, the caches that are to be filled before it is used, and the source of its batches.
+
+    Args:
+        recipe: with a distill objective.
+        folder: of the run.
+        device: where the teacher runs.
+    Raises:
+        RequestError: the teacher is a student itself.
+    """
+    config = recipe.objective
+    assert isinstance(config, DistillObjectiveConfig)
+    source = resolve_model(config.teacher)
+    pipeline = TextToVideoPipeline.from_pretrained(source, torch_dtype=torch.float32, device=device)
+    pipeline.set_progress_bar_config(disable=True)
+    if pipeline.config.defaults.get("distilled"):
+        raise RequestError(f"teacher={config.teacher!r} is distilled already: give the model that it came from.")
+    pipeline.vae.requires_grad_(False)
+    pipeline.text_encoder.requires_grad_(False)
+    if config.explicit_attention:
+        use_explicit_attention(pipeline.transformer)
+    if config.compile_blocks:
+        pipeline.transformer.compile_repeated_blocks(dynamic=True)
+    teacher = Teacher(pipeline, config.num_steps, config.trajectories, config.guidance_scale)
+    teacher_hash = model_hash(source)
+    caches = []
+    for split in ("train", "validation"):
+        prompts: Prompts
+        prompts = FilePrompts(config.prompts) if config.prompts else SpritePrompts(SpriteClips(recipe.data, split))
+        chosen, seed = config.trajectories, recipe.seed
+        if split == "validation":
+            longest = max(chosen.text)
+            chosen = TrajectoryConfig(
+                **{**chosen.model_dump(), "text": {longest: config.validation_clips}, "first": {}}
+            )
+            seed = recipe.seed + 1  # with a file of prompts only the noise is new
+        caches.append(TrajectoryCache(chosen, teacher, teacher_hash, prompts, seed, folder / "trajectories"))
+    return DistillObjective(config, teacher, caches[1], recipe.seed), caches, Trajectories(caches[0])
