@@ -19,6 +19,7 @@ from vgen.diffusion.conditions import ConditionSet, arrange, token_sigmas
 from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
 from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
+from vgen.engine.session import inference_session
 from vgen.errors import NonFiniteError, RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.checks import check_settings
@@ -200,6 +201,16 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         interrupted: bool = False,
     ) -> Any:
         """A call of any task: settings, conditions and perhaps a clip to start from in, clips out."""
+        with inference_session(self):
+            return self._run(given_settings, conditions, clip, interrupted)
+
+    def _run(
+        self,
+        given_settings: Mapping[str, Any],
+        conditions: Conditions,
+        clip: GivenPixels | Tensor | None,
+        interrupted: bool,
+    ) -> Any:
         two_pass = given_settings.get("two_pass")
         if two_pass is not None:
             if not hasattr(two_pass, "run"):

@@ -12,6 +12,7 @@ import typer
 
 from vgen.cli import (
     animate,
+    bench,
     convert,
     evaluate,
     extend,
@@ -71,6 +72,7 @@ app.command("models")(models.models)
 app.command("convert")(convert.convert)
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -31,6 +31,11 @@ def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tens
     return mask if backend == AttentionBackendName.XFORMERS else mask[:, None, None]
 
 
+def attention_backends() -> list[str]:
+    """Names of all attention backends that `VideoDiT.set_attention_backend` knows; not all need be installed."""
+    return sorted(backend.value for backend in AttentionBackendName)
+
+
 class AcrossHeadsNorm(nn.RMSNorm):
     """RMS norm whose weight follows the input's dtype: under autocast a mixed pair falls back to a slow path."""
 
