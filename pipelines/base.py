@@ -311,13 +311,13 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
                 group = group[:1]
             remaining = [branch for branch in remaining if branch not in group]
             skips = tuple(branch.skip_layers for branch in group)
-            embeds, masks = zip(*(text.branch(branch.negative) for branch in group), strict=True)
+            embeds, masks = text.batch([branch.negative for branch in group], self.transformer.dtype)
             with self.transformer.cache_context("_".join(branch.name for branch in group)):
                 velocity = self.transformer(
                     hidden_states=torch.cat([step.latents.to(self.transformer.dtype)] * len(group)),
-                    encoder_hidden_states=torch.cat(embeds).to(self.transformer.dtype),
+                    encoder_hidden_states=embeds,
                     timestep=torch.cat([timesteps] * len(group)),
-                    encoder_attention_mask=torch.cat(masks),
+                    encoder_attention_mask=masks,
                     video_coords=known.coordinates[:1],
                     attention_kwargs=settings.attention_kwargs,
                     return_dict=False,

@@ -20,4 +20,6 @@ def inference_session(pipeline: Any) -> Iterator[None]:
     with ExitStack() as stack:
         if pipeline.vae.device.type == "cpu" and parts.enabled("kept_memory"):
             stack.enter_context(memory_kept())
+        if parts.enabled("hoisting"):
+            stack.enter_context(pipeline.transformer.hoisting())
         yield

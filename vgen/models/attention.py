@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -11,11 +12,13 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from torch import Tensor, nn
-from torch.nn import functional
 
+from vgen import ops
 from vgen.errors import RequestError
-from vgen.models.rope import Rotation, rotate
+from vgen.models.hoisting import Memo, text_rows
+from vgen.models.rope import Rotation
 from vgen.models.skip import BlockSkip, replace_rows
+from vgen.ops import parts
 
 
 def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
@@ -40,9 +43,8 @@ class AcrossHeadsNorm(nn.RMSNorm):
     """RMS norm whose weight follows the input's dtype: under autocast a mixed pair falls back to a slow path."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., D] -> [..., D], same dtype."""
-        weight = self.weight.to(hidden_states.dtype)
-        return functional.rms_norm(hidden_states, self.normalized_shape, weight, self.eps)
+        """[B, N, D] -> [B, N, D], same dtype."""
+        return ops.norm_rotate(hidden_states, self.weight, None, None, self.eps)
 
 
 class VideoAttentionProcessor:
@@ -61,21 +63,64 @@ class VideoAttentionProcessor:
         skip: BlockSkip | None = None,
     ) -> Tensor:
         """See VideoAttention.forward; `skip`: samples whose attention is replaced, by mode (see types.SkipLayers)."""
+        if attention.memo is not None and encoder_hidden_states is not None and rotation is None and not skip:
+            return self._to_text(attention, attention.memo, hidden_states, encoder_hidden_states, attention_mask)
         query, key, value = attention.project(hidden_states, encoder_hidden_states)
-        query, key = attention.norm_q(query), attention.norm_k(key)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        attended = dispatch_attention_fn(
-            *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
-            attn_mask=_mask_for(self._attention_backend, attention_mask),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
+        query, key = (
+            ops.norm_rotate(part, norm.weight, *(rotation or (None, None)), norm.eps)
+            for part, norm in ((query, attention.norm_q), (key, attention.norm_k))
         )
-        attended = attended.flatten(2, 3).to(query.dtype)
+        attended = self._attend(attention, query, key, value, attention_mask)
         if skip is not None:
             for mode, instead in (("attention_values", value), ("attention_skip", hidden_states)):
                 if mode in skip:
                     attended = replace_rows(attended, instead.to(attended.dtype), skip[mode])
+        for layer in attention.to_out:
+            attended = layer(attended)
+        return attended
+
+    def _attend(
+        self, attention: VideoAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """[B, N, D], [B, L, D], [B, L, D] -> [B, N, D]."""
+        attended = dispatch_attention_fn(
+            *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
+            attn_mask=_mask_for(self._attention_backend, mask),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attended.flatten(2, 3).to(query.dtype)
+
+    def _to_text(
+        self, attention: VideoAttention, memo: Memo, hidden_states: Tensor, text: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Cross-attention inside a loop: keys and values are remembered, and padding takes no part."""
+        query = ops.norm_rotate(
+            attention.to_q(hidden_states), attention.norm_q.weight, None, None, attention.norm_q.eps
+        )
+        rows = None
+        if mask is not None and mask.ndim == 2 and parts.enabled("trimmed_text"):
+            rows = memo.get("rows", (mask,), lambda: text_rows(mask))
+
+        def keys_and_values() -> list[tuple[Tensor, Tensor]]:
+            texts = [text] if rows is None else [text[part.start : part.stop, : part.length] for part in rows]
+            found = []
+            for part in texts:
+                key, value = attention.project_text(part)
+                found.append((ops.norm_rotate(key, attention.norm_k.weight, None, None, attention.norm_k.eps), value))
+            return found
+
+        sources = (text, mask, *attention.text_layers())
+        kept = memo.get(("text", id(attention)), sources, keys_and_values)
+        if rows is None:
+            attended = self._attend(attention, query, *kept[0], mask)
+        else:
+            attended = torch.cat(
+                [
+                    self._attend(attention, query[part.start : part.stop], key, value, None)
+                    for part, (key, value) in zip(rows, kept, strict=True)
+                ]
+            )
         for layer in attention.to_out:
             attended = layer(attended)
         return attended
@@ -94,6 +139,8 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
         qk_norm: only "rms_norm_across_heads".
     """
 
+    memo: Memo | None = None
+    """Of the loop under way, see VideoDiT.hoisting; None outside."""
     _default_processor_cls = VideoAttentionProcessor
     _available_processors: ClassVar[list[type]] = [VideoAttentionProcessor]
 
@@ -130,8 +177,19 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
         if encoder_hidden_states is None:
             query, key, value = self.to_qkv(hidden_states).chunk(3, dim=-1)
             return query, key, value
-        key, value = self.to_kv(encoder_hidden_states).chunk(2, dim=-1)
-        return self.to_q(hidden_states), key, value
+        return self.to_q(hidden_states), *self.project_text(encoder_hidden_states)
+
+    def project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of what is attended to: [B, L, D] each, keys not normalised yet."""
+        if not self.fused_projections:
+            return self.to_k(text), self.to_v(text)
+        key, value = self.to_kv(text).chunk(2, dim=-1)
+        return key, value
+
+    def text_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that keys and values of the text depend on."""
+        projections = (self.to_kv,) if self.fused_projections else (self.to_k, self.to_v)
+        return (*projections, self.norm_k)
 
     def forward(
         self,

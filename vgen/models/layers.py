@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vgen import ops
 from vgen.errors import RequestError
 
 TIME_CHANNELS = 256
@@ -98,8 +99,7 @@ class PixelNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...], dtype of the input; the mean is taken in float32."""
-        mean_square = hidden_states.float().square().mean(dim=1, keepdim=True)
-        return (hidden_states * torch.rsqrt(mean_square + self.eps)).to(hidden_states.dtype)
+        return ops.pixel_norm(hidden_states, self.eps)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -133,7 +133,9 @@ class GELUProjection(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return F.gelu(self.proj(hidden_states), approximate=self.approximate)
+        if type(self.proj) is nn.Linear and not self.proj._forward_hooks and not self.proj._forward_pre_hooks:
+            return ops.linear_gelu(hidden_states, self.proj.weight, self.proj.bias, self.approximate)
+        return F.gelu(self.proj(hidden_states), approximate=self.approximate)  # an adapter or a quantised layer
 
 
 class FeedForward(nn.Module):
