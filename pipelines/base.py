@@ -25,7 +25,7 @@ from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.checks import check_settings
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
-from vgen.pipelines.decoding import decode_latents, paste_known
+from vgen.pipelines.decoding import decode_latents, paste_known, to_output
 from vgen.pipelines.loading import PipelineLoading
 from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
@@ -256,7 +256,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         else:
             video = decode_latents(self.vae, latents, settings, self.convention, self.transformer.dtype)
             video = paste_known(video, given, settings.keep_known_pixels, settings.num_videos_per_prompt)
-            frames = self.video_processor.postprocess_video(video, output_type=settings.output_type)
+            frames = to_output(video, settings.output_type, self.video_processor)
         self.maybe_free_model_hooks()
         return VideoPipelineOutput(frames=frames) if settings.return_dict else (frames,)
 

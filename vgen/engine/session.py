@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from vgen.engine.allocator import memory_kept
+from vgen.models.fusing import move_together
 from vgen.ops import parts
 
 
@@ -20,6 +21,9 @@ def inference_session(pipeline: Any) -> Iterator[None]:
     with ExitStack() as stack:
         if pipeline.vae.device.type == "cpu" and parts.enabled("kept_memory"):
             stack.enter_context(memory_kept())
+        if parts.enabled("fused_qkv"):
+            for block in pipeline.transformer.transformer_blocks:
+                move_together(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
         if parts.enabled("hoisting"):
             stack.enter_context(pipeline.transformer.hoisting())
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from vgen import ops
 from vgen.errors import RequestError
+from vgen.models.fusing import neighbours
 from vgen.models.hoisting import Memo, text_rows
 from vgen.models.rope import Rotation
 from vgen.models.skip import BlockSkip, replace_rows
@@ -171,6 +173,9 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
 
     def project(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, [B, N, D] and twice [B, N or L, D]; in one matrix product where fused."""
+        if encoder_hidden_states is None and (fused := neighbours(self.to_q, self.to_k, self.to_v)) is not None:
+            query, key, value = F.linear(hidden_states, *fused).chunk(3, dim=-1)
+            return query, key, value
         if not self.fused_projections:
             source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             return self.to_q(hidden_states), self.to_k(source), self.to_v(source)

@@ -15,7 +15,7 @@ from vgen.errors import RequestError
 PARTS: Final[dict[str, str]] = {
     "hoisting": "what all steps share is computed once: rotary tables, projected text, its keys and values",
     "trimmed_text": "padding is cut off the text, and no mask is applied where none is left",
-    "fused_qkv": "queries, keys and values of self-attention in one matrix product (GPU)",
+    "fused_qkv": "queries, keys and values of self-attention in one matrix product",
     "epilogue": "GELU inside the matrix product",
     "kept_memory": "freed memory is used again instead of returned to the system and cleared (CPU, glibc)",
     "direct_convolution": "every convolution by blocked kernels, channels last; 1x1x1 as a matrix product (CPU)",
