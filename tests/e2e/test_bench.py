@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from vgen.bench.arms import make_arms
+from vgen.bench.arms import LOSSY, make_arms
 from vgen.bench.build import build, peer_components
 from vgen.bench.parity import ParityError, check_parity
+from vgen.bench.run import lossy_error
 from vgen.bench.scenarios import ARCHITECTURES, scenario_named
 from vgen.cli import main
 
@@ -70,6 +71,19 @@ def test_bad_words_are_input_errors(words, said, capsys):
     words = words if words[0] == "compare" else ["--scenario", "cpu-tiny", "--device", "cpu", *words]
     assert _vgen("bench", *words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", LOSSY)
+def test_lossy_ways_say_so_and_how_wrong_they_are(way, monkeypatch):
+    """On equal noise. Random weights change too much for a cache: its threshold is raised until it skips."""
+    monkeypatch.setattr("vgen.bench.arms.FIRST_BLOCK_THRESHOLD", 10.0)
+    arms = make_arms(scenario_named("cpu-tiny", num_inference_steps=6), (f"lossy:{way}",), CPU, 0)
+    assert arms[0].lossy == () and arms[1].lossy == (way,)
+    exact = arms[0].stage("denoise")()
+    assert lossy_error(exact, arms[0])["largest"] == 0
+    error = lossy_error(exact, arms[1])
+    assert 1e-5 < error["relative_rms"] < 1
+    assert torch.equal(exact, arms[0].stage("denoise")())  # the exact arm is not touched by the other
 
 
 def test_unequal_results_are_not_timed():

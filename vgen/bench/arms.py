@@ -20,6 +20,10 @@ from vgen.ops import parts
 from vgen.pipelines import TextToVideoPipeline
 from vgen.pipelines.decoding import to_output
 
+LOSSY = ("first-block-cache", "guidance-gating")
+"""Ways that change the result; never in a default, always in a table of their own with their error."""
+FIRST_BLOCK_THRESHOLD = 0.1
+"""Relative change of the first block's output below which the others are skipped."""
 _PROMPT = "a red ball moves slowly to the left across a blue background, and the camera follows it"
 _NEGATIVE = "blurry, worst quality"
 
@@ -45,6 +49,7 @@ class Arm:
         inputs: the same for all arms.
         off: parts of our fast path that are turned off.
         compiled: what is compiled, for the report.
+        settings: of its calls, in place of the scenario's.
         lossy: what changes results beyond rounding, by name; empty for exact arms.
     """
 
@@ -56,6 +61,7 @@ class Arm:
     compiled: str = ""
     lossy: tuple[str, ...] = ()
     ours: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
     _calls: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
     @contextmanager
@@ -91,7 +97,7 @@ class Arm:
             "decode_timestep": 0.05,
             "decode_noise_scale": 0.025,
         }
-        return arguments
+        return {**arguments, **self.settings}
 
     def _text_encode(self) -> Any:
         guided = self.scenario.guidance_scale > 1
@@ -153,6 +159,34 @@ class Arm:
         return self.pipeline(**self._arguments(), **text, output_type="np", return_dict=False)[0]
 
 
+def _lossy(way: str, components: Components, scenario: Scenario, inputs: Inputs) -> Arm:
+    """Ours with one lossy way, on a transformer of its own that shares the weights."""
+    fresh = _sharing(components.transformer)
+    arm = Arm(f"lossy:{way}", None, scenario, inputs, lossy=(way,))
+    if way == "first-block-cache":
+        from diffusers import FirstBlockCacheConfig
+
+        fresh.enable_cache(FirstBlockCacheConfig(threshold=FIRST_BLOCK_THRESHOLD))
+    else:
+        arm.settings = {"guidance_scale": _gated(scenario)}
+    arm.pipeline = _our_pipeline(Components(fresh, *list(vars(components).values())[1:]))
+    return arm
+
+
+def _gated(scenario: Scenario) -> list[float]:
+    """Guidance in the first half of the steps alone: the second needs no negative prompt."""
+    steps = scenario.num_inference_steps
+    return [scenario.guidance_scale if step < (steps + 1) // 2 else 1.0 for step in range(steps)]
+
+
+def _sharing(transformer: Any) -> Any:
+    """Another transformer on the same weights."""
+    with torch.device("meta"):
+        fresh = type(transformer).from_config(transformer.config)
+    fresh.load_state_dict(transformer.state_dict(), assign=True)
+    return fresh.eval()
+
+
 def make_inputs(scenario: Scenario, components: Components, device: torch.device, seed: int) -> Inputs:
     """Noise, text features and latents to decode, drawn once for all arms."""
     dtype = DTYPES[scenario.dtype]
@@ -180,8 +214,8 @@ def make_arms(scenario: Scenario, against: tuple[str, ...], device: torch.device
 
     Args:
         scenario: the work.
-        against: "diffusers", "diffusers-compiled", "plain" (all parts off), "without:PART", or the name of an attention
-            backend.
+        against: "diffusers", "diffusers-compiled", "plain" (all parts off), "without:PART", "lossy:WAY", or the name of
+            an attention backend.
         device: where.
         seed: of weights and inputs.
     Raises:
@@ -220,13 +254,15 @@ def _peer(name: str, components: Components, scenario: Scenario, inputs: Inputs)
         off = tuple(name.removeprefix("without:").split(","))
         with parts.without(*off):
             return Arm(name, _our_pipeline(components), scenario, inputs, off=off)
+    if name.removeprefix("lossy:") in LOSSY:
+        return _lossy(name.removeprefix("lossy:"), components, scenario, inputs)
     if name in attention_backends():
-        fresh = type(components.transformer).from_config(components.transformer.config).to(components.transformer.dtype)
-        fresh.load_state_dict(components.transformer.state_dict(), assign=True)
-        fresh.eval().set_attention_backend(name)
+        fresh = _sharing(components.transformer)
+        fresh.set_attention_backend(name)
         other = Components(fresh, *list(vars(components).values())[1:])
         return Arm(name, _our_pipeline(other), scenario, inputs)
     raise RequestError(
         f"against={name!r} is not known: use diffusers, diffusers-compiled, plain, without:PART with a part of "
-        f"{', '.join(parts.PARTS)}, or an attention backend of {', '.join(attention_backends())}."
+        f"{', '.join(parts.PARTS)}, lossy:WAY with a way of {', '.join(LOSSY)}, or an attention "
+        f"backend of {', '.join(attention_backends())}."
     )

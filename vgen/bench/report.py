@@ -54,14 +54,25 @@ def tables(report: dict[str, Any]) -> Group:
         facts.add_column(name, justify="right")
     for label, show in _FACTS.items():
         facts.add_row(label, *(show(arm) for arm in report["arms"].values()))
-    ratios = Table(title="how many times as long the other takes (above 1: vgen is faster)")
+    lossy = {name for name, arm in report["arms"].items() if arm["lossy"]}
+    exact_ratios = {peer: found for peer, found in report["ratios"].items() if peer not in lossy}
+    lossy_ratios = {peer: found for peer, found in report["ratios"].items() if peer in lossy}
+    titles = (
+        (exact_ratios, "how many times as long the other takes (above 1: vgen is faster)"),
+        (lossy_ratios, "LOSSY, another result: how many times as long it takes (below 1: faster than exact)"),
+    )
+    return Group(times, facts, *(_ratios(found, title) for found, title in titles if found))
+
+
+def _ratios(found: dict[str, Any], title: str) -> Table:
+    ratios = Table(title=title)
     for column in ("against", "stage", "median", "interval", "confidence"):
         ratios.add_column(column)
-    for peer, by_stage in report["ratios"].items():
+    for peer, by_stage in found.items():
         for stage, ratio in by_stage.items():
             between = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
             ratios.add_row(peer, stage, f"{ratio['median']:.3f}", between, f"{ratio['confidence']:.1%}")
-    return Group(times, facts, *([ratios] if report["ratios"] else []))
+    return ratios
 
 
 def _times(stage: dict[str, Any] | None) -> str:
@@ -90,6 +101,7 @@ _FACTS = {
     "attention": lambda arm: ", ".join(name.removeprefix("aten::") for name in arm["attention"]),
     "compiled": lambda arm: arm["compiled"] or "no",
     "lossy": lambda arm: ", ".join(arm["lossy"]) or "no",
+    "error of the latents": lambda arm: f"{arm['error']['relative_rms']:.2%}" if "error" in arm else "",
     "output": lambda arm: arm["output_sha256"][:12],
 }
 

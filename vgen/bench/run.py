@@ -92,6 +92,10 @@ def run(
     work_done = _flops(arms[0])
     for arm in arms:
         report["arms"][arm.name] = _arm_report(arm, timed[arm.name], cold[arm.name], work_done, rate, device)
+    exact = arms[0].stage("denoise")
+    for arm in arms[1:]:
+        if arm.lossy and exact is not None:
+            report["arms"][arm.name]["error"] = lossy_error(exact(), arm)
     ours = arms[0].name
     report["ratios"] = {
         arm.name: {
@@ -102,6 +106,22 @@ def run(
         for arm in arms[1:]
     }
     return report
+
+
+def lossy_error(exact: torch.Tensor, arm: Arm) -> dict[str, float]:
+    """How far the latents of a lossy arm are from the exact ones of the same noise.
+
+    Args:
+        exact: latents of the exact arm.
+        arm: the lossy one.
+    Returns:
+        Root mean square of the difference over that of the exact latents, and the largest difference.
+    """
+    work = arm.stage("denoise")
+    assert work is not None
+    difference = work().float() - exact.float()
+    size = exact.float().square().mean().sqrt()
+    return {"relative_rms": float(difference.square().mean().sqrt() / size), "largest": float(difference.abs().max())}
 
 
 def _cold(arm: Arm, device: torch.device, built: float) -> dict[str, float]:

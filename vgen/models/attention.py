@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vgen import ops
 from vgen.errors import RequestError
-from vgen.models.fusing import neighbours
+from vgen.models.fusing import neighbours, plain
 from vgen.models.hoisting import Memo, text_rows
 from vgen.models.rope import Rotation
 from vgen.models.skip import BlockSkip, replace_rows
@@ -48,6 +48,13 @@ class AcrossHeadsNorm(nn.RMSNorm):
         """[B, N, D] -> [B, N, D], same dtype."""
         return ops.norm_rotate(hidden_states, self.weight, None, None, self.eps)
 
+    def rotated(self, hidden_states: Tensor, rotation: Rotation | None) -> Tensor:
+        """The norm, then the turn by `rotation`, in one operation where nothing is hooked into this layer."""
+        if plain(self):
+            return ops.norm_rotate(hidden_states, self.weight, *(rotation or (None, None)), self.eps)
+        normed = self(hidden_states)
+        return normed if rotation is None else ops.rotate(normed, *rotation)
+
 
 class VideoAttentionProcessor:
     """Projects, normalises, rotates, attends and projects back; diffusers' machinery sets the two class attributes."""
@@ -68,10 +75,7 @@ class VideoAttentionProcessor:
         if attention.memo is not None and encoder_hidden_states is not None and rotation is None and not skip:
             return self._to_text(attention, attention.memo, hidden_states, encoder_hidden_states, attention_mask)
         query, key, value = attention.project(hidden_states, encoder_hidden_states)
-        query, key = (
-            ops.norm_rotate(part, norm.weight, *(rotation or (None, None)), norm.eps)
-            for part, norm in ((query, attention.norm_q), (key, attention.norm_k))
-        )
+        query, key = attention.norm_q.rotated(query, rotation), attention.norm_k.rotated(key, rotation)
         attended = self._attend(attention, query, key, value, attention_mask)
         if skip is not None:
             for mode, instead in (("attention_values", value), ("attention_skip", hidden_states)):
@@ -97,9 +101,7 @@ class VideoAttentionProcessor:
         self, attention: VideoAttention, memo: Memo, hidden_states: Tensor, text: Tensor, mask: Tensor | None
     ) -> Tensor:
         """Cross-attention inside a loop: keys and values are remembered, and padding takes no part."""
-        query = ops.norm_rotate(
-            attention.to_q(hidden_states), attention.norm_q.weight, None, None, attention.norm_q.eps
-        )
+        query = attention.norm_q.rotated(attention.to_q(hidden_states), None)
         rows = None
         if mask is not None and mask.ndim == 2 and parts.enabled("trimmed_text"):
             rows = memo.get("rows", (mask,), lambda: text_rows(mask))
@@ -109,7 +111,7 @@ class VideoAttentionProcessor:
             found = []
             for part in texts:
                 key, value = attention.project_text(part)
-                found.append((ops.norm_rotate(key, attention.norm_k.weight, None, None, attention.norm_k.eps), value))
+                found.append((attention.norm_k.rotated(key, None), value))
             return found
 
         sources = (text, mask, *attention.text_layers())

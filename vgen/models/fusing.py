@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from vgen.ops import parts
 
 
+def plain(module: nn.Module) -> bool:
+    """Whether a module runs its class's own forward with nothing around it, so that its weights may be used directly.
+
+    Offloading and casting wrap `forward` or hook into it, and only then put the weights in place.
+    """
+    return "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
+
+
 def move_together(*layers: nn.Module) -> bool:
     """Move weights and biases of plain linear layers with the same inputs next to each other.
 
@@ -57,8 +65,7 @@ def _plain(*layers: nn.Module) -> bool:
     return all(
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
-        and not layer._forward_hooks
-        and not layer._forward_pre_hooks
+        and plain(layer)
         and layer.weight.device.type != "meta"
         and (layer.weight.dtype, layer.weight.device) == (first.weight.dtype, first.weight.device)
         and layer.in_features == first.in_features

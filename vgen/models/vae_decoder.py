@@ -156,7 +156,7 @@ class Decoder(nn.Module):
         if self.timestep_scale_multiplier is not None:
             timesteps = self._scaled(timesteps, batch)
         stages: list[tuple[Callable[[Tensor, FrameStream | None], Tensor], int]] = [
-            (lambda latents, stream: self.conv_in(ops.channels_last(latents), stream=stream), 1),
+            (self._from_latents, 1),
             (partial(_run, self.mid_block, timesteps, generator), 1),
         ]
         factor = 1
@@ -165,6 +165,9 @@ class Decoder(nn.Module):
                 factor *= upsampler.stride[0]
             stages.append((partial(_run, block, timesteps, generator), factor))
         return [*stages, (partial(self._to_pixels, timesteps), factor * self.patch[0])]
+
+    def _from_latents(self, latents: Tensor, stream: FrameStream | None) -> Tensor:
+        return self.conv_in(ops.channels_last(latents, self.conv_in.conv.weight), stream=stream)
 
     def _to_pixels(self, timesteps: Tensor | None, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
         shift = scale = None

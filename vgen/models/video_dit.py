@@ -22,7 +22,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
-from vgen import ops
 from vgen.errors import ShapeError
 from vgen.models.attention import VideoAttention, VideoAttentionProcessor
 from vgen.models.config_io import OptionalConfigKeys
@@ -97,9 +96,7 @@ class VideoDiTBlock(nn.Module):
             return hidden_states
         modulation = temb.unflatten(-1, self.scale_shift_table.shape) + self.scale_shift_table
         shift_attention, scale_attention, gate_attention, shift_ff, scale_ff, gate_ff = modulation.unbind(dim=2)
-        _, modulated = ops.residual_norm_modulate(
-            hidden_states, None, None, self.norm1.weight, shift_attention, scale_attention, self.norm1.eps
-        )
+        _, modulated = self.norm1.modulated(hidden_states, None, shift_attention, scale_attention)
         attended = self.attn1(hidden_states=modulated, rotation=rotation, **({"skip": skip} if skip else {}))
         hidden_states = torch.addcmul(hidden_states, attended, gate_attention)
         told = self.attn2(
@@ -107,9 +104,7 @@ class VideoDiTBlock(nn.Module):
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=encoder_attention_mask,
         )
-        hidden_states, modulated = ops.residual_norm_modulate(
-            hidden_states, told, None, self.norm2.weight, shift_ff, scale_ff, self.norm2.eps
-        )
+        hidden_states, modulated = self.norm2.modulated(hidden_states, told, shift_ff, scale_ff)
         hidden_states = torch.addcmul(hidden_states, self.ff(modulated), gate_ff)
         return replace_rows(hidden_states, before, modes["transformer_block"]) if left_out else hidden_states
 

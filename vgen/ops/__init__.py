@@ -13,6 +13,9 @@ from torch import Tensor
 from vgen.ops import cuda, native, parts, reference
 from vgen.ops.reference import pixel_norm, rotate
 
+_VECTOR = 16
+"""Floats of a wide vector register."""
+
 __all__ = [
     "channels_last",
     "conv3d",
@@ -94,7 +97,7 @@ def pixel_norm_silu(
     Returns:
         [B, C, before + F + after, H, W], dtype of `hidden_states`.
     """
-    if native.usable(hidden_states, shift, scale):
+    if _is_channels_last(hidden_states) and native.usable(hidden_states, shift, scale):
         return native.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
     if cuda.usable(hidden_states, shift, scale):
         return cuda.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
@@ -111,7 +114,7 @@ def depth_to_space(hidden_states: Tensor, stride: tuple[int, int, int], skip: in
     Returns:
         [B, C, F * a - skip, H * b, W * c].
     """
-    if native.usable(hidden_states):
+    if _is_channels_last(hidden_states) and native.usable(hidden_states):
         return native.depth_to_space(hidden_states, stride, skip)
     return reference.depth_to_space(hidden_states, stride, skip)
 
@@ -156,11 +159,22 @@ def conv3d(
     return torch.ops.aten.mkldnn_convolution(hidden_states, weight, bias, padding, stride, (1, 1, 1), 1)
 
 
-def channels_last(hidden_states: Tensor) -> Tensor:
-    """[B, C, F, H, W] with channels innermost in memory where the operations here are faster so, else as it is."""
-    if native.usable(hidden_states) and parts.enabled("direct_convolution"):
+def channels_last(hidden_states: Tensor, weight: Tensor) -> Tensor:
+    """A clip with channels innermost in memory where the operations here are faster so, else as it is.
+
+    What follows keeps the layout it is given, so this is called once, where a network begins.
+
+    Args:
+        hidden_states: [B, C, F, H, W].
+        weight: [D, C, ...] of the first convolution: networks too narrow to fill a vector stay as they are.
+    """
+    if min(weight.shape[:2]) >= _VECTOR and parts.enabled("direct_convolution") and native.usable(hidden_states):
         return hidden_states.contiguous(memory_format=torch.channels_last_3d)
     return hidden_states
+
+
+def _is_channels_last(hidden_states: Tensor) -> bool:
+    return hidden_states.is_contiguous(memory_format=torch.channels_last_3d) and not hidden_states.is_contiguous()
 
 
 def _blocked(hidden_states: Tensor, weight: Tensor) -> bool:
