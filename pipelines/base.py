@@ -19,12 +19,13 @@ from vgen.diffusion.conditions import ConditionSet, arrange, token_sigmas
 from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
 from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
+from vgen.engine.session import inference_session
 from vgen.errors import NonFiniteError, RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.checks import check_settings
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
-from vgen.pipelines.decoding import decode_latents, paste_known
+from vgen.pipelines.decoding import decode_latents, paste_known, to_output
 from vgen.pipelines.loading import PipelineLoading
 from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
@@ -202,6 +203,16 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         interrupted: bool = False,
     ) -> Any:
         """A call of any task: settings, conditions and perhaps a clip to start from in, clips out."""
+        with inference_session(self):
+            return self._run(given_settings, conditions, clip, interrupted)
+
+    def _run(
+        self,
+        given_settings: Mapping[str, Any],
+        conditions: Conditions,
+        clip: GivenPixels | Tensor | None,
+        interrupted: bool,
+    ) -> Any:
         two_pass = given_settings.get("two_pass")
         if two_pass is not None:
             if not hasattr(two_pass, "run"):
@@ -247,7 +258,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         else:
             video = decode_latents(self.vae, latents, settings, self.convention, self.transformer.dtype)
             video = paste_known(video, given, settings.keep_known_pixels, settings.num_videos_per_prompt)
-            frames = self.video_processor.postprocess_video(video, output_type=settings.output_type)
+            frames = to_output(video, settings.output_type, self.video_processor)
         self.maybe_free_model_hooks()
         return VideoPipelineOutput(frames=frames) if settings.return_dict else (frames,)
 
@@ -302,13 +313,13 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
                 group = group[:1]
             remaining = [branch for branch in remaining if branch not in group]
             skips = tuple(branch.skip_layers for branch in group)
-            embeds, masks = zip(*(text.branch(branch.negative) for branch in group), strict=True)
+            embeds, masks = text.batch([branch.negative for branch in group], self.transformer.dtype)
             with self.transformer.cache_context("_".join(branch.name for branch in group)):
                 velocity = self.transformer(
                     hidden_states=torch.cat([step.latents.to(self.transformer.dtype)] * len(group)),
-                    encoder_hidden_states=torch.cat(embeds).to(self.transformer.dtype),
+                    encoder_hidden_states=embeds,
                     timestep=torch.cat([timesteps] * len(group)),
-                    encoder_attention_mask=torch.cat(masks),
+                    encoder_attention_mask=masks,
                     video_coords=known.coordinates[:1],
                     attention_kwargs=settings.attention_kwargs,
                     return_dict=False,

@@ -80,6 +80,22 @@ def paste_known(video: Tensor, given: Sequence[GivenPixels], keep: bool | None, 
     return video
 
 
+def to_output(video: Tensor, output_type: str, processor: Any) -> Any:
+    """Decoded pixels as the caller wants them.
+
+    Args:
+        video: [B, 3, F, H, W], about [-1, 1], float32; overwritten.
+        output_type: "pt" [B, F, 3, H, W] or "np" [B, F, H, W, 3], in [0, 1]; "pil".
+        processor: diffusers' VideoProcessor, for "pil".
+    """
+    if output_type not in ("pt", "np"):
+        return processor.postprocess_video(video, output_type=output_type)
+    video = video.mul_(0.5).add_(0.5).clamp_(0, 1)  # in place: a clip is large, and nobody else has it
+    if output_type == "pt":
+        return video.transpose(1, 2)
+    return video.permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
 def _per_clip(
     value: float | list[float], settings: GenerationSettings, device: torch.device, dtype: torch.dtype
 ) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +37,20 @@ class TextEmbeddings:
     prompt_attention_mask: Tensor
     negative_prompt_embeds: Tensor | None = None
     negative_prompt_attention_mask: Tensor | None = None
+    _batches: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    def batch(self, negatives: Sequence[bool], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Embeddings and masks of several branches one below the other; the same tensors as long as nothing changes.
+
+        Args:
+            negatives: by branch, whether it is told the negative prompts.
+            dtype: of the embeddings.
+        """
+        embeds, masks = zip(*(self.branch(negative) for negative in negatives), strict=True)
+        key = (tuple(negatives), dtype, *(None if t.is_inference() else t._version for t in (*embeds, *masks)))
+        if key not in self._batches or any(tensor.is_inference() for tensor in (*embeds, *masks)):
+            self._batches[key] = torch.cat(embeds).to(dtype), torch.cat(masks)
+        return self._batches[key]
 
     def branch(self, negative: bool) -> tuple[Tensor, Tensor]:
         """Embeddings and mask of the prompts, or of the negative prompts."""
@@ -48,6 +63,7 @@ class TextEmbeddings:
         """With other embeddings where given."""
         return replace(
             self,
+            _batches={},
             prompt_embeds=self.prompt_embeds if prompt_embeds is None else prompt_embeds,
             negative_prompt_embeds=(
                 self.negative_prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds

@@ -12,6 +12,7 @@ import typer
 
 from vgen.cli import (
     animate,
+    bench,
     convert,
     data,
     evaluate,
@@ -81,6 +82,7 @@ train.app.command("vae")(train_footage.vae)
 train.app.command("resume")(train_footage.resume)
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
+app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

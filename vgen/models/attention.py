@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -11,11 +13,14 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from torch import Tensor, nn
-from torch.nn import functional
 
+from vgen import ops
 from vgen.errors import RequestError
-from vgen.models.rope import Rotation, rotate
+from vgen.models.fusing import neighbours, plain
+from vgen.models.hoisting import Memo, text_rows
+from vgen.models.rope import Rotation
 from vgen.models.skip import BlockSkip, replace_rows
+from vgen.ops import parts
 
 
 def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
@@ -31,13 +36,24 @@ def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tens
     return mask if backend == AttentionBackendName.XFORMERS else mask[:, None, None]
 
 
+def attention_backends() -> list[str]:
+    """Names of all attention backends that `VideoDiT.set_attention_backend` knows; not all need be installed."""
+    return sorted(backend.value for backend in AttentionBackendName)
+
+
 class AcrossHeadsNorm(nn.RMSNorm):
     """RMS norm whose weight follows the input's dtype: under autocast a mixed pair falls back to a slow path."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """[..., D] -> [..., D], same dtype."""
-        weight = self.weight.to(hidden_states.dtype)
-        return functional.rms_norm(hidden_states, self.normalized_shape, weight, self.eps)
+        """[B, N, D] -> [B, N, D], same dtype."""
+        return ops.norm_rotate(hidden_states, self.weight, None, None, self.eps)
+
+    def rotated(self, hidden_states: Tensor, rotation: Rotation | None) -> Tensor:
+        """The norm, then the turn by `rotation`, in one operation where nothing is hooked into this layer."""
+        if plain(self):
+            return ops.norm_rotate(hidden_states, self.weight, *(rotation or (None, None)), self.eps)
+        normed = self(hidden_states)
+        return normed if rotation is None else ops.rotate(normed, *rotation)
 
 
 class VideoAttentionProcessor:
@@ -56,21 +72,59 @@ class VideoAttentionProcessor:
         skip: BlockSkip | None = None,
     ) -> Tensor:
         """See VideoAttention.forward; `skip`: samples whose attention is replaced, by mode (see types.SkipLayers)."""
+        if attention.memo is not None and encoder_hidden_states is not None and rotation is None and not skip:
+            return self._to_text(attention, attention.memo, hidden_states, encoder_hidden_states, attention_mask)
         query, key, value = attention.project(hidden_states, encoder_hidden_states)
-        query, key = attention.norm_q(query), attention.norm_k(key)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        attended = dispatch_attention_fn(
-            *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
-            attn_mask=_mask_for(self._attention_backend, attention_mask),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        attended = attended.flatten(2, 3).to(query.dtype)
+        query, key = attention.norm_q.rotated(query, rotation), attention.norm_k.rotated(key, rotation)
+        attended = self._attend(attention, query, key, value, attention_mask)
         if skip is not None:
             for mode, instead in (("attention_values", value), ("attention_skip", hidden_states)):
                 if mode in skip:
                     attended = replace_rows(attended, instead.to(attended.dtype), skip[mode])
+        for layer in attention.to_out:
+            attended = layer(attended)
+        return attended
+
+    def _attend(
+        self, attention: VideoAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """[B, N, D], [B, L, D], [B, L, D] -> [B, N, D]."""
+        attended = dispatch_attention_fn(
+            *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
+            attn_mask=_mask_for(self._attention_backend, mask),
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        return attended.flatten(2, 3).to(query.dtype)
+
+    def _to_text(
+        self, attention: VideoAttention, memo: Memo, hidden_states: Tensor, text: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Cross-attention inside a loop: keys and values are remembered, and padding takes no part."""
+        query = attention.norm_q.rotated(attention.to_q(hidden_states), None)
+        rows = None
+        if mask is not None and mask.ndim == 2 and parts.enabled("trimmed_text"):
+            rows = memo.get("rows", (mask,), lambda: text_rows(mask))
+
+        def keys_and_values() -> list[tuple[Tensor, Tensor]]:
+            texts = [text] if rows is None else [text[part.start : part.stop, : part.length] for part in rows]
+            found = []
+            for part in texts:
+                key, value = attention.project_text(part)
+                found.append((attention.norm_k.rotated(key, None), value))
+            return found
+
+        sources = (text, mask, *attention.text_layers())
+        kept = memo.get(("text", id(attention)), sources, keys_and_values)
+        if rows is None:
+            attended = self._attend(attention, query, *kept[0], mask)
+        else:
+            attended = torch.cat(
+                [
+                    self._attend(attention, query[part.start : part.stop], key, value, None)
+                    for part, (key, value) in zip(rows, kept, strict=True)
+                ]
+            )
         for layer in attention.to_out:
             attended = layer(attended)
         return attended
@@ -89,6 +143,8 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
         qk_norm: only "rms_norm_across_heads".
     """
 
+    memo: Memo | None = None
+    """Of the loop under way, see VideoDiT.hoisting; None outside."""
     _default_processor_cls = VideoAttentionProcessor
     _available_processors: ClassVar[list[type]] = [VideoAttentionProcessor]
 
@@ -119,14 +175,28 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
 
     def project(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, [B, N, D] and twice [B, N or L, D]; in one matrix product where fused."""
+        if encoder_hidden_states is None and (fused := neighbours(self.to_q, self.to_k, self.to_v)) is not None:
+            query, key, value = F.linear(hidden_states, *fused).chunk(3, dim=-1)
+            return query, key, value
         if not self.fused_projections:
             source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
             return self.to_q(hidden_states), self.to_k(source), self.to_v(source)
         if encoder_hidden_states is None:
             query, key, value = self.to_qkv(hidden_states).chunk(3, dim=-1)
             return query, key, value
-        key, value = self.to_kv(encoder_hidden_states).chunk(2, dim=-1)
-        return self.to_q(hidden_states), key, value
+        return self.to_q(hidden_states), *self.project_text(encoder_hidden_states)
+
+    def project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of what is attended to: [B, L, D] each, keys not normalised yet."""
+        if not self.fused_projections:
+            return self.to_k(text), self.to_v(text)
+        key, value = self.to_kv(text).chunk(2, dim=-1)
+        return key, value
+
+    def text_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that keys and values of the text depend on."""
+        projections = (self.to_kv,) if self.fused_projections else (self.to_k, self.to_v)
+        return (*projections, self.norm_k)
 
     def forward(
         self,

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vgen import ops
 from vgen.models.streaming import FrameStream, begins
+from vgen.ops.reference import repeat_edges
 
 
 class FramePaddedConv3d(nn.Conv3d):
@@ -34,7 +36,11 @@ class FramePaddedConv3d(nn.Conv3d):
         self.frames_before, self.frames_after = (taps, 0) if causal else (taps // 2, taps // 2)
 
     def forward(
-        self, hidden_states: Tensor, last_of: tuple[int, int] | None = None, stream: FrameStream | None = None
+        self,
+        hidden_states: Tensor,
+        last_of: tuple[int, int] | None = None,
+        stream: FrameStream | None = None,
+        padded: bool = False,
     ) -> Tensor:
         """Convolve.
 
@@ -43,20 +49,17 @@ class FramePaddedConv3d(nn.Conv3d):
             last_of: only for a single frame: output channels are laid out as (D, a, r) and `last_of` = (a, r) asks
                 for those with the last index along a alone.
             stream: remembers the frames that the next piece of the clip looks back at; None: this is the whole clip.
+            padded: the edge frames are repeated already.
         Returns:
             [B, D, F', H', W'], F' = (F - 1) // temporal stride + 1; in a stream, the frames that can be told by now.
         """
         if stream is not None:
             return self._piece(hidden_states, stream)
-        if hidden_states.shape[2] == 1:
+        if hidden_states.shape[2] == 1 and not padded:
             return self._one_frame(hidden_states, last_of)
-        pieces = [hidden_states]
-        if self.frames_before:
-            pieces.insert(0, hidden_states[:, :, :1].expand(-1, -1, self.frames_before, -1, -1))
-        if self.frames_after:
-            pieces.append(hidden_states[:, :, -1:].expand(-1, -1, self.frames_after, -1, -1))
-        padded = torch.cat(pieces, dim=2) if len(pieces) > 1 else hidden_states
-        return F.conv3d(padded, self.weight, self.bias, self.stride, self.padding)
+        if not padded:
+            hidden_states = repeat_edges(hidden_states, self.frames_before, self.frames_after)
+        return ops.conv3d(hidden_states, self.weight, self.bias, self.stride, self.padding)
 
     def _piece(self, hidden_states: Tensor, stream: FrameStream) -> Tensor:
         kernel, step = self.kernel_size[0], self.stride[0]
@@ -70,7 +73,7 @@ class FramePaddedConv3d(nn.Conv3d):
         if count == 0:
             rows, columns = ((n + s - 1) // s for n, s in zip(frames.shape[3:], self.stride[1:], strict=True))
             return frames.new_empty(frames.shape[0], self.out_channels, 0, rows, columns)
-        return F.conv3d(frames, self.weight, self.bias, self.stride, self.padding)
+        return ops.conv3d(frames, self.weight, self.bias, self.stride, self.padding)
 
     def _one_frame(self, hidden_states: Tensor, last_of: tuple[int, int] | None) -> Tensor:
         weight, bias = self.weight, self.bias
@@ -109,3 +112,24 @@ class CausalConv3d(nn.Module):
     ) -> Tensor:
         """[B, C, F, H, W] -> [B, D, F', H', W']; see FramePaddedConv3d."""
         return self.conv(hidden_states, last_of, stream)
+
+    def after_norm(
+        self,
+        hidden_states: Tensor,
+        eps: float,
+        shift: Tensor | None = None,
+        scale: Tensor | None = None,
+        stream: FrameStream | None = None,
+    ) -> Tensor:
+        """Pixel norm, modulation, SiLU and this convolution: [B, C, F, H, W] -> [B, D, F', H', W'].
+
+        Args:
+            hidden_states: [B, C, F, H, W].
+            eps: of the norm.
+            shift, scale: [B, C, 1, 1, 1], or both None.
+            stream: see FramePaddedConv3d.
+        """
+        whole = stream is None and hidden_states.shape[2] > 1
+        edges = (self.conv.frames_before, self.conv.frames_after) if whole else (0, 0)
+        activated = ops.pixel_norm_silu(hidden_states, shift, scale, *edges, eps)
+        return self.conv(activated, stream=stream, padded=whole)

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vgen import ops
 from vgen.errors import RequestError
+from vgen.models.fusing import plain
 
 TIME_CHANNELS = 256
 """Width of the sinusoidal embedding of a timestep."""
@@ -85,6 +87,15 @@ class RMSNorm(nn.Module):
         """[..., D] -> [..., D], dtype of the input."""
         return F.rms_norm(hidden_states, (self.hidden_size,), self.weight, self.eps)
 
+    def modulated(
+        self, hidden_states: Tensor, branch: Tensor | None, shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """hidden_states + branch, and its norm * (1 + scale) + shift; see vgen.ops.residual_norm_modulate."""
+        if self.weight is None or plain(self):
+            return ops.residual_norm_modulate(hidden_states, branch, None, self.weight, shift, scale, self.eps)
+        hidden_states = hidden_states if branch is None else hidden_states + branch
+        return hidden_states, torch.addcmul(shift, self(hidden_states), 1 + scale)
+
 
 class PixelNorm(nn.Module):
     """Root-mean-square norm over the channels of every single position of [B, C, F, H, W]; no weights.
@@ -98,8 +109,7 @@ class PixelNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, C, ...] -> [B, C, ...], dtype of the input; the mean is taken in float32."""
-        mean_square = hidden_states.float().square().mean(dim=1, keepdim=True)
-        return (hidden_states * torch.rsqrt(mean_square + self.eps)).to(hidden_states.dtype)
+        return ops.pixel_norm(hidden_states, self.eps)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -133,7 +143,9 @@ class GELUProjection(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        return F.gelu(self.proj(hidden_states), approximate=self.approximate)
+        if type(self.proj) is nn.Linear and plain(self.proj):
+            return ops.linear_gelu(hidden_states, self.proj.weight, self.proj.bias, self.approximate)
+        return F.gelu(self.proj(hidden_states), approximate=self.approximate)  # an adapter or a quantised layer
 
 
 class FeedForward(nn.Module):

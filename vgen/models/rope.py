@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vgen import ops
 from vgen.errors import ShapeError
 
 Rotation = tuple[Tensor, Tensor]
@@ -106,21 +107,5 @@ class RotaryPositions(nn.Module):
 
 
 def rotate(hidden_states: Tensor, rotation: Rotation) -> Tensor:
-    """Turn neighbouring pairs of channels by the angles of `rotation`.
-
-    (a, b) -> (a cos - b sin, b cos + a sin)
-
-    Args:
-        hidden_states: [B, N, D].
-        rotation: cosines and sines, [B or 1, N, D // 2].
-    Returns:
-        [B, N, D], dtype of `hidden_states`; computed in float32.
-    """
-    cosines, sines = rotation
-    pairs = hidden_states.float().unflatten(-1, (-1, 2))
-    if torch.compiler.is_compiling():  # real arithmetic fuses there; complex numbers would not
-        first, second = pairs.unbind(-1)
-        turned = torch.stack([first * cosines - second * sines, second * cosines + first * sines], dim=-1)
-    else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cosines, sines))
-    return turned.flatten(-2).to(hidden_states.dtype)
+    """Turn neighbouring pairs of channels by the angles of `rotation`: [B, N, D] -> same; see vgen.ops.rotate."""
+    return ops.rotate(hidden_states, *rotation)

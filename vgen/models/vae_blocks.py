@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from torch import Tensor, nn
 
+from vgen import ops
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import ChannelLayerNorm, PixelNorm, TimestepEmbedder
@@ -43,12 +43,6 @@ def space_to_depth(hidden_states: Tensor, stride: tuple[int, int, int]) -> Tenso
     """[B, C, F * a, H * b, W * c] -> [B, C * a * b * c, F, H, W]."""
     a, b, c = stride
     return rearrange(hidden_states, "n d (f a) (h b) (w c) -> n (d a b c) f h w", a=a, b=b, c=c)
-
-
-def depth_to_space(hidden_states: Tensor, stride: tuple[int, int, int]) -> Tensor:
-    """[B, C * a * b * c, F, H, W] -> [B, C, F * a, H * b, W * c]."""
-    a, b, c = stride
-    return rearrange(hidden_states, "n (d a b c) f h w -> n d (f a) (h b) (w c)", a=a, b=b, c=c)
 
 
 def modulation(embedding: Tensor, table: Tensor) -> tuple[Tensor, ...]:
@@ -127,22 +121,19 @@ class ResnetBlock(nn.Module):
             noise: from `draw_noise`.
             stream: see streaming.FrameStream.
         """
-        hidden_states = self.norm1(inputs)
+        shift_1 = scale_1 = shift_2 = scale_2 = None
         if self.scale_shift_table is not None:
             shift_1, scale_1, shift_2, scale_2 = modulation(embedding, self.scale_shift_table)
-            hidden_states = hidden_states * (1 + scale_1) + shift_1
-        hidden_states = self.conv1(F.silu(hidden_states), stream=stream)
+        hidden_states = self.conv1.after_norm(inputs, self.norm1.eps, shift_1, scale_1, stream)
         if self.per_channel_scale1 is not None:
             hidden_states = hidden_states + (noise[:, :1] * self.per_channel_scale1)[:, :, None]
-        hidden_states = self.norm2(hidden_states)
-        if self.scale_shift_table is not None:
-            hidden_states = hidden_states * (1 + scale_2) + shift_2
-        hidden_states = self.conv2(F.silu(hidden_states), stream=stream)
+        hidden_states = self.conv2.after_norm(hidden_states, self.norm2.eps, shift_2, scale_2, stream)
         if self.per_channel_scale2 is not None:
             hidden_states = hidden_states + (noise[:, 1:] * self.per_channel_scale2)[:, :, None]
         if self.conv_shortcut is not None:
             inputs = self.conv_shortcut(self.norm3(inputs), stream=stream)
-        return hidden_states + take(stream, self, inputs, hidden_states.shape[2])
+        carried = take(stream, self, inputs, hidden_states.shape[2])
+        return hidden_states + carried if torch.is_grad_enabled() else hidden_states.add_(carried)
 
 
 class Downsampler(nn.Module):
@@ -214,15 +205,15 @@ class Upsampler(nn.Module):
         surplus = self.stride[0] - 1
         if hidden_states.shape[2] == 1 and surplus and stream is None:  # only the last frame of the group is kept
             upsampled = self.conv(hidden_states, (self.stride[0], self.stride[1] * self.stride[2]))
-            upsampled = depth_to_space(upsampled, (1, *self.stride[1:]))
+            upsampled = ops.depth_to_space(upsampled, (1, *self.stride[1:]))
         else:
             convolved = self.conv(hidden_states, stream=stream)
             surplus = surplus if begins(stream, self, convolved) else 0
-            upsampled = depth_to_space(convolved, self.stride)[:, :, surplus:]
+            upsampled = ops.depth_to_space(convolved, self.stride, surplus)
             hidden_states = take(stream, self, hidden_states, convolved.shape[2])
         if not self.residual:
             return upsampled
-        carried = depth_to_space(hidden_states, self.stride)[:, :, surplus:]
+        carried = ops.depth_to_space(hidden_states, self.stride, surplus)
         return upsampled + carried.repeat(1, self.repeats, 1, 1, 1)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vgen import ops
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm, TimestepEmbedder
@@ -156,7 +156,7 @@ class Decoder(nn.Module):
         if self.timestep_scale_multiplier is not None:
             timesteps = self._scaled(timesteps, batch)
         stages: list[tuple[Callable[[Tensor, FrameStream | None], Tensor], int]] = [
-            (lambda hidden_states, stream: self.conv_in(hidden_states, stream=stream), 1),
+            (self._from_latents, 1),
             (partial(_run, self.mid_block, timesteps, generator), 1),
         ]
         factor = 1
@@ -166,13 +166,15 @@ class Decoder(nn.Module):
             stages.append((partial(_run, block, timesteps, generator), factor))
         return [*stages, (partial(self._to_pixels, timesteps), factor * self.patch[0])]
 
+    def _from_latents(self, latents: Tensor, stream: FrameStream | None) -> Tensor:
+        return self.conv_in(ops.channels_last(latents, self.conv_in.conv.weight), stream=stream)
+
     def _to_pixels(self, timesteps: Tensor | None, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
-        hidden_states = self.norm_out(hidden_states)
+        shift = scale = None
         if self.time_embedder is not None:
             embedding = self.time_embedder(timesteps, hidden_states.dtype)
             shift, scale = modulation(embedding, self.scale_shift_table)
-            hidden_states = hidden_states * (1 + scale) + shift
-        hidden_states = self.conv_out(F.silu(hidden_states), stream=stream)
+        hidden_states = self.conv_out.after_norm(hidden_states, self.norm_out.eps, shift, scale, stream)
         frames, rows, columns = self.patch
         return rearrange(
             hidden_states, "b (c pt pw ph) f h w -> b c (f pt) (h ph) (w pw)", pt=frames, ph=rows, pw=columns

@@ -6,7 +6,8 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -24,10 +25,12 @@ from torch import Tensor, nn
 from vgen.errors import ShapeError
 from vgen.models.attention import VideoAttention, VideoAttentionProcessor
 from vgen.models.config_io import OptionalConfigKeys
+from vgen.models.hoisting import Memo, text_rows
 from vgen.models.layers import AdaLayerNormSingle, FeedForward, RMSNorm, TextProjection
 from vgen.models.registration import register_block, register_class, register_single_file
 from vgen.models.rope import RotaryPositions, Rotation
 from vgen.models.skip import BlockSkip, plan_skips, replace_rows
+from vgen.ops import parts
 from vgen.types import SkipLayers
 
 
@@ -93,15 +96,15 @@ class VideoDiTBlock(nn.Module):
             return hidden_states
         modulation = temb.unflatten(-1, self.scale_shift_table.shape) + self.scale_shift_table
         shift_attention, scale_attention, gate_attention, shift_ff, scale_ff, gate_ff = modulation.unbind(dim=2)
-        modulated = torch.addcmul(shift_attention, self.norm1(hidden_states), 1 + scale_attention)
+        _, modulated = self.norm1.modulated(hidden_states, None, shift_attention, scale_attention)
         attended = self.attn1(hidden_states=modulated, rotation=rotation, **({"skip": skip} if skip else {}))
         hidden_states = torch.addcmul(hidden_states, attended, gate_attention)
-        hidden_states = hidden_states + self.attn2(
+        told = self.attn2(
             hidden_states=hidden_states,
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=encoder_attention_mask,
         )
-        modulated = torch.addcmul(shift_ff, self.norm2(hidden_states), 1 + scale_ff)
+        hidden_states, modulated = self.norm2.modulated(hidden_states, told, shift_ff, scale_ff)
         hidden_states = torch.addcmul(hidden_states, self.ff(modulated), gate_ff)
         return replace_rows(hidden_states, before, modes["transformer_block"]) if left_out else hidden_states
 
@@ -130,6 +133,7 @@ class VideoDiT(
         rope_theta, rope_base_size: see rope.RotaryPositions. Not written to a config where they are the default.
     """
 
+    _memo: Memo | None = None
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm"]
@@ -237,14 +241,20 @@ class VideoDiT(
         Raises:
             ShapeError: tokens, timesteps or positions that do not fit each other.
         """
-        rotation = self.rope(hidden_states, num_frames, height, width, rope_interpolation_scale, video_coords)
+        memo = None if self._text_is_spread() else self._memo
+        grid = (num_frames, height, width, rope_interpolation_scale)
+        rotation = _remembered(
+            None if isinstance(rope_interpolation_scale, Tensor) else memo,
+            ("rotation", *grid) if memo is not None else "",
+            (video_coords,),
+            lambda: self.rope(hidden_states, *grid, video_coords),
+        )
         _check_tokens(hidden_states, timestep, rotation)
         batch = hidden_states.shape[0]
         hidden_states = self.proj_in(hidden_states)
         temb, embedded = self.time_embed(timestep.flatten(), hidden_states.dtype)
         temb, embedded = (value.unflatten(0, (batch, -1)) for value in (temb, embedded))
-        text = self.caption_projection(encoder_hidden_states)
-        mask = self._text_mask(encoder_attention_mask)
+        text, mask = self._text(encoder_hidden_states, encoder_attention_mask, memo)
         skips: list[BlockSkip | None] = [None] * len(self.transformer_blocks)
         if skip_layers is not None:
             skips = plan_skips(skip_layers, len(skips), batch, hidden_states.device)
@@ -268,6 +278,42 @@ class VideoDiT(
         velocity = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), 1 + scale))
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
+    def _text(self, features: Tensor, mask: Tensor | None, memo: Memo | None) -> tuple[Tensor, Tensor | None]:
+        """The projected text [B, L, D] and its mask; in a loop remembered, and without what no sample keeps."""
+        mask = _remembered(memo, "mask", (mask,), lambda: self._text_mask(mask))
+        if memo is None or mask is None or mask.ndim != 2 or not parts.enabled("trimmed_text"):
+            project = lambda: self.caption_projection(features)  # noqa: E731
+            return _remembered(memo, "text", (features, self.caption_projection), project), mask
+        rows = memo.get("rows", (mask,), lambda: text_rows(mask))
+        length = mask.shape[1] if rows is None else max(part.length for part in rows)
+        mask = mask[:, :length]  # a view: its memory and its counter are those of the whole
+        if rows is not None and len(rows) == 1:
+            mask = None
+        trimmed = lambda: self.caption_projection(features[:, :length])  # noqa: E731
+        return memo.get(("text", length), (features, self.caption_projection), trimmed), mask
+
+    def _text_is_spread(self) -> bool:
+        """Whether each of several processes sees a part of the text alone."""
+        return any(getattr(block.attn2.processor, "_parallel_config", None) for block in self.transformer_blocks[:1])
+
+    @contextmanager
+    def hoisting(self) -> Iterator[None]:
+        """Inside, calls without gradients share what is common: positions, projected text, its keys and values.
+
+        See vgen.models.hoisting for what makes two calls share a result.
+        """
+        layers = [block.attn2 for block in self.transformer_blocks]
+        before, memo = self._memo, Memo()
+        for owner in layers:
+            owner.memo = memo
+        self._memo = memo
+        try:
+            yield
+        finally:
+            for owner in layers:
+                owner.memo = before
+            self._memo = before
+
     def _text_mask(self, mask: Tensor | None) -> Tensor | None:
         """A mask that every attention backend takes: bool [B, L]; an additive one [B, 1, L] becomes [B, 1, 1, L].
 
@@ -279,8 +325,7 @@ class VideoDiT(
         if mask.ndim == 3:
             return mask.unsqueeze(1)
         keep = mask if mask.dtype == torch.bool else mask > 0.5
-        spread = any(getattr(block.attn2.processor, "_parallel_config", None) for block in self.transformer_blocks[:1])
-        return keep if spread else keep | ~keep.any(dim=-1, keepdim=True)
+        return keep if self._text_is_spread() else keep | ~keep.any(dim=-1, keepdim=True)
 
     def set_attention_backend(self, backend: str) -> None:
         """Compute attention of this model with `backend`, a name that diffusers' dispatcher knows.
@@ -315,6 +360,10 @@ class VideoDiT(
         self.scale_shift_table.normal_(0.0, 0.02, generator=generator)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
+
+
+def _remembered(memo: Memo | None, name: Any, sources: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    return make() if memo is None else memo.get(name, sources, make)
 
 
 def _check_tokens(hidden_states: Tensor, timestep: Tensor, rotation: Rotation) -> None:

@@ -130,7 +130,7 @@ def test_a_long_clip_never_meets_at_full_size() -> None:
     vae = _vae("0.9.0")
     vae.enable_streaming()
     seen: list[int] = []
-    handle = vae.decoder.norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
+    handle = vae.decoder.conv_out.conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[2]))
     frames = sum(piece.shape[2] for piece in vae.decode_in_pieces(_random(1, 8, 30, 2, 2)))
     handle.remove()
     assert frames == 233

@@ -1,0 +1,119 @@
+"""`vgen bench` as a user runs it, with tiny shapes on a CPU."""
+
+import json
+
+import pytest
+import torch
+
+from vgen.bench.arms import LOSSY, make_arms
+from vgen.bench.build import build, peer_components
+from vgen.bench.parity import ParityError, check_parity
+from vgen.bench.run import lossy_error
+from vgen.bench.scenarios import ARCHITECTURES, scenario_named
+from vgen.cli import main
+
+CPU = torch.device("cpu")
+
+
+def _vgen(*words):
+    with pytest.raises(SystemExit) as leaving:
+        main([str(word) for word in words])
+    return leaving.value.code
+
+
+@pytest.fixture(scope="module")
+def report_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("bench") / "report.json"
+    words = ["bench", "--scenario", "cpu-tiny", "--rounds", 1, "--device", "cpu", "-o", file]
+    assert _vgen(*words, "--against", "diffusers", "--against", "plain") == 0
+    return file
+
+
+def test_the_report_says_what_was_measured(report_file):
+    report = json.loads(report_file.read_text())
+    assert list(report["arms"]) == ["vgen", "diffusers", "plain"]
+    for arm in report["arms"].values():
+        assert set(arm["stages"]) == {"text_encode", "step", "denoise", "decode", "to_host", "end_to_end"}
+        assert all(len(stage["seconds"]) == 2 for stage in arm["stages"].values())
+        assert arm["attention"] and arm["lossy"] == [] and arm["step_rate"]["flops"] > 1e6
+        assert 0 < arm["step_rate"]["mfu_matmul"] < 2 and arm["step_rate"]["mfu_datasheet"] is None
+    assert report["arms"]["plain"]["parts"] == [] and "hoisting" in report["arms"]["vgen"]["parts"]
+    assert set(report["ratios"]) == {"diffusers", "plain"}
+    assert set(report["parity"]["stages"]["step"]) == {"vgen", "plain"}
+    assert report["machine"]["torch"] == torch.__version__
+
+
+def test_two_reports_are_compared(report_file, capsys):
+    assert _vgen("bench", "compare", report_file, report_file) == 0
+    assert "1.000 x" in capsys.readouterr().out
+
+
+def test_reports_of_different_work_are_not_compared(report_file, tmp_path, capsys):
+    report = json.loads(report_file.read_text())
+    report["scenario"]["height"] = 128
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(report))
+    assert _vgen("bench", "compare", report_file, other) == 2
+    assert "height 64 and 128" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--against", "warp"], "diffusers"),
+        (["--scenario", "warp"], "cpu-50m"),
+        (["-o", "report.txt"], ".json"),
+        (["--against", "without:warp"], "hoisting"),
+        (["compare", "missing.json", "missing.json"], "cannot be read"),
+    ],
+)
+def test_bad_words_are_input_errors(words, said, capsys):
+    words = words if words[0] == "compare" else ["--scenario", "cpu-tiny", "--device", "cpu", *words]
+    assert _vgen("bench", *words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("way", LOSSY)
+def test_lossy_ways_say_so_and_how_wrong_they_are(way, monkeypatch):
+    """On equal noise. Random weights change too much for a cache: its threshold is raised until it skips."""
+    monkeypatch.setattr("vgen.bench.arms.FIRST_BLOCK_THRESHOLD", 10.0)
+    arms = make_arms(scenario_named("cpu-tiny", num_inference_steps=6), (f"lossy:{way}",), CPU, 0)
+    assert arms[0].lossy == () and arms[1].lossy == (way,)
+    exact = arms[0].stage("denoise")()
+    assert lossy_error(exact, arms[0])["largest"] == 0
+    error = lossy_error(exact, arms[1])
+    assert 1e-5 < error["relative_rms"] < 1
+    assert torch.equal(exact, arms[0].stage("denoise")())  # the exact arm is not touched by the other
+
+
+def test_unequal_results_are_not_timed():
+    arms = make_arms(scenario_named("cpu-tiny"), ("diffusers",), CPU, 0)
+    peer = arms[1].pipeline.transformer
+    with torch.no_grad():
+        peer.proj_out.bias = torch.nn.Parameter(peer.proj_out.bias + 1e-3)
+    with pytest.raises(ParityError, match="differ by 1"):
+        check_parity(arms)
+
+
+def test_half_precision_is_judged_by_the_error_against_float32():
+    arms = make_arms(scenario_named("cpu-tiny", dtype="bfloat16"), ("diffusers",), CPU, 0)
+    errors = check_parity(arms)["stages"]["step"]
+    assert 1e-4 < errors["vgen"] <= 1.1 * errors["diffusers"]
+    assert arms[1].pipeline.transformer.dtype == torch.bfloat16  # as it was
+
+
+def test_the_peer_shares_our_weights():
+    ours = build(scenario_named("cpu-tiny"), CPU)
+    theirs = peer_components(ours)
+    assert theirs.transformer.proj_in.weight.data_ptr() == ours.transformer.proj_in.weight.data_ptr()
+    assert all(parameter.any() for parameter in ours.transformer.parameters())
+
+
+@pytest.mark.parametrize(("name", "billions"), [("ltx-2b", 1.923), ("ltx-13b", 13.04)])
+def test_the_public_sizes_are_those_of_the_public_models(name, billions):
+    from vgen.models import CausalVideoVAE, VideoDiT
+
+    with torch.device("meta"):
+        transformer = VideoDiT(**ARCHITECTURES[name].transformer)
+        CausalVideoVAE(**ARCHITECTURES[name].vae)
+    assert sum(weight.numel() for weight in transformer.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)

@@ -1,0 +1,132 @@
+"""Timing that can be believed: interleaved runs, paired ratios, peaks measured in the same run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from math import comb
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Work = Callable[[], Any]
+
+
+class Ratio(NamedTuple):
+    """The median of paired ratios, an interval of order statistics around it, and how surely that holds the median."""
+
+    median: float
+    low: float
+    high: float
+    confidence: float
+
+
+def seconds(work: Work, device: torch.device) -> float:
+    """How long one run takes, what it has started on the device included."""
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize(device)
+        return begin.elapsed_time(end) / 1e3
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def interleaved(works: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Run all in turn, forwards and then backwards (A B B A), so that a slow drift of the machine hits them equally.
+
+    Args:
+        works: by name; warmed up already.
+        rounds: of two runs each.
+        device: what they run on.
+    Returns:
+        Seconds by name, two a round, in order.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name in (*works, *reversed(works)):
+            times[name].append(seconds(works[name], device))
+    return times
+
+
+def paired_ratio(times: Sequence[float], peer: Sequence[float]) -> Ratio:
+    """How many times as long the peer takes: one ratio a round (two runs of each), and their median.
+
+    Args:
+        times, peer: seconds of `interleaved`, two a round.
+    Returns:
+        Above 1, the peer is slower. The interval has at least 95 % confidence where there are six rounds or more;
+        with fewer it is the whole range, at the confidence given.
+    """
+
+    def by_round(values: Sequence[float]) -> list[float]:
+        return [first + second for first, second in zip(values[::2], values[1::2], strict=True)]
+
+    ratios = sorted(b / a for a, b in zip(by_round(times), by_round(peer), strict=True))
+    count = len(ratios)
+
+    def confidence(cut: int) -> float:
+        return 1 - 2 * sum(comb(count, below) for below in range(cut + 1)) / 2**count
+
+    cut = max((cut for cut in range((count + 1) // 2) if confidence(cut) >= 0.95), default=0)
+    return Ratio(quantile(ratios, 0.5), ratios[cut], ratios[count - 1 - cut], max(confidence(cut), 0.0))
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of all lie below, interpolated."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s of a large square matrix product, the best of some: what this machine gives at most, measured now."""
+    side = 8192 if device.type == "cuda" else 1536
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    best = min(seconds(lambda: torch.mm(left, right, out=out), device) for _ in range(repeats + 1))
+    return 2 * side**3 / best
+
+
+def peak_bytes(work: Work, device: torch.device) -> int | None:
+    """The most memory taken during one run: of the device, or of this process; None where it cannot be told."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        work()
+        return next(
+            int(line.split()[1]) * 1024
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("VmHWM:")
+        )
+    except OSError:
+        return None
+
+
+class _AttentionOps(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "attention" in func.name() or "fmha" in func.name() or "flash" in func.name():
+            self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def attention_used(work: Work) -> list[str]:
+    """The attention operations that really ran, by the names they have in torch."""
+    with _AttentionOps() as seen:
+        work()
+    return sorted(seen.names)

@@ -1,0 +1,237 @@
+"""One benchmark: build, check parity, warm up, measure in turn, and gather it all for the report."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vgen.bench.arms import Arm, make_arms
+from vgen.bench.build import DTYPES
+from vgen.bench.choose import STAGES
+from vgen.bench.measure import attention_used, interleaved, matmul_rate, paired_ratio, peak_bytes, quantile, seconds
+from vgen.bench.parity import check_parity
+from vgen.bench.scenarios import Scenario
+from vgen.ops import parts
+from vgen.version import __version__
+
+SCHEMA = 1
+DATASHEET: dict[tuple[str, str], float] = {
+    ("H100", "bfloat16"): 989e12,
+    ("H200", "bfloat16"): 989e12,
+    ("A100", "bfloat16"): 312e12,
+    ("L40S", "bfloat16"): 362e12,
+    ("4090", "bfloat16"): 165e12,
+}
+"""Dense FLOP/s by the maker's word; what is not here has no MFU against a datasheet."""
+
+
+def run(
+    scenario: Scenario,
+    against: Sequence[str] = (),
+    *,
+    device: torch.device,
+    rounds: int = 10,
+    seed: int = 0,
+    stages: Sequence[str] = STAGES,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run a benchmark.
+
+    Args:
+        scenario: the work.
+        against: what to compare with, see arms.make_arms.
+        device: where.
+        rounds: each runs every arm twice, A B B A.
+        seed: of weights and inputs.
+        stages: which to time.
+        say: told what is under way.
+    Returns:
+        The report, ready for JSON.
+    Raises:
+        ParityError: the arms do not compute the same.
+    """
+    if scenario.threads is not None and device.type == "cpu":
+        torch.set_num_threads(scenario.threads)
+    started = time.perf_counter()
+    arms = make_arms(scenario, tuple(against), device, seed)
+    built = time.perf_counter() - started
+    say(f"built {scenario.config} in {built:.1f} s")
+    cold = {arm.name: _cold(arm, device, built) for arm in arms}
+    parity = _gate(arms, say)
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "scenario": scenario.as_dict(),
+        "seed": seed,
+        "rounds": rounds,
+        "machine": _machine(device),
+        "parity": parity,
+        "arms": {},
+        "ratios": {},
+    }
+    timed: dict[str, dict[str, list[float]]] = {arm.name: {} for arm in arms}
+    for stage in stages:
+        works = {arm.name: work for arm in arms if (work := arm.stage(stage)) is not None}
+        if not works:
+            continue
+        for work in works.values():
+            work()
+        for name, times in interleaved(works, rounds, device).items():
+            timed[name][stage] = times
+        say(f"{stage}: " + ", ".join(f"{name} {quantile(timed[name][stage], 0.5):.4g} s" for name in works))
+    rate = matmul_rate(device, DTYPES[scenario.dtype])
+    report["matmul_flops_per_second"] = rate
+    work_done = _flops(arms[0])
+    for arm in arms:
+        report["arms"][arm.name] = _arm_report(arm, timed[arm.name], cold[arm.name], work_done, rate, device)
+    exact = arms[0].stage("denoise")
+    for arm in arms[1:]:
+        if arm.lossy and exact is not None:
+            report["arms"][arm.name]["error"] = lossy_error(exact(), arm)
+    ours = arms[0].name
+    report["ratios"] = {
+        arm.name: {
+            stage: paired_ratio(timed[ours][stage], timed[arm.name][stage])._asdict()
+            for stage in timed[arm.name]
+            if stage in timed[ours]
+        }
+        for arm in arms[1:]
+    }
+    return report
+
+
+def lossy_error(exact: torch.Tensor, arm: Arm) -> dict[str, float]:
+    """How far the latents of a lossy arm are from the exact ones of the same noise.
+
+    Args:
+        exact: latents of the exact arm.
+        arm: the lossy one.
+    Returns:
+        Root mean square of the difference over that of the exact latents, and the largest difference.
+    """
+    work = arm.stage("denoise")
+    assert work is not None
+    difference = work().float() - exact.float()
+    size = exact.float().square().mean().sqrt()
+    return {"relative_rms": float(difference.square().mean().sqrt() / size), "largest": float(difference.abs().max())}
+
+
+def _cold(arm: Arm, device: torch.device, built: float) -> dict[str, float]:
+    """The first run of an arm, compilation included."""
+    work = arm.stage("end_to_end")
+    assert work is not None
+    return {"build_seconds": built, "first_run_seconds": seconds(work, device)}
+
+
+def _gate(arms: list[Arm], say: Callable[[str], None]) -> dict[str, Any]:
+    exact = [arm for arm in arms if not arm.lossy]
+    if not any(not arm.ours for arm in exact):
+        plain = Arm("plain", arms[0].pipeline, arms[0].scenario, arms[0].inputs, off=("all",))
+        exact = [*exact, plain]
+    else:  # the peer comes last: everything is compared with it
+        exact = sorted(exact, key=lambda arm: not arm.ours)
+    found = check_parity(exact)
+    for stage, differences in found["stages"].items():
+        say(f"parity, {stage}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
+    return found
+
+
+def _arm_report(
+    arm: Arm,
+    timed: dict[str, list[float]],
+    cold: dict[str, float],
+    flops: dict[str, float],
+    rate: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    scenario = arm.scenario
+    work, step = arm.stage("end_to_end"), arm.stage("step")
+    assert work is not None and step is not None
+    stages = {
+        name: {"p50": quantile(times, 0.5), "p90": quantile(times, 0.9), "min": min(times), "seconds": times}
+        for name, times in timed.items()
+    }
+    report = {
+        "cold": dict(cold),
+        "stages": stages,
+        "peak_bytes": peak_bytes(work, device),
+        "attention": attention_used(step),
+        "precision": scenario.dtype,
+        "compiled": arm.compiled,
+        "lossy": list(arm.lossy),
+        "parts": [name for name in parts.PARTS if name not in arm.off and arm.off != ("all",)] if arm.ours else [],
+        "output_sha256": hashlib.sha256(work().tobytes()).hexdigest(),
+    }
+    if "end_to_end" in stages:
+        whole = stages["end_to_end"]["p50"]
+        report["cold"]["compile_seconds"] = max(cold["first_run_seconds"] - whole, 0.0) if arm.compiled else 0.0
+        report["frames_per_second"] = scenario.num_frames / whole
+        report["real_time_factor"] = scenario.num_frames / scenario.frame_rate / whole
+    if "denoise" in stages:
+        report["steps_per_second"] = scenario.num_inference_steps / stages["denoise"]["p50"]
+    for stage in ("step", "decode"):
+        if stage in stages:
+            achieved = flops[stage] / stages[stage]["p50"]
+            sheet = _datasheet(device, scenario.dtype)
+            report[f"{stage}_rate"] = {
+                "flops": flops[stage],
+                "flops_per_second": achieved,
+                "mfu_matmul": achieved / rate,
+                "mfu_datasheet": achieved / sheet if sheet else None,
+            }
+    return report
+
+
+def _flops(arm: Arm) -> dict[str, float]:
+    """Matrix products, convolutions and attention of one step and one decode, the same for every arm."""
+    plain = Arm("plain", arm.pipeline, arm.scenario, arm.inputs, off=("all",))
+    counted = {}
+    for stage in ("step", "decode"):
+        work = plain.stage(stage)
+        assert work is not None
+        with FlopCounterMode(display=False) as counter:
+            work()
+        counted[stage] = float(counter.get_total_flops())
+    return counted
+
+
+def _datasheet(device: torch.device, dtype: str) -> float | None:
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for (card, kind), rate in DATASHEET.items() if card in name and kind == dtype), None)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    packages = {}
+    for package in ("torch", "diffusers", "transformers", "xformers", "triton"):
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+        "type": device.type,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if cuda else None,
+        "python": platform.python_version(),
+        "vgen": __version__,
+        **packages,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,136 @@
+"""`vgen bench`: how fast this machine generates, beside a peer, and whether both compute the same."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Measure speed, alone or against diffusers; compare two reports.", no_args_is_help=False)
+
+
+@app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    scenario: Annotated[
+        str | None, typer.Option("--scenario", metavar="NAME", help="What to run; see `vgen bench list`.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", metavar="NAME|FOLDER", help="Another model: ltx-2b, ltx-13b (random weights), a folder."
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against",
+            metavar="PEER",
+            help="diffusers, diffusers-compiled, plain, without:PART, or an attention backend; may be given again.",
+        ),
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option("--height", metavar="PIXELS", help="In place of the scenario's.")
+    ] = None,
+    width: Annotated[int | None, typer.Option("--width", metavar="PIXELS", help="In place of the scenario's.")] = None,
+    num_frames: Annotated[int | None, typer.Option("--num-frames", metavar="N", help="As above.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="As above.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", metavar="W", help="As above.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="Of the CPU.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Each runs every arm twice.")] = 10,
+    stages: Annotated[
+        str | None, typer.Option("--stages", metavar="LIST", help="Only these, for instance step,end_to_end.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and inputs.")] = 0,
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report, JSON.")
+    ] = None,
+    plot: Annotated[
+        str | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png, .svg); needs the extra plot.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+) -> None:
+    """Measure the stages of generating a clip. Parity is checked first: unequal results are not compared."""
+    if context.invoked_subcommand is not None:
+        return
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from vgen.bench.choose import choose_scenario, choose_stages
+    from vgen.cli.jobs import choose_device
+    from vgen.errors import OutputError
+    from vgen.io.atomic import exists_message
+
+    chosen_device = choose_device(device or "auto")
+    for file, suffixes in ((output, (".json",)), (plot, (".png", ".svg", ".pdf"))):
+        if file is None:
+            continue
+        if Path(file).suffix not in suffixes:
+            raise OutputError(f"{file!r} must end in {' or '.join(suffixes)}.")
+        if not Path(file).absolute().parent.is_dir():
+            raise OutputError(f"the folder {Path(file).absolute().parent} does not exist; make it first.")
+        if Path(file).exists() and not overwrite:
+            raise OutputError(exists_message(Path(file)))
+    changes = {
+        "config": config,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "dtype": dtype,
+        "threads": threads,
+    }
+    work = choose_scenario(scenario, str(chosen_device), changes)
+    wanted = choose_stages(stages)
+
+    import torch
+
+    from vgen.bench import report as reports
+    from vgen.bench.run import run
+
+    found = run(
+        work,
+        tuple(against or ()),
+        device=torch.device(chosen_device),
+        rounds=rounds,
+        seed=seed,
+        stages=wanted,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    Console(width=None if Console().is_terminal else 160).print(reports.tables(found))
+    if output is not None:
+        Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        reports.plot(found, Path(plot))
+
+
+@app.command("compare")
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A.json", help="A report of `vgen bench -o`.")],
+    second: Annotated[str, typer.Argument(metavar="B.json", help="Another of the same scenario.")],
+) -> None:
+    """Two reports of the same scenario side by side."""
+    from rich.console import Console
+
+    from vgen.bench import report as reports
+
+    Console().print(reports.compared(reports.read(first), reports.read(second), (first, second)))
+
+
+@app.command("list")
+def list_scenarios() -> None:
+    """The scenarios that --scenario takes, and the models that --config takes."""
+    from vgen.bench.scenarios import ARCHITECTURES, SCENARIOS
+
+    for entry in SCENARIOS.values():
+        guided = f"guidance {entry.guidance_scale:g}" if entry.guidance_scale > 1 else "no guidance"
+        typer.echo(
+            f"{entry.name:<14} {entry.config:<13} {entry.width}x{entry.height}x{entry.num_frames}, "
+            f"{entry.num_inference_steps} steps, {guided}, {entry.dtype}"
+        )
+    typer.echo(f"\n--config: {', '.join(ARCHITECTURES)}, or a model folder")

@@ -1,0 +1,94 @@
+"""What stays the same over the steps of a loop, computed once: remembered by what it was computed from.
+
+A result is found again only if it was made from the very same memory, unchanged since: every tensor that went in is
+held on to (so its address cannot be given to another) together with torch's counter of in-place changes. New text,
+other weights or another LoRA therefore never meet an old result. Nothing is remembered while gradients are wanted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+_KEPT: Final = 4
+"""Results remembered under one name: more than the branches of a guidance that take turns."""
+
+
+class Memo:
+    """Results of one loop by name and source."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, OrderedDict[Hashable, tuple[Any, Any]]] = {}
+
+    def get(self, name: Hashable, sources: Sequence[Tensor | nn.Module | None], make: Callable[[], Any]) -> Any:
+        """The result of `make`, remembered.
+
+        Args:
+            name: what it is.
+            sources: everything that `make` reads: tensors, and modules for their weights.
+            make: computes it.
+        """
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return make()
+        try:
+            key = tuple(_fingerprint(source) for source in sources)
+        except RuntimeError:  # tensors of inference mode do not count their changes
+            return make()
+        kept = self._kept.setdefault(name, OrderedDict())
+        if key in kept:
+            kept.move_to_end(key)
+            return kept[key][1]
+        value = make()
+        kept[key] = (tuple(sources), value)
+        while len(kept) > _KEPT:
+            kept.popitem(last=False)
+        return value
+
+
+def _fingerprint(source: Tensor | nn.Module | None) -> Hashable:
+    """What tells a source from another and from itself after a change."""
+    if source is None:
+        return None
+    if isinstance(source, Tensor):
+        return (source.data_ptr(), source.shape, source.stride(), source.dtype, source.device, source._version)
+    weights = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in source.parameters())
+    adapters = tuple(
+        repr([getattr(layer, field, None) for field in ("active_adapters", "scaling", "merged_adapters")])
+        + str(getattr(layer, "disable_adapters", None))
+        for layer in source.modules()
+        if hasattr(layer, "scaling")
+    )
+    return (id(source), weights, adapters)
+
+
+class TextRows(NamedTuple):
+    """Samples of a batch, next to each other, that keep equally many tokens of their text."""
+
+    start: int
+    stop: int
+    length: int
+
+
+def text_rows(mask: Tensor) -> tuple[TextRows, ...] | None:
+    """The samples of a batch grouped by how many tokens they keep.
+
+    Args:
+        mask: bool [B, L], True = keep.
+    Returns:
+        None where a mask has holes, so that cutting the end off is not enough.
+    """
+    lengths = mask.sum(dim=1)
+    ahead = torch.arange(mask.shape[1], device=mask.device)[None] < lengths[:, None]
+    if not bool((ahead == mask).all()):
+        return None
+    rows: list[TextRows] = []
+    for index, length in enumerate(lengths.tolist()):
+        if rows and rows[-1].length == length:
+            rows[-1] = rows[-1]._replace(stop=index + 1)
+        else:
+            rows.append(TextRows(index, index + 1, length))
+    return tuple(rows)

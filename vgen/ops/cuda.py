@@ -1,0 +1,185 @@
+"""The fused operations as operators of torch: Triton on an NVIDIA GPU, the plain references elsewhere.
+
+As `torch.ops.vgen.*` they have shapes without content (for compilers and rehearsals) and gradients. The backward pass
+goes through the reference again: it costs what the plain forward costs, and holds on to nothing but the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vgen.ops import parts, reference
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@cache
+def available() -> bool:
+    """Whether Triton is installed."""
+    return find_spec("triton") is not None
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether these tensors can go through the Triton kernels: all on an NVIDIA GPU, in plain numbers.
+
+    A compiler gets the reference instead, which it fuses with its surroundings; under autocast torch picks the dtypes.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not all(tensor.is_cuda and tensor.dtype in _DTYPES for tensor in given):
+        return False
+    if torch.version.hip is not None or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
+        return False
+    return available() and parts.enabled("triton")
+
+
+@torch.library.custom_op("vgen::residual_norm_modulate", mutates_args=())
+def _residual_norm_modulate(
+    hidden_states: Tensor,
+    branch: Tensor,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    return reference.residual_norm_modulate(hidden_states, branch, gate, weight, shift, scale, eps)
+
+
+@torch.library.custom_op("vgen::norm_modulate", mutates_args=())
+def _norm_modulate(hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    return reference.residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
+
+
+@torch.library.custom_op("vgen::norm_rotate", mutates_args=())
+def _norm_rotate(
+    hidden_states: Tensor, weight: Tensor, cosines: Tensor | None, sines: Tensor | None, eps: float
+) -> Tensor:
+    return reference.norm_rotate(hidden_states, weight, cosines, sines, eps).contiguous()
+
+
+@torch.library.custom_op("vgen::pixel_norm_silu", mutates_args=())
+def _pixel_norm_silu(
+    hidden_states: Tensor, shift: Tensor | None, scale: Tensor | None, before: int, after: int, eps: float
+) -> Tensor:
+    return reference.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
+
+
+@_residual_norm_modulate.register_kernel("cuda")
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _kernels().residual_norm_modulate(*arguments)
+
+
+@_norm_modulate.register_kernel("cuda")
+def _(hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    return _kernels().residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
+
+
+@_norm_rotate.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    return _kernels().norm_rotate(*arguments)
+
+
+@_pixel_norm_silu.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    return _kernels().pixel_norm_silu(*arguments)
+
+
+@_residual_norm_modulate.register_fake
+def _(hidden_states: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(hidden_states), torch.empty_like(hidden_states)
+
+
+@_norm_modulate.register_fake
+@_norm_rotate.register_fake
+def _(hidden_states: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+
+
+@_pixel_norm_silu.register_fake
+def _(hidden_states: Tensor, shift: Tensor | None, scale: Tensor | None, before: int, after: int, eps: float) -> Tensor:
+    batch, size, frames, rows, columns = hidden_states.shape
+    return hidden_states.new_empty(batch, size, before + frames + after, rows, columns)
+
+
+def _gradients(plain: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """The backward pass of an operator through its plain form, and what it has to keep."""
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.tensors = [index for index, value in enumerate(inputs) if isinstance(value, Tensor)]
+        ctx.others = {index: value for index, value in enumerate(inputs) if not isinstance(value, Tensor)}
+        ctx.save_for_backward(*(inputs[index] for index in ctx.tensors))
+
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        saved = dict(zip(ctx.tensors, ctx.saved_tensors, strict=True))
+        needed = [index for index in saved if ctx.needs_input_grad[index]]
+        with torch.enable_grad():
+            inputs = {
+                index: value.detach().requires_grad_(index in needed and value.is_floating_point())
+                for index, value in saved.items()
+            }
+            count = len(saved) + len(ctx.others)
+            outputs = plain(*(inputs.get(index, ctx.others.get(index)) for index in range(count)))
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        found = torch.autograd.grad(outputs, [inputs[index] for index in needed], gradients)
+        by_index = dict(zip(needed, found, strict=True))
+        return tuple(by_index.get(index) for index in range(count))
+
+    return backward, keep
+
+
+def _plain_norm_modulate(
+    hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float
+) -> Tensor:
+    return reference.residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
+
+
+for _operator, _plain in (
+    (_residual_norm_modulate, reference.residual_norm_modulate),
+    (_norm_modulate, _plain_norm_modulate),
+    (_norm_rotate, reference.norm_rotate),
+    (_pixel_norm_silu, reference.pixel_norm_silu),
+):
+    _backward, _keep = _gradients(_plain)
+    _operator.register_autograd(_backward, setup_context=_keep)
+
+
+def residual_norm_modulate(
+    hidden_states: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor | None,
+    shift: Tensor,
+    scale: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """See vgen.ops.residual_norm_modulate."""
+    if branch is None:
+        return hidden_states, torch.ops.vgen.norm_modulate(hidden_states, weight, shift, scale, eps)
+    return torch.ops.vgen.residual_norm_modulate(hidden_states, branch, gate, weight, shift, scale, eps)
+
+
+def norm_rotate(
+    hidden_states: Tensor, weight: Tensor, cosines: Tensor | None, sines: Tensor | None, eps: float
+) -> Tensor:
+    """See vgen.ops.norm_rotate."""
+    return torch.ops.vgen.norm_rotate(hidden_states, weight, cosines, sines, eps)
+
+
+def pixel_norm_silu(
+    hidden_states: Tensor, shift: Tensor | None, scale: Tensor | None, before: int, after: int, eps: float
+) -> Tensor:
+    """See vgen.ops.pixel_norm_silu."""
+    return torch.ops.vgen.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
+
+
+@cache
+def _kernels() -> Any:
+    from vgen.ops import triton_kernels
+
+    return triton_kernels
