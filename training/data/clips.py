@@ -52,7 +52,9 @@ class SpriteClips:
         batch = self.stack(draw.indices, draw.num_frames)
         if draw.crop is None:
             return batch
-        return crop_to_objects(batch, draw.crop, draw.keys.generator("crop"))
+        places = draw.keys.generator("crop")
+        torch.rand(draw.keys.first_row(len(draw.indices)), 3, generator=places)  # those of other processes' rows
+        return crop_to_objects(batch, draw.crop, places)
 
     def stack(self, indices: list[int], num_frames: int) -> Batch:
         """Render clips by index."""

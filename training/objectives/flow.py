@@ -94,18 +94,30 @@ class FlowObjective(Objective):
         task = draw_task(stage.tasks or self.config.tasks, latents.shape[2], keys)
         known = self._known(task, batch, keys)
         shape = self._token_shape(latents)
-        sigma = sample_training_sigmas(
-            latents.shape[0],
-            shape[1],
-            keys.generator("sigma"),
-            uniform_share=self.config.uniform_share,
-            mu=resolution_shift_mu(shape[1], **(stage.shift or self.config.shift).model_dump()),
-        )
-        noise = torch.randn(shape, generator=keys.generator("noise"))
+        mu = resolution_shift_mu(shape[1], **(stage.shift or self.config.shift).model_dump())
+
+        def draw(rows: int, drawn: torch.Generator) -> Tensor:
+            return sample_training_sigmas(rows, shape[1], drawn, uniform_share=self.config.uniform_share, mu=mu)
+
+        sigma = keys.rows("sigma", shape[0], draw)
+        noise = keys.normal("noise", shape)
         inputs = self._inputs(latents, known, sigma.to(latents), noise.to(latents))
         errors = inputs.errors(self._velocity(inputs, batch))
         loss = errors.mean()
         return loss, {f"loss/{task}": loss.detach(), **_by_sigma(errors.detach(), sigma)}
+
+    def rehearse(self, batch: Batch) -> Tensor:
+        """The loss where nothing is given."""
+        latents = batch["latents"].float()
+        shape = self._token_shape(latents)
+        inputs = self._inputs(latents, [], latents.new_zeros(shape[0]), latents.new_zeros(shape))
+        embeds = self.text_encoder(batch["input_ids"])[0]  # given a mask, it would look whether anything is hidden
+        return inputs.errors(self._transformed(inputs, embeds, batch["attention_mask"].bool())).mean()
+
+    def tokens(self, batch: Batch) -> int:
+        """Those of the clips; what is given beside them does not count."""
+        rows, count, _ = self._token_shape(batch["latents"])
+        return rows * count
 
     def _known(self, task: str, batch: Batch, keys: Keys) -> list[KnownLatents]:
         """What is given: out of the cached latents where that is right, else rendered again and encoded apart."""
@@ -132,6 +144,9 @@ class FlowObjective(Objective):
     def _velocity(self, inputs: FlowInputs, batch: Batch) -> Tensor:
         mask = batch["attention_mask"].bool()
         embeds = self.text_encoder(batch["input_ids"], attention_mask=mask)[0]
+        return self._transformed(inputs, embeds, mask)
+
+    def _transformed(self, inputs: FlowInputs, embeds: Tensor, mask: Tensor) -> Tensor:
         return self.transformer(
             inputs.hidden_states,
             embeds,

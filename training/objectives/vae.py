@@ -55,7 +55,7 @@ class VaeObjective(Objective):
         """Loss of one micro-batch {"frames", "masks", "indices"}."""
         video = to_pixels(batch["frames"])
         posterior = self.vae.encode(video).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=keys.generator("posterior")).to(posterior.mean)
+        noise = keys.normal("posterior", posterior.mean.shape).to(posterior.mean)
         restored = self.vae.decode(posterior.mean + posterior.std * noise).sample
         difference = restored.float() - video
         weights = foreground_weights(batch["masks"], self.config.foreground_weight)
@@ -65,6 +65,12 @@ class VaeObjective(Objective):
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
         total = pixel + self.config.haar_weight * haar + self.config.kl_weight * kl
         return total, {"l1": pixel.detach(), "haar": haar.detach(), "kl": kl.detach()}
+
+    def tokens(self, batch: Batch) -> int:
+        """Latent positions of the clips."""
+        rows, frames, height, width = batch["frames"].shape[:4]
+        strides = self.vae.strides
+        return rows * (1 + (frames - 1) // strides.temporal) * (height // strides.height) * (width // strides.width)
 
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
         """PSNR of held-out images and clips, whole and on the objects, and a sheet: originals over reconstructions."""
