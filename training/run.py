@@ -28,12 +28,13 @@ from vgen.training.data.plan import BatchPlan, Source, batches
 from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.journal import Journal
 from vgen.training.loop import Run, any_process, train
+from vgen.training.nonfinite import Replay, read_dump, replay
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import alone_in, build_parts, resume_from
 from vgen.training.state import CheckpointStore
-from vgen.training.trackers import check_trackers, start_trackers, tracker_folder
+from vgen.training.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PATIENCE = timedelta(hours=6)
@@ -100,7 +101,7 @@ def _train_and_export(
         )  # fmt: skip
         if not export_only and not train(run):
             journal.say("stopped; run the same command again to go on")
-            accelerator.end_training()
+            finish_trackers(accelerator)
             accelerator.wait_for_everyone()
             return False
         if main:
@@ -108,7 +109,7 @@ def _train_and_export(
             with ema.applied(objective):
                 measured = export(objective, folder / "export", recipe, control)
             journal.say(f"exported to {folder / 'export'} " + " ".join(f"{k} {v:.4g}" for k, v in measured.items()))
-    accelerator.end_training()
+    finish_trackers(accelerator)
     accelerator.wait_for_everyone()  # a process that leaves while another still works can abort both
     return True
 
@@ -120,9 +121,17 @@ def _gathering(accelerator: Accelerator) -> Callable[[Any], list[Any]]:
 
 
 def build_objective(
-    recipe: Recipe, folder: Path, control: Control, accelerator: Accelerator
+    recipe: Recipe, folder: Path, control: Control, accelerator: Accelerator, blank: bool = False
 ) -> tuple[Objective, Source]:
-    """The recipe's objective and the source of its batches; encodes the latent cache where one is needed."""
+    """The recipe's objective and the source of its batches; encodes the latent cache where one is needed.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+        control: asked whether to stop while encoding.
+        accelerator: of the run.
+        blank: encode nothing; the cache gives zeros of the right shapes.
+    """
     clips = SpriteClips(recipe.data, "train")
     held_out = SpriteClips(recipe.data, "validation")
     if isinstance(recipe.objective, VaeObjectiveConfig):
@@ -130,7 +139,10 @@ def build_objective(
     config = recipe.objective
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
     cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
-    _fill(cache, control, accelerator)
+    if blank:
+        cache.blank()
+    else:
+        _fill(cache, control, accelerator)
     with accelerator.main_process_first():
         tokenizer = _tokenizer(config, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
@@ -196,6 +208,22 @@ def build_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     return accelerator
 
 
+def replay_dump(folder: Path) -> tuple[dict[str, Any], Replay]:
+    """Do the step of a dump again; returns what was seen then, and what came out now.
+
+    Args:
+        folder: `nonfinite-step-N` of a run, inside the run's folder.
+    Raises:
+        RequestError: the folder is no dump.
+    """
+    seen = read_dump(folder)
+    recipe = Recipe.model_validate(seen["recipe"])
+    run = next(parent for parent in folder.resolve().parents if not parent.name.startswith("nonfinite-"))
+    accelerator = build_accelerator(recipe, run)
+    objective, _ = build_objective(recipe, run, Control(run), accelerator, blank=True)
+    return seen, replay(folder, objective, seen, accelerator.device, seen["dtype"])
+
+
 def main() -> None:
     """`python -m vgen.training.run RECIPE [key=value ...]`."""
     parser = argparse.ArgumentParser(description="Train what a recipe describes.")
@@ -208,6 +236,11 @@ def main() -> None:
         run_recipe(arguments.recipe, arguments.overrides, export_only=arguments.export)
     except VgenError as error:
         raise SystemExit(f"error: {error}") from None
+    leave_processes()
+
+
+def leave_processes() -> None:
+    """Part from the other processes of the run; to be called last."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -44,6 +44,12 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, start_step: int) ->
     return track
 
 
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Let the trackers write what they still hold; accelerate's own `end_training` would part the processes as well."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
 def tracker_folder(folder: Path) -> Path:
     """Where trackers that write files put them."""
     return folder / "trackers"
