@@ -1,7 +1,7 @@
 """What a run will take, told before it starts: memory by what it is for, and time by what it is spent on.
 
-Memory is rehearsed without content (`vgen.training.estimate`). Time is measured: a few micro-batches of every kind in the
-recipe run for real, on this machine, with real batches (latents that are not cached yet hold zeros), and nothing is kept.
+Memory is rehearsed without content (`vgen.training.estimate`). Time is measured: a few micro-batches of every kind in
+the recipe run for real, on this machine, with real batches (latents not cached yet hold zeros); nothing is kept.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def _elsewhere(objective: Objective) -> int:
 
 
 def _coding(peak: Callable[..., int], vae: CausalVideoVAE, num_frames: int, height: int, width: int, batch: int) -> int:
-    return int(peak(vae, VideoShape(num_frames, height, width).to_latent(vae.strides), batch))
+    return int(peak(vae, VideoShape(num_frames, height, width).latent(vae.strides), batch))
 
 
 def _caching_seconds(recipe: Recipe, objective: Objective, source: Source, clock: Callable[[], float]) -> float:

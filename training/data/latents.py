@@ -93,7 +93,7 @@ class LatentCache:
         """Hold zeros of the right shapes in place of what is encoded, without the memory."""
         for num_frames, count in self.config.groups.items():
             shape = VideoShape(num_frames, self.clips.config.height, self.clips.config.width)
-            frames, height, width = shape.to_latent(self.vae.strides)
+            frames, height, width = shape.latent(self.vae.strides)
             zero = torch.zeros(1, self.vae.config.latent_channels, 1, height, width, dtype=torch.float16)
             group = {"latents": zero.expand(count, -1, frames, -1, -1)}
             if num_frames > 1:
