@@ -7,7 +7,7 @@ therefore counted as they are, not by formulas that could go stale.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
@@ -161,3 +161,87 @@ def memory_of(
         activations=activations,
         workspace=max(0, step_temporary - activations) + buckets,
     )
+
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The attention's projections, as LoRA recipes usually take."""
+
+
+def transformer_memory(
+    config: Mapping[str, Any],
+    *,
+    batch: int,
+    tokens: int,
+    text_tokens: int = 128,
+    rank: int | None = None,
+    targets: Sequence[str] = LORA_TARGETS,
+    frozen_bytes: float = 2.0,
+    checkpointing: bool = False,
+    optimizer: Literal["adamw", "muon", "adamw8bit"] = "adamw",
+    ema: bool = True,
+    processes: int = 1,
+    sharded: bool = False,
+) -> MemoryEstimate:
+    """Memory to train a video transformer on cached latents and text, in bfloat16 with float32 trained weights.
+
+    Nothing of the model's size is allocated, so presets can be tried in turn.
+
+    Args:
+        config: arguments of VideoDiT, as in a model's config.json (keys that begin with "_" are left out).
+        batch: clips of a micro-batch.
+        tokens: of a clip: latent frames x rows x columns, divided by the patch size's square.
+        text_tokens: of a prompt.
+        rank: of a LoRA on `targets`; None trains everything.
+        targets: names of the layers that get a LoRA.
+        frozen_bytes: a weight of the frozen base: 2 in bfloat16, 1 in int8 or fp8, about 0.56 in 4 bit.
+        checkpointing: activations of a block are computed again in the backward.
+        optimizer, ema, processes, sharded: see `memory_of`.
+    """
+    from vgen.models import VideoDiT
+
+    with torch.device("meta"):
+        model = VideoDiT(**{key: value for key, value in config.items() if not key.startswith("_")})
+    if rank is not None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        nn.Module.to(model.requires_grad_(False), torch.bfloat16)  # diffusers' own `to` warns about casting
+        adapter = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
+        inject_adapter_in_model(adapter, model, low_cpu_mem_usage=True)
+        for value in model.parameters():
+            if value.requires_grad:
+                value.data = value.data.float()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    inputs = {
+        "latents": torch.empty(batch, tokens, model.config.in_channels, device="meta"),
+        "text": torch.empty(batch, text_tokens, model.config.caption_channels, device="meta"),
+        "timestep": torch.empty(batch, device="meta"),
+        "mask": torch.empty(batch, text_tokens, dtype=torch.bool, device="meta"),
+        "coordinates": torch.empty(1, 3, tokens, device="meta"),
+    }
+
+    def loss(given: Inputs) -> Tensor:
+        velocity = model(
+            given["latents"],
+            given["text"],
+            given["timestep"],
+            encoder_attention_mask=given["mask"],
+            video_coords=given["coordinates"],
+            return_dict=False,
+        )[0]
+        return velocity.float().square().mean()
+
+    peak = peak_bytes(model, loss, inputs, bfloat16=True)
+    estimate = memory_of(
+        model.parameters(),
+        peak,
+        optimizer=optimizer,
+        ema=ema,
+        processes=processes,
+        sharded=sharded,
+        frozen_bytes=None if rank is None else frozen_bytes,
+    )
+    if rank is not None and frozen_bytes < 2.0:  # one layer at a time is brought back to bfloat16
+        largest = max(value.numel() for value in model.parameters())
+        estimate = estimate._replace(workspace=estimate.workspace + 2 * largest)
+    return estimate
