@@ -103,13 +103,20 @@ def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def state(objective: Objective, ema: Ema, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Everything a checkpoint holds, by names that do not depend on the number of processes."""
-    model = {**objective.state_dict(), **ema.kept}
+    model = {**_weights(objective), **ema.kept}
     moments = get_optimizer_state_dict(objective, optimizer)["state"]
     return {
         **{f"model/{name}": value for name, value in model.items()},
         **{f"ema/{name}": value for name, value in ema.state_dict().items()},
         **{f"optimizer/{name}/{kind}": value for name, kinds in moments.items() for kind, value in kinds.items()},
     }
+
+
+def _weights(objective: Objective) -> dict[str, Tensor]:
+    """The state dictionary, weights that go by two names once."""
+    names = {name for name, _ in objective.named_parameters(remove_duplicate=False)}
+    aliases = names - {name for name, _ in objective.named_parameters()}
+    return {name: value for name, value in objective.state_dict().items() if name not in aliases}
 
 
 def write(
@@ -162,7 +169,7 @@ def read(
         _begin_moments(optimizer)
         tensors = state(objective, ema, optimizer)
     else:
-        tensors = {f"model/{name}": value for name, value in objective.state_dict().items()}
+        tensors = {f"model/{name}": value for name, value in _weights(objective).items()}
         tensors |= {f"ema/{name}": value for name, value in ema.state_dict().items()}
     try:
         with warnings.catch_warnings():
