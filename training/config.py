@@ -258,7 +258,12 @@ Objectives = Annotated[
 
 
 class Recipe(Strict):
-    """A whole training run."""
+    """A whole training run.
+
+    `sharding: fsdp` divides weights, gradients, optimiser and average among the processes instead of repeating them.
+    `activation_checkpointing` computes activations again in the backward instead of holding them: about a third more
+    work, much less memory. `trackers` are told what the log is.
+    """
 
     name: str = Field(min_length=1)
     seed: int = 0
@@ -267,6 +272,9 @@ class Recipe(Strict):
     mixed_precision: Literal["no", "bf16"] = "no"
     num_threads: int | None = Field(None, ge=1)
     gradient_accumulation: Count = 1
+    sharding: Literal["none", "fsdp"] = "none"
+    activation_checkpointing: bool = False
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
     accept_other_data: bool = False
     export_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     data: Annotated[
@@ -279,6 +287,14 @@ class Recipe(Strict):
     ema: EmaConfig = EmaConfig()
     every: EveryConfig = EveryConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> Recipe:
+        if self.sharding == "fsdp" and self.optimizer.name == "muon":
+            raise ValueError("sharding='fsdp' needs optimizer.name='adamw': muon works on whole matrices")
+        if self.sharding == "fsdp" and getattr(self.objective, "inflate_before", None) is not None:
+            raise ValueError("sharding='fsdp' cannot rearrange weights; train the pictures first, then use init")
+        return self
 
     @property
     def total_steps(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +26,8 @@ class Control:
         self.folder = folder
         self._signalled = False
         self._previous: dict[int, Any] = {}
+        self._save: Callable[[], None] | None = None
+        self._ask: Callable[[bool], bool] = bool
 
     def __enter__(self) -> Control:
         if threading.current_thread() is threading.main_thread():
@@ -53,9 +57,25 @@ class Control:
         marker.unlink(missing_ok=True)
         return True
 
+    @contextmanager
+    def saving_with(self, save: Callable[[], None], ask: Callable[[bool], bool] = bool) -> Iterator[None]:
+        """Inside, `poll` also honours a `save` file.
+
+        Args:
+            save: writes a checkpoint.
+            ask: whether a flag is set in any process, where several work in step.
+        """
+        self._save, self._ask = save, ask
+        try:
+            yield
+        finally:
+            self._save, self._ask = None, bool
+
     def poll(self) -> None:
         """Raise StopRequested if a stop was asked for; to be called often inside long work."""
-        if self.stop_requested():
+        if self._save is not None and self._ask(self.save_requested()):
+            self._save()
+        if self._ask(self.stop_requested()):
             raise StopRequested
 
     def acknowledge(self) -> None:

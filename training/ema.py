@@ -22,10 +22,14 @@ class Ema:
     Args:
         module: whose parameters with `requires_grad` are followed.
         limit: largest decay; 0 makes the average equal to the weights.
+
+    Attributes:
+        kept: inside `applied`, the module's own weights by name; empty elsewhere.
     """
 
     def __init__(self, module: nn.Module, limit: float = 0.999) -> None:
         self.limit = limit
+        self.kept: dict[str, Tensor] = {}
         self.average = {name: value.detach().float().clone() for name, value in _trainable(module)}
 
     @torch.no_grad()
@@ -45,7 +49,7 @@ class Ema:
     def applied(self, module: nn.Module) -> Iterator[None]:
         """Give `module` the averaged weights inside the block, and its own back after it."""
         with torch.no_grad():
-            kept = {name: value.detach().clone() for name, value in _trainable(module)}
+            self.kept = kept = {name: value.detach().clone() for name, value in _trainable(module)}
             self.copy_to(module)
         try:
             yield
@@ -53,6 +57,7 @@ class Ema:
             with torch.no_grad():
                 for name, value in _trainable(module):
                     value.copy_(kept[name])
+            self.kept = {}
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module) -> None:

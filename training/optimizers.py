@@ -76,6 +76,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     if isinstance(optimizer, OptimizerGroup):
         for member, part in zip(optimizer.members, state["members"], strict=True):
             load_optimizer_state(member, part)
+        optimizer.param_groups = [group for member in optimizer.members for group in member.param_groups]
         return
     present = optimizer.state_dict()["param_groups"]
     saved = state["param_groups"]

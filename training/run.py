@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vgen.engine.allocator import keep_freed_memory
@@ -25,18 +29,21 @@ from vgen.training.data.latents import LatentCache, folder_hash
 from vgen.training.data.plan import BatchPlan, Source, batches
 from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.data.trajectories import TrajectoryCache
-from vgen.training.ema import Ema
 from vgen.training.footage_run import build_on_footage
 from vgen.training.journal import Journal
 from vgen.training.loop import Run, any_process, train
+from vgen.training.nonfinite import Replay, read_dump, replay
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.distill import distillation
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.vae import VaeObjective
-from vgen.training.optimizers import LearningRate, build_optimizer, load_optimizer_state
-from vgen.training.state import CheckpointStore, TrainingState
+from vgen.training.parts import alone_in, build_parts, resume_from
+from vgen.training.state import CheckpointStore
+from vgen.training.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_PATIENCE = timedelta(hours=6)
+"""How long processes wait for the one that validates, exports or encodes."""
 
 
 def run_recipe(
@@ -59,17 +66,17 @@ def run_recipe(
         NonFiniteError: NaN or infinity in the loss or the gradients.
     """
     recipe = load_recipe(path, overrides)
+    check_trackers(list(recipe.trackers))
     folder = recipe.run_folder
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
     store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
-    newest = store.newest()
-    if newest is not None and not resume:
-        raise VgenError(f"output_dir={folder} already holds {newest.name}; resume it, or give another output_dir.")
-    with Control(folder) as control:
+    if not resume and (there := store.newest()) is not None:
+        raise VgenError(f"output_dir={folder} already holds {there.name}; resume it, or give another output_dir.")
+    with alone_in(folder), Control(folder) as control:
         try:
-            finished = _train_and_export(recipe, folder, store, newest, control, export_only)
+            finished = _train_and_export(recipe, folder, store, control, export_only)
         except StopRequested:
             finished = False
         if not finished:
@@ -78,47 +85,58 @@ def run_recipe(
 
 
 def _train_and_export(
-    recipe: Recipe, folder: Path, store: CheckpointStore, newest: Path | None, control: Control, export_only: bool
+    recipe: Recipe, folder: Path, store: CheckpointStore, control: Control, export_only: bool
 ) -> bool:
-    accelerator = _accelerator(recipe)
+    accelerator = build_accelerator(recipe, folder)
+    plan = BatchPlan(recipe.stages, recipe.seed, accelerator.process_index, accelerator.num_processes)
     objective, source = build_objective(recipe, folder, control, accelerator)
-    optimizer = build_optimizer(objective, recipe.optimizer, objective.own_optimizers())
-    learning_rate = LearningRate(optimizer, recipe.total_steps, recipe.schedule)
-    ema = Ema(objective, recipe.ema.limit)
-    fingerprint = source.fingerprint
-    start_step = 0
-    if newest is not None:
-        state = store.load(newest, None if recipe.accept_other_data else fingerprint)
-        restore(state, objective, ema, optimizer)
-        start_step = state.step
-    model, prepared = accelerator.prepare(objective, optimizer)
-    silent = not accelerator.is_main_process
-    with Journal(folder / "log.jsonl", start_step, recipe.total_steps, silent) as journal:
-        if start_step:
-            journal.say(f"resuming at step {start_step} of {recipe.total_steps}")
-        plan = BatchPlan(recipe.stages, recipe.seed, accelerator.process_index)
+    main = accelerator.is_main_process
+    parts = build_parts(recipe, objective, accelerator, plan, source)
+    start_step, notes = resume_from(store, recipe, parts, accelerator, source.fingerprint)
+    track = start_trackers(accelerator, recipe, start_step)
+    gather = _gathering(accelerator)
+    with Journal(folder / "log.jsonl", start_step, recipe.total_steps, not main, gather, track) as journal:
+        for note in notes:
+            journal.say(note)
         workers = recipe.data.workers if isinstance(source, SpriteClips) else 0
         steps = batches(plan, source, start_step, recipe.gradient_accumulation, workers)
         run = Run(
-            recipe, folder, accelerator, objective, model, prepared, learning_rate, ema, steps, store, journal, control,
-            fingerprint, start_step,
+            recipe, folder, accelerator, objective, parts.model, parts.optimizer, parts.learning_rate, parts.ema, steps,
+            store, journal, control, parts.meter, source.fingerprint, start_step,
         )  # fmt: skip
         if not export_only and not train(run):
             journal.say("stopped; run the same command again to go on")
+            finish_trackers(accelerator)
             accelerator.wait_for_everyone()
             return False
-        if accelerator.is_main_process:
+        if main:
+            objective, ema = parts.whole(store)
             with ema.applied(objective):
                 measured = export(objective, folder / "export", recipe, control)
             journal.say(f"exported to {folder / 'export'} " + " ".join(f"{k} {v:.4g}" for k, v in measured.items()))
+    finish_trackers(accelerator)
     accelerator.wait_for_everyone()  # a process that leaves while another still works can abort both
     return True
 
 
+def _gathering(accelerator: Accelerator) -> Callable[[Any], list[Any]]:
+    if accelerator.num_processes == 1:
+        return lambda value: [value]
+    return lambda value: list(gather_object([value]))
+
+
 def build_objective(
-    recipe: Recipe, folder: Path, control: Control, accelerator: Accelerator
+    recipe: Recipe, folder: Path, control: Control, accelerator: Accelerator, blank: bool = False
 ) -> tuple[Objective, Source]:
-    """The recipe's objective and the source of its batches; encodes the latent cache where one is needed."""
+    """The recipe's objective and the source of its batches; encodes the latent cache where one is needed.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+        control: asked whether to stop while encoding.
+        accelerator: of the run.
+        blank: encode nothing; the cache gives zeros of the right shapes.
+    """
     if isinstance(recipe.data, FootageConfig) or isinstance(recipe.objective, FineTuneObjectiveConfig):
         return build_on_footage(recipe)
     clips = SpriteClips(recipe.data, "train")
@@ -133,7 +151,10 @@ def build_objective(
     config = recipe.objective
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
     cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
-    _fill(cache, control, accelerator)
+    if blank:
+        cache.blank()
+    else:
+        _fill(cache, control, accelerator)
     with accelerator.main_process_first():
         tokenizer = _tokenizer(config, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
@@ -176,19 +197,20 @@ def export(objective: Objective, folder: Path, recipe: Recipe, control: Control)
     return measured
 
 
-def restore(state: TrainingState, objective: Objective, ema: Ema, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's tensors back where they were."""
-    objective.load_state_dict(state.model)
-    ema.load_state_dict(state.ema)
-    load_optimizer_state(optimizer, state.optimizer)
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
+def build_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
+    """What moves and synchronises the processes; refuses a start that would make each a run of its own."""
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state()
     # Without `cpu=True`, accelerate gives each of several processes on a machine without a GPU a run of its own.
     cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.accelerator.is_available())
-    accelerator = Accelerator(cpu=cpu, mixed_precision=recipe.mixed_precision)
+    patience = InitProcessGroupKwargs(timeout=_PATIENCE)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=recipe.mixed_precision,
+        kwargs_handlers=[patience],
+        log_with=list(recipe.trackers) or None,
+        project_dir=tracker_folder(folder),
+    )
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != asked:
         raise VgenError(
@@ -196,6 +218,22 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             "each would train and write the same. Start one, or set device: cpu."
         )
     return accelerator
+
+
+def replay_dump(folder: Path) -> tuple[dict[str, Any], Replay]:
+    """Do the step of a dump again; returns what was seen then, and what came out now.
+
+    Args:
+        folder: `nonfinite-step-N` of a run, inside the run's folder.
+    Raises:
+        RequestError: the folder is no dump.
+    """
+    seen = read_dump(folder)
+    recipe = Recipe.model_validate(seen["recipe"])
+    run = next(parent for parent in folder.resolve().parents if not parent.name.startswith("nonfinite-"))
+    accelerator = build_accelerator(recipe, run)
+    objective, _ = build_objective(recipe, run, Control(run), accelerator, blank=True)
+    return seen, replay(folder, objective, seen, accelerator.device, seen["dtype"])
 
 
 def main() -> None:
@@ -210,6 +248,11 @@ def main() -> None:
         run_recipe(arguments.recipe, arguments.overrides, export_only=arguments.export)
     except VgenError as error:
         raise SystemExit(f"error: {error}") from None
+    leave_processes()
+
+
+def leave_processes() -> None:
+    """Part from the other processes of the run; to be called last."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

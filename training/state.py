@@ -4,27 +4,33 @@ A checkpoint is a folder `step-00001234` with
     model.safetensors      the trained weights
     ema.safetensors        their average
     optimizer.pt           the optimiser's state
-    state.json             step, data fingerprint
+    state.json             step, data fingerprint, number of processes, recipe
     manifest.json          sha256 of every other file
-Schedules and random draws are functions of the step, so nothing else is needed.
+Schedules and random draws are functions of the step, so nothing else is needed. Where the weights are sharded
+(`sharding: fsdp`), `shard-*.safetensors`, written by torch.distributed.checkpoint, stand in for the first three files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, OutputError
 
 _NAME = re.compile(r"step-(\d{8})")
 _MANIFEST = "manifest.json"
@@ -39,6 +45,7 @@ class TrainingState:
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -56,35 +63,85 @@ class CheckpointStore:
             )
         self.folder = folder
         self.keep = keep
+        self._damaged: set[Path] = set()
 
     def save(self, state: TrainingState) -> Path:
-        """Write `state`; returns its folder. A crash at any moment leaves the earlier checkpoints untouched."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        final = self.folder / f"step-{state.step:08d}"
-        partial = final.with_name(final.name + ".tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        save_file(_plain(state.model), partial / "model.safetensors")
-        save_file(_plain(state.ema), partial / "ema.safetensors")
-        torch.save(state.optimizer, partial / "optimizer.pt")
-        described = {"step": state.step, "fingerprint": state.fingerprint}
+        """Write `state`; returns its folder. A crash at any moment leaves the earlier checkpoints untouched.
+
+        Raises:
+            OutputError: it could not be written; names the file, the bytes needed and what is still there.
+        """
+        model, ema = _plain(state.model), _plain(state.ema)
+        needed = sum(leaf.nbytes for leaf in tree_leaves((model, ema, state.optimizer)) if isinstance(leaf, Tensor))
+        with self.writing(state.step, needed) as partial:
+            save_file(model, partial / "model.safetensors")
+            save_file(ema, partial / "ema.safetensors")
+            _save_optimizer(state.optimizer, partial / "optimizer.pt")
+            self.describe(partial, state.step, state.fingerprint, state.about)
+        return self.path(state.step)
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies, or would."""
+        return self.folder / f"step-{step:08d}"
+
+    @contextmanager
+    def writing(self, step: int, needed: int) -> Iterator[Path]:
+        """A folder to write a checkpoint's files to; when the block ends well it becomes the checkpoint of `step`.
+
+        Args:
+            step: steps done.
+            needed: bytes that will be written, for the message when they do not fit.
+        Raises:
+            OutputError: the block, or making its files durable, failed for want of space or rights.
+        """
+        partial = self.path(step).with_name(f"step-{step:08d}.tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob("step-*.tmp"):
+                shutil.rmtree(left)
+            partial.mkdir()
+            yield partial
+            self._publish(partial, self.path(step))
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise self._not_written(step, needed, error) from None
+
+    def describe(self, partial: Path, step: int, fingerprint: str, about: dict[str, Any]) -> None:
+        """Write state.json."""
+        described = {"step": step, "fingerprint": fingerprint, **about}
         (partial / "state.json").write_text(json.dumps(described, indent=1))
+
+    def _publish(self, partial: Path, final: Path) -> None:
         manifest = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in partial.iterdir():
             sync(path)
         sync(partial)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(final)
         partial.rename(final)
         sync(self.folder)
+        self._damaged.discard(final)
         self._prune()
-        return final
+
+    def _not_written(self, step: int, needed: int, error: Exception) -> OutputError:
+        kept = self.newest()
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f", {shutil.disk_usage(self.folder).free:,} are free"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        return OutputError(
+            f"{self.path(step)} could not be written ({reason}): it needs {needed:,} bytes{free}. "
+            + (f"{kept.name} is whole and will be resumed from" if kept else "There is no earlier checkpoint")
+            + "; make room and run the same command again."
+        )
 
     def newest(self) -> Path | None:
         """The newest checkpoint whose files all match their hashes; damaged ones are passed over."""
         for path in reversed(self.all()):
             if is_valid(path):
                 return path
+            self._damaged.add(path)
         return None
 
     def all(self) -> list[Path]:
@@ -103,13 +160,10 @@ class CheckpointStore:
         Raises:
             CheckpointError: damaged, or written while training on other data.
         """
-        if not is_valid(path):
-            raise CheckpointError(f"{path} is damaged: its files do not match {_MANIFEST}; use an earlier checkpoint.")
-        described = json.loads((path / "state.json").read_text())
-        if fingerprint is not None and described["fingerprint"] != fingerprint:
+        described = self.check(path, fingerprint)
+        if described.get("sharding", "none") != "none":
             raise CheckpointError(
-                f"{path} was trained on other data (fingerprint {described['fingerprint']}, now {fingerprint}): "
-                "resuming would mix the two. Use another output_dir, or set accept_other_data=true if this is meant."
+                f"{path} is sharded (sharding: {described['sharding']}); resume it with that setting, or export it."
             )
         return TrainingState(
             step=described["step"],
@@ -117,11 +171,43 @@ class CheckpointStore:
             model=load_file(path / "model.safetensors"),
             ema=load_file(path / "ema.safetensors"),
             optimizer=torch.load(path / "optimizer.pt", weights_only=True),
+            about=_about(described),
         )
 
+    def check(self, path: Path, fingerprint: str | None = None) -> dict[str, Any]:
+        """Compare a checkpoint with its hashes and with the data's fingerprint; returns what state.json says.
+
+        Raises:
+            CheckpointError: as `load` does.
+        """
+        if not is_valid(path):
+            raise CheckpointError(f"{path} is damaged: its files do not match {_MANIFEST}; use an earlier checkpoint.")
+        described: dict[str, Any] = json.loads((path / "state.json").read_text())
+        if fingerprint is not None and described["fingerprint"] != fingerprint:
+            raise CheckpointError(
+                f"{path} was trained on other data (fingerprint {described['fingerprint']}, now {fingerprint}): "
+                "resuming would mix the two. Use another output_dir, or set accept_other_data=true if this is meant."
+            )
+        return described
+
     def _prune(self) -> None:
-        for path in self.all()[: -self.keep]:
+        """Drop the oldest; those found damaged do not count as kept, and go as well."""
+        whole = [path for path in self.all() if path not in self._damaged]
+        for path in [*whole[: -self.keep], *self._damaged]:
             shutil.rmtree(path, ignore_errors=True)
+        self._damaged.clear()
+
+
+def _save_optimizer(state: dict[str, Any], path: Path) -> None:
+    """torch.save whose failures to write are all OSErrors."""
+    try:
+        with path.open("wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch's own, raised while it closes an archive that could not be written
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise cause or OSError(f"{path.name}: {str(error).splitlines()[0]}") from None
 
 
 def is_valid(path: Path) -> bool:
@@ -150,3 +236,7 @@ def sync(path: Path) -> None:
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def _about(described: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in described.items() if name not in ("step", "fingerprint")}

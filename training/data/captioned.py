@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property, lru_cache
+from itertools import count as count_from
 
 import numpy as np
 import torch
@@ -47,12 +48,13 @@ class CaptionedLatents:
 
     def captions(self, draw: Draw) -> list[str]:
         """The captions of a draw, some dropped: a function of the draw alone."""
-        dropped = torch.rand(len(draw.indices), generator=draw.keys.generator("text_drop")) < self.text_drop
+        count = len(draw.indices)
+        drops = draw.keys.rows("text_drop", count, lambda rows, drawn: torch.rand(rows, generator=drawn))
         texts = []
-        for row, index in enumerate(draw.indices):
+        for index, row, drop in zip(draw.indices, count_from(draw.keys.first_row(count)), drops.tolist(), strict=False):
             rng = np.random.Generator(np.random.PCG64(key_number(draw.keys.number("caption"), "row", row)))
             text = caption(self._key(index, draw.num_frames), rng, still=draw.num_frames == 1)
-            texts.append(NULL_TEXT if dropped[row] else text)
+            texts.append(NULL_TEXT if drop < self.text_drop else text)
         return texts
 
     def load(self, draw: Draw) -> Batch:

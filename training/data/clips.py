@@ -53,28 +53,30 @@ class SpriteClips:
         batch = self.stack(draw.indices, draw.num_frames)
         if draw.crop is None:
             return batch
-        return crop_to_objects(batch, draw.crop, draw.keys.generator("crop"))
+        places = draw.keys.generator("crop")
+        torch.rand(draw.keys.first_row(len(draw.indices)), 3, generator=places)  # those of other processes' rows
+        return crop_to_objects(batch, draw.crop, places)
 
-    def pictures(self, indices: list[int], generator: torch.Generator) -> Tensor:
-        """What the clips show, at rest somewhere else: uint8 [B, 1, H, W, 3]."""
-        places = torch.rand(len(indices), 2, generator=generator).tolist()
+    def pictures(self, indices: list[int], places: Tensor) -> Tensor:
+        """What the clips show, at rest somewhere else, uint8 [B, 1, H, W, 3]: at `places` [B, 2] in [0, 1)."""
         return torch.from_numpy(
-            np.stack([self.world.picture(index, *place) for index, place in zip(indices, places, strict=True)])
+            np.stack([self.world.picture(index, *place) for index, place in zip(indices, places.tolist(), strict=True)])
         )
 
-    def turns(self, indices: list[int], num_frames: int, turn: int, generator: torch.Generator) -> Tensor:
-        """Clips in which something else happened up to frame `turn`: uint8 [B, F, H, W, 3]."""
-        draws = torch.rand(len(indices), 2, generator=generator).tolist()
-        return torch.from_numpy(
-            np.stack(
-                [
-                    self.world.turn(
-                        index, num_frames, turn, BASIC_MOTIONS[int(way * len(BASIC_MOTIONS))], 0.9 + 1.5 * pace
-                    )
-                    for index, (way, pace) in zip(indices, draws, strict=True)
-                ]
-            )
-        )
+    def turns(self, indices: list[int], num_frames: int, turn: int, draws: Tensor) -> Tensor:
+        """Clips in which something else happened up to frame `turn`: uint8 [B, F, H, W, 3].
+
+        Args:
+            indices: of the clips.
+            num_frames: of each.
+            turn: frame from which on they show what their keys say.
+            draws: [B, 2] in [0, 1), which way and how fast before.
+        """
+        clips = []
+        for index, (way, pace) in zip(indices, draws.tolist(), strict=True):
+            motion = BASIC_MOTIONS[int(way * len(BASIC_MOTIONS))]
+            clips.append(self.world.turn(index, num_frames, turn, motion, 0.9 + 1.5 * pace))
+        return torch.from_numpy(np.stack(clips))
 
     def stack(self, indices: list[int], num_frames: int) -> Batch:
         """Render clips by index."""

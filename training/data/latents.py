@@ -21,6 +21,7 @@ from vgen.training.config import LatentCacheConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.state import file_hash, sync
+from vgen.types import VideoShape
 
 SHARD_CLIPS = 256
 
@@ -87,6 +88,27 @@ class LatentCache:
     def load(self) -> None:
         """Read all shards; they must have been encoded."""
         self._groups = {num_frames: self._read(num_frames, count) for num_frames, count in self.config.groups.items()}
+
+    def blank(self) -> None:
+        """Hold zeros of the right shapes in place of what is encoded, without the memory."""
+        for num_frames, count in self.config.groups.items():
+            shape = VideoShape(num_frames, self.clips.config.height, self.clips.config.width)
+            frames, height, width = shape.latent(self.vae.strides)
+            zero = torch.zeros(1, self.vae.config.latent_channels, 1, height, width, dtype=torch.float16)
+            group = {"latents": zero.expand(count, -1, frames, -1, -1)}
+            if num_frames > 1:
+                group["last"] = zero.expand(count, -1, -1, -1, -1)
+            self._groups[num_frames] = group
+
+    @property
+    def nbytes(self) -> int:
+        """What the latents take in memory once they are read."""
+        return sum(value.nbytes for group in self._groups.values() for value in group.values())
+
+    def missing(self, num_frames: int) -> int:
+        """How many clips of that length are still to be encoded."""
+        shards = range(_shards(self.config.groups[num_frames]))
+        return SHARD_CLIPS * sum(not self._path(num_frames, shard).exists() for shard in shards)
 
     def get(self, num_frames: int, indices: list[int]) -> dict[str, Tensor]:
         """{"latents": float32 [B, C, f, h, w], "last": float32 [B, C, 1, h, w]} of some clips.

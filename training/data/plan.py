@@ -1,4 +1,7 @@
-"""Which clip length and which samples each step gets: a pure function of (seed, step, micro, rank)."""
+"""Which clip length and which samples each step gets: a pure function of (seed, step, micro-step).
+
+The batch of a recipe is the whole one: it is drawn once and split over the processes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vgen.errors import RequestError
 from vgen.training.config import Stage
 from vgen.training.randomness import Keys, generator
 
@@ -56,18 +60,28 @@ class ChoosingSource(Source, Protocol):
 class BatchPlan:
     """Clip length and sample indices of every step.
 
-    All processes agree on the length of a step; each draws its own samples, with replacement.
+    All processes agree on the length and the samples of a step, drawn with replacement; each takes its part.
 
     Args:
         stages: of the recipe.
         seed: of the recipe.
-        rank: process index.
+        rank, world: which of how many processes.
+    Raises:
+        RequestError: a batch cannot be split evenly.
     """
 
-    def __init__(self, stages: Sequence[Stage], seed: int, rank: int = 0) -> None:
+    def __init__(self, stages: Sequence[Stage], seed: int, rank: int = 0, world: int = 1) -> None:
         self.stages = list(stages)
         self.seed = seed
         self.rank = rank
+        self.world = world
+        for number, stage in enumerate(stages):
+            for num_frames, batch in stage.batch.items():
+                if batch % world:
+                    raise RequestError(
+                        f"stages.{number}.batch.{num_frames}={batch} cannot be split over {world} processes: it is the "
+                        f"whole batch and must divide by {world}; use {batch + world - batch % world}."
+                    )
         self._ends = list(accumulate(stage.steps for stage in stages))
 
     @property
@@ -86,11 +100,14 @@ class BatchPlan:
         shares = torch.tensor([stage.frames[length] for length in lengths], dtype=torch.float64)
         chosen = torch.multinomial(shares, 1, generator=generator(self.seed, "length", step))
         num_frames = lengths[int(chosen)]
-        keys = Keys(self.seed, step, micro, self.rank)
-        batch, order = stage.batch[num_frames], keys.generator("order")
+        keys = Keys(self.seed, step, micro, self.rank, self.world)
+        share = stage.batch[num_frames] // self.world
         if isinstance(source, ChoosingSource):
-            return Draw(keys, num_frames, source.choose(num_frames, batch, order), stage.crop)
-        indices = torch.randint(source.size(num_frames), (batch,), generator=order)
+            chosen = source.choose(num_frames, stage.batch[num_frames], keys.generator("order"))
+            indices = chosen[keys.first_row(share) : keys.first_row(share) + share]
+            return Draw(keys, num_frames, indices, stage.crop)
+        count = source.size(num_frames)
+        indices = keys.rows("order", share, lambda rows, drawn: torch.randint(count, (rows,), generator=drawn))
         return Draw(keys, num_frames, indices.tolist(), stage.crop)
 
 

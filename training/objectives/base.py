@@ -29,6 +29,14 @@ class Objective(nn.Module, ABC):
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch, and detached scalars to log. All randomness comes from `keys`."""
 
+    def rehearse(self, batch: Batch) -> Tensor:
+        """The loss of a micro-batch without looking at values: what is counted on tensors that have none."""
+        return self.loss(batch, Keys(0, 0))[0]
+
+    def tokens(self, batch: Batch) -> int:
+        """How many positions of the model a micro-batch has; 0 leaves them out of the log."""
+        return 0
+
     def before_step(self, step: int, ema: Ema) -> None:
         """Change weights between two stages of a recipe; a function of the step, so that a resumed run repeats it."""
         return None

@@ -115,14 +115,13 @@ class FineTuneObjective(Objective):
         task = draw_task(self.plan.stage(keys.step).tasks or self.config.tasks, latents.shape[2], keys, FOOTAGE_TASKS)
         known = self._known(task, batch, keys)
         shape = self._token_shape(latents)
-        sigma = sample_training_sigmas(
-            shape[0],
-            shape[1],
-            keys.generator("sigma"),
-            uniform_share=self.config.uniform_share,
-            mu=self.shift(shape[1]),
-        )
-        noise = torch.randn(shape, generator=keys.generator("noise"))
+        mu = self.shift(shape[1])
+
+        def draw(rows: int, drawn: torch.Generator) -> Tensor:
+            return sample_training_sigmas(rows, shape[1], drawn, uniform_share=self.config.uniform_share, mu=mu)
+
+        sigma = keys.rows("sigma", shape[0], draw)
+        noise = keys.normal("noise", shape)
         errors = self.errors(batch, known, sigma.to(latents), noise.to(latents))
         loss = errors.mean()
         return loss, {f"loss/{task}": loss.detach()}

@@ -99,18 +99,30 @@ class FlowObjective(Objective):
         else:
             known = self._known(task, batch, keys)
         shape = self._token_shape(latents)
-        sigma = sample_training_sigmas(
-            latents.shape[0],
-            shape[1],
-            keys.generator("sigma"),
-            uniform_share=self.config.uniform_share,
-            mu=resolution_shift_mu(shape[1], **(stage.shift or self.config.shift).model_dump()),
-        )
-        noise = torch.randn(shape, generator=keys.generator("noise"))
+        mu = resolution_shift_mu(shape[1], **(stage.shift or self.config.shift).model_dump())
+
+        def draw(rows: int, drawn: torch.Generator) -> Tensor:
+            return sample_training_sigmas(rows, shape[1], drawn, uniform_share=self.config.uniform_share, mu=mu)
+
+        sigma = keys.rows("sigma", shape[0], draw)
+        noise = keys.normal("noise", shape)
         inputs = self._inputs(latents, known, sigma.to(latents), noise.to(latents))
         errors = inputs.errors(self._velocity(inputs, batch))
         loss = errors.mean()
         return loss, {f"loss/{task}": loss.detach(), **_by_sigma(errors.detach(), sigma)}
+
+    def rehearse(self, batch: Batch) -> Tensor:
+        """The loss where nothing is given."""
+        latents = batch["latents"].float()
+        shape = self._token_shape(latents)
+        inputs = self._inputs(latents, [], latents.new_zeros(shape[0]), latents.new_zeros(shape))
+        embeds = self.text_encoder(batch["input_ids"])[0]  # given a mask, it would look whether anything is hidden
+        return inputs.errors(self._transformed(inputs, embeds, batch["attention_mask"].bool())).mean()
+
+    def tokens(self, batch: Batch) -> int:
+        """Those of the clips; what is given beside them does not count."""
+        rows, count, _ = self._token_shape(batch["latents"])
+        return rows * count
 
     def _known(self, task: str, batch: Batch, keys: Keys) -> list[KnownLatents]:
         """What is given: out of the cached latents where that is right, else rendered again and encoded apart."""
@@ -119,7 +131,8 @@ class FlowObjective(Objective):
             return known_latents(task, latents, batch.get("last"), self.strides, keys)
         num_frames = 1 + (latents.shape[2] - 1) * self.strides.temporal
         if task == "reference":
-            pictures = self.clips.pictures(batch["indices"].tolist(), keys.generator("reference"))
+            places = keys.rows("reference", len(latents), lambda rows, drawn: torch.rand(rows, 2, generator=drawn))
+            pictures = self.clips.pictures(batch["indices"].tolist(), places)
             before = "prefix" if float(torch.rand((), generator=keys.generator("before"))) < 0.6 else "text"
             return [
                 *known_latents(before, latents, None, self.strides, keys),
@@ -133,9 +146,9 @@ class FlowObjective(Objective):
         frames = batch["latents"].shape[2]
         count = 1 if frames == 2 else int(torch.randint(2, min(frames, 4), (), generator=keys.generator("turn")))
         turn = (count - 1) * self.strides.temporal
-        clips = self.clips.turns(
-            batch["indices"].tolist(), 1 + (frames - 1) * self.strides.temporal, turn, keys.generator("turns")
-        )
+        length, indices = 1 + (frames - 1) * self.strides.temporal, batch["indices"].tolist()
+        draws = keys.rows("turns", len(indices), lambda rows, drawn: torch.rand(rows, 2, generator=drawn))
+        clips = self.clips.turns(indices, length, turn, draws)
         latents = self._encode(to_pixels(clips.to(batch["latents"].device)))
         return latents, [KnownLatents(latents[:, :, :count])]
 
@@ -157,6 +170,9 @@ class FlowObjective(Objective):
     def _velocity(self, inputs: FlowInputs, batch: Batch) -> Tensor:
         mask = batch["attention_mask"].bool()
         embeds = self.text_encoder(batch["input_ids"], attention_mask=mask)[0]
+        return self._transformed(inputs, embeds, mask)
+
+    def _transformed(self, inputs: FlowInputs, embeds: Tensor, mask: Tensor) -> Tensor:
         return self.transformer(
             inputs.hidden_states,
             embeds,

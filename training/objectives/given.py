@@ -69,7 +69,7 @@ def region_masks(batch: int, frames: int, height: int, width: int, keys: Keys) -
     Returns:
         float [B, 1, F, H, W], 1 = given; neither all given nor all hidden.
     """
-    draws = torch.rand(batch, 8, generator=keys.generator("region"))
+    draws = keys.rows("region", batch, lambda rows, drawn: torch.rand(rows, 8, generator=drawn))
     times = torch.linspace(0, 1, frames)[:, None, None]
     rows, columns = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
     masks = torch.empty(batch, 1, frames, height, width)

@@ -79,7 +79,7 @@ class VaeObjective(Objective):
         """Loss of one micro-batch {"frames", "masks", "indices"}."""
         video = to_pixels(batch["frames"])
         posterior = self.vae.encode(video).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=keys.generator("posterior")).to(posterior.mean)
+        noise = keys.normal("posterior", posterior.mean.shape).to(posterior.mean)
         latents, timestep = self._noised(posterior.mean + posterior.std * noise, keys)
         restored = self.vae.decode(latents, timestep).sample
         difference = restored.float() - video
@@ -108,11 +108,18 @@ class VaeObjective(Objective):
         if self.config.denoising is None:
             return latents, torch.zeros(batch, device=latents.device)
         how = self.config.denoising
-        amounts, clean = torch.rand(2, batch, generator=keys.generator("decoder sigma"))
+        draws = keys.rows("decoder sigma", batch, lambda rows, drawn: torch.rand(rows, 2, generator=drawn))
+        amounts, clean = draws.unbind(dim=1)
         sigma = torch.where(clean < how.clean_share, 0.0, amounts * how.max_sigma)
-        noise = torch.randn(latents.shape, generator=keys.generator("decoder noise"))
+        noise = keys.normal("decoder noise", latents.shape)
         sigma = sigma.to(latents)
         return noise_latents(self.vae, latents, noise.to(latents), sigma), sigma
+
+    def tokens(self, batch: Batch) -> int:
+        """Latent positions of the clips."""
+        rows, frames, height, width = batch["frames"].shape[:4]
+        strides = self.vae.strides
+        return rows * (1 + (frames - 1) // strides.temporal) * (height // strides.height) * (width // strides.width)
 
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
         """PSNR of held-out images and clips, whole and on the objects, and a sheet: originals over reconstructions."""

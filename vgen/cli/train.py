@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vgen.cli import train_tools
+
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
 
 
@@ -24,6 +26,9 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or refuse if there is one.")
     ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing; say how much memory and time it will take.")
+    ] = False,
 ) -> None:
     """Train what a recipe describes, and export the trained model."""
     from pathlib import Path
@@ -36,8 +41,17 @@ def run(
         if "=" not in override:
             raise RequestError(f"override {override!r} is not of the form KEY=VALUE, for instance optimizer.lr=1e-3.")
     from vgen.engine.allocator import keep_freed_memory
-    from vgen.training.run import run_recipe
 
     keep_freed_memory()
+    if dry_run:
+        train_tools.show_estimate(recipe, list(overrides or []))
+        return
+    from vgen.training.run import leave_processes, run_recipe
+
     folder = run_recipe(recipe, list(overrides or []), resume=resume)
+    leave_processes()
     typer.echo(f"The run is in {folder}.")
+
+
+app.command("plot")(train_tools.plot)
+app.command("replay")(train_tools.replay)

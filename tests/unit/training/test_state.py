@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, OutputError
 from vgen.training import state as module
 from vgen.training.state import CheckpointStore, TrainingState
 
@@ -75,7 +75,7 @@ def test_a_crash_while_writing_leaves_the_old_ones(tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(module.torch, "save", full_disk)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OutputError, match=r"step-00000002 could not be written .No space.*: it needs 72 bytes"):
             store.save(_state(2))
     assert store.newest() == good
     store.save(_state(2))

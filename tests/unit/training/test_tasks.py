@@ -173,7 +173,7 @@ def test_training_inputs_equal_inference_inputs(
 
 def test_a_reference_shows_the_object_elsewhere() -> None:
     clips = SpriteClips(SpritesConfig(tier=2))
-    pictures = clips.pictures([3, 3, 4], torch.Generator().manual_seed(0))
+    pictures = clips.pictures([3, 3, 4], torch.rand(3, 2, generator=torch.Generator().manual_seed(0)))
     assert pictures.shape == (3, 1, 64, 64, 3) and pictures.dtype == torch.uint8
     found = [judge(picture.numpy()) for picture in pictures]
     for verdict, index in zip(found, (3, 3, 4), strict=True):

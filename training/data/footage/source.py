@@ -73,7 +73,8 @@ class FootageLatents(FootageSamples):
 
     def texts(self, draw: Draw) -> list[str]:
         """One caption for each sample of a draw, some dropped: a function of the draw alone."""
-        picks = torch.rand(2, len(draw.indices), generator=draw.keys.generator("captions"))
+        count = len(draw.indices)
+        picks = draw.keys.rows("captions", count, lambda rows, drawn: torch.rand(rows, 2, generator=drawn)).T
         texts = []
         for (drop, pick), place in zip(picks.T.tolist(), draw.indices, strict=True):
             options = self.captions[self.samples[place].clip]

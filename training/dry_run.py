@@ -1,0 +1,325 @@
+"""What a run will take, told before it starts: memory by what it is for, and time by what it is spent on.
+
+Memory is rehearsed without content (`vgen.training.estimate`). Time is measured: a few micro-batches of every kind in
+the recipe run for real, on this machine, with real batches (latents not cached yet hold zeros); nothing is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+
+import psutil
+import torch
+
+from vgen.engine.memory import decoding_peak, encoding_peak
+from vgen.models import CausalVideoVAE
+from vgen.training.config import Recipe
+from vgen.training.control import Control
+from vgen.training.data.clips import SpriteClips
+from vgen.training.data.latents import encode_clips
+from vgen.training.data.plan import Batch, BatchPlan, Source
+from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
+from vgen.training.meter import example_batches, shape_key
+from vgen.training.objectives.base import Objective
+from vgen.training.objectives.flow import QUANTILES, FlowObjective
+from vgen.training.objectives.vae import VaeObjective
+from vgen.training.parts import Parts, build_parts
+from vgen.training.randomness import Keys
+from vgen.types import VideoShape
+
+_PROBE_SECONDS = 1.0
+"""Least time that a kind of micro-batch is measured for, after one to warm up."""
+_LONGEST_MICRO_BATCH = 10.0
+"""Seconds; where one would take longer, fewer rows are measured."""
+_USUAL_UTILISATION = 0.3
+_PREFETCHED = 4
+_BACKWARD = 3
+"""Forward and backward together in forwards."""
+
+Kind = tuple[int, int | None, int]
+"""(num_frames, crop, batch size of a process)."""
+
+
+@dataclass
+class Estimate:
+    """What a run takes.
+
+    Attributes:
+        memory: of one process, for what is trained.
+        base: bytes of everything else: libraries, frozen weights, cached data, batches loaded ahead.
+        elsewhere: most bytes above `base` and the weights while encoding, validating or exporting.
+        caching, training, validation: seconds.
+        steps: seconds of a step of every kind.
+        samples_per_second: in training.
+    """
+
+    memory: MemoryEstimate
+    base: int
+    elsewhere: int
+    caching: float = 0.0
+    training: float = 0.0
+    validation: float = 0.0
+    steps: dict[Kind, float] = field(default_factory=dict)
+    samples_per_second: float = 0.0
+
+    @property
+    def peak(self) -> int:
+        """Most bytes a process holds."""
+        held = self.memory.weights + self.memory.optimizer + self.memory.ema
+        return self.base + max(self.memory.total, held + self.elsewhere)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, but for reading and writing files."""
+        return self.caching + self.training + self.validation
+
+    def lines(self) -> list[str]:
+        """For the screen."""
+        memory = self.memory
+        parts = {
+            "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
+            "average": memory.ema, "activations": memory.activations, "workspace": memory.workspace,
+            "everything else": self.base,
+        }  # fmt: skip
+        shown = [f"memory {self.peak / 2**30:.2f} GiB a process"]
+        shown += [f"  {name} {size / 2**30:.2f} GiB" for name, size in parts.items()]
+        shown.append(f"time {_duration(self.seconds)}, {self.samples_per_second:.3g} samples/s in training")
+        spent = {"encoding latents": self.caching, "training": self.training, "validation": self.validation}
+        shown += [f"  {name} {_duration(seconds)}" for name, seconds in spent.items() if seconds]
+        for (num_frames, crop, size), seconds in self.steps.items():
+            cut = f" cropped to {crop}" if crop else ""
+            shown.append(f"  a step of {size} x {num_frames} frames{cut}: {seconds:.3g} s")
+        return shown
+
+
+def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> Estimate:
+    """Estimate what `recipe` takes; trains nothing and writes nothing that stays.
+
+    Args:
+        recipe: of the run.
+        clock: what seconds are read from.
+    Raises:
+        RequestError: the recipe is wrong; CheckpointError: what it starts from is missing.
+    """
+    from vgen.training.run import build_accelerator, build_objective
+
+    if recipe.num_threads is not None:
+        torch.set_num_threads(recipe.num_threads)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        accelerator = build_accelerator(recipe, folder)
+        plan = BatchPlan(recipe.stages, recipe.seed, accelerator.process_index, accelerator.num_processes)
+        objective, source = build_objective(recipe, folder, Control(folder), accelerator, blank=True)
+        examples = example_batches(plan, source)
+        before = _held(accelerator.device)
+        memory = _memory(recipe, objective, examples, accelerator.num_processes)
+        ahead = _PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
+        data = _cached_bytes(objective, source) + (ahead if recipe.data.workers else 0)
+        estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
+        estimate.caching = _caching_seconds(recipe, objective, source, clock)
+        parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
+        _time_training(recipe, parts, plan, source, estimate, examples, clock)
+    return estimate
+
+
+def _memory(recipe: Recipe, objective: Objective, examples: dict[Kind, Batch], world: int) -> MemoryEstimate:
+    largest = max(examples.values(), key=lambda batch: sum(value.numel() for value in batch.values()))
+    device = "cuda" if next(objective.parameters()).device.type == "cuda" else "cpu"
+    if recipe.activation_checkpointing:
+        for part in objective.children():
+            if hasattr(part, "enable_gradient_checkpointing"):
+                part.enable_gradient_checkpointing()
+    peak = peak_bytes(objective, objective.rehearse, largest, device, recipe.mixed_precision == "bf16")
+    return memory_of(
+        objective.parameters(),
+        peak,
+        optimizer=recipe.optimizer.name,
+        processes=world,
+        sharded=recipe.sharding == "fsdp",
+    )
+
+
+def _held(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def _weights(objective: Objective) -> int:
+    return sum(value.nbytes for value in objective.parameters())
+
+
+def _cached_bytes(objective: Objective, source: Source) -> int:
+    cache = getattr(source, "cache", None)
+    return 0 if cache is None else int(cache.nbytes)
+
+
+def _elsewhere(objective: Objective) -> int:
+    """The largest of what encoding, sampling and validation hold."""
+    if isinstance(objective, FlowObjective):
+        data, config, vae = objective.data, objective.config, objective.vae
+        encoded = [(frames, config.latents.batch) for frames in config.latents.groups]
+        decoded = config.sample_clips
+    elif isinstance(objective, VaeObjective):
+        data, vae = objective.clips.config, objective.vae
+        encoded = [(objective.config.validation_frames, min(16, objective.config.validation_clips))]
+        decoded = encoded[0][1]
+    else:
+        return 0
+    frames, batch = max(encoded, key=lambda kind: kind[0] * kind[1])
+    peaks = [_coding(encoding_peak, vae, frames, data.height, data.width, batch)]
+    if decoded:
+        frames = objective.config.validation_frames
+        peaks.append(_coding(decoding_peak, vae, frames, data.height, data.width, decoded))
+    return max(peaks)
+
+
+def _coding(peak: Callable[..., int], vae: CausalVideoVAE, num_frames: int, height: int, width: int, batch: int) -> int:
+    return int(peak(vae, VideoShape(num_frames, height, width).latent(vae.strides), batch))
+
+
+def _caching_seconds(recipe: Recipe, objective: Objective, source: Source, clock: Callable[[], float]) -> float:
+    if not isinstance(objective, FlowObjective):
+        return 0.0
+    config, total = objective.config.latents, 0.0
+    cache = getattr(source, "cache", None)
+    for num_frames, count in config.groups.items():
+        missing = count if cache is None else cache.missing(num_frames)
+        if not missing:
+            continue
+        rows = min(config.batch, missing)
+        began = clock()
+        frames = objective.clips.stack(list(range(rows)), num_frames)["frames"]
+        encode_clips(objective.vae, frames, config.encode_dtype == "bfloat16")
+        total += (clock() - began) * missing / rows
+    return total
+
+
+def _time_training(
+    recipe: Recipe,
+    parts: Parts,
+    plan: BatchPlan,
+    source: Source,
+    estimate: Estimate,
+    examples: dict[Kind, Batch],
+    clock: Callable[[], float],
+) -> None:
+    count = recipe.gradient_accumulation
+    micro: dict[Kind, float] = {}
+    for kind, example in examples.items():
+        expected = parts.meter.flops.get(shape_key(example), 0) / (
+            _USUAL_UTILISATION * (parts.meter.peak_flops or float("inf"))
+        )
+        rows = max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
+        loading, computing = _micro_batch_seconds(recipe, parts, plan, source, kind, rows, clock)
+        micro[kind] = computing
+        workers = recipe.data.workers if isinstance(source, SpriteClips) else 0
+        beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
+        estimate.steps[kind] = count * (max(computing, loading / workers) if beside else computing + loading)
+    stepping = _optimizer_seconds(recipe, parts, clock)
+    samples = 0.0
+    for stage in recipe.stages:
+        shares = {length: share for length, share in stage.frames.items() if share > 0}
+        for length, share in shares.items():
+            kind = (length, stage.crop, stage.batch[length] // plan.world)
+            part = share / sum(shares.values()) * stage.steps
+            estimate.training += part * (estimate.steps[kind] + stepping)
+            samples += part * stage.batch[length] * count
+    for kind in estimate.steps:
+        estimate.steps[kind] += stepping
+    estimate.samples_per_second = samples / max(estimate.training, 1e-9)
+    if recipe.every.validate_:
+        times = -(-recipe.total_steps // recipe.every.validate_)
+        estimate.validation = times * _validation_seconds(parts.objective, micro)
+
+
+def _micro_batch_seconds(
+    recipe: Recipe,
+    parts: Parts,
+    plan: BatchPlan,
+    source: Source,
+    kind: Kind,
+    rows: int,
+    clock: Callable[[], float],
+) -> tuple[float, float]:
+    """Seconds to load and to compute a micro-batch, of which `rows` rows are measured."""
+    num_frames, crop, size = kind
+    device = next(parts.objective.parameters()).device
+    step = _first_step(plan, num_frames, crop)
+    loading: list[float] = []
+    computing: list[float] = []
+    parts.objective.train()
+    while len(computing) < 2 or sum(computing[1:]) < _PROBE_SECONDS:
+        rounds = len(computing)
+        draw = plan.draw(step + rounds, 0, source)
+        indices = [(index + rounds) % source.size(num_frames) for index in range(rows)]
+        began = clock()
+        batch = source.load(draw._replace(num_frames=num_frames, crop=crop, indices=indices))
+        loaded = clock()
+        batch = {name: value.to(device) for name, value in batch.items()}
+        loss, _ = parts.model(batch, Keys(recipe.seed, step + rounds))
+        loss.backward()
+        float(loss.detach())
+        loading.append(loaded - began)
+        computing.append(clock() - loaded)
+    parts.optimizer.zero_grad(set_to_none=True)
+    return mean(loading) * size / rows, mean(computing[1:]) * size / rows  # the first one warms up
+
+
+def _first_step(plan: BatchPlan, num_frames: int, crop: int | None) -> int:
+    """A step of the first stage that has this kind."""
+    step = 0
+    for stage in plan.stages:
+        if stage.crop == crop and stage.frames.get(num_frames, 0) > 0:
+            return step
+        step += stage.steps
+    raise AssertionError("kinds come from the plan's stages")
+
+
+def _optimizer_seconds(recipe: Recipe, parts: Parts, clock: Callable[[], float]) -> float:
+    """Clipping, stepping and averaging; the weights move by nothing."""
+    for group in parts.optimizer.param_groups:
+        group["lr"] = 0.0
+    seconds = 0.0
+    for _ in range(2):  # the first one makes the optimiser's state
+        for value in parts.objective.parameters():
+            if value.requires_grad:
+                value.grad = torch.zeros_like(value)
+        began = clock()
+        torch.nn.utils.clip_grad_norm_(parts.objective.parameters(), recipe.optimizer.max_grad_norm)
+        parts.optimizer.step()
+        parts.ema.update(parts.objective, 0)
+        seconds = clock() - began
+    return seconds
+
+
+def _validation_seconds(objective: Objective, micro: dict[Kind, float]) -> float:
+    """From the time of a forward: a third of a micro-batch's, a sample."""
+    if isinstance(objective, FlowObjective):
+        config = objective.config
+        guided = 2 if config.guidance_scale != 1 else 1
+        samples = len(QUANTILES) * config.validation_clips + guided * config.sample_steps * config.sample_clips
+        return samples * _forward_seconds(micro, config.validation_frames)
+    if isinstance(objective, VaeObjective):
+        vae = objective.config
+        clips = vae.validation_clips * _forward_seconds(micro, vae.validation_frames)
+        return clips + 4 * vae.validation_clips * _forward_seconds(micro, 1)
+    return 0.0
+
+
+def _forward_seconds(micro: dict[Kind, float], num_frames: int) -> float:
+    """Of one sample; taken from the kind nearest in length, whole clips before cropped ones."""
+    kind = min(micro, key=lambda kind: (kind[1] is not None, abs(kind[0] - num_frames)))
+    return micro[kind] / kind[2] / _BACKWARD * num_frames / kind[0]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"

@@ -1,0 +1,100 @@
+"""The learning curves of a run, drawn from its log.jsonl."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from vgen.errors import MediaError, RequestError
+
+_SMOOTHED = 20
+"""The mean line of the loss is over a twentieth of its rows."""
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's log.
+
+    Args:
+        run: its folder, or a log.jsonl.
+    Raises:
+        MediaError: there is none, or it holds no rows.
+    """
+    path = run / "log.jsonl" if run.is_dir() else run
+    if not path.is_file():
+        raise MediaError(f"{path} does not exist; give the folder of a run (it holds log.jsonl).")
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the last line of a run that was killed
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    if not rows:
+        raise MediaError(f"{path} has no rows yet; train at least to the first log line.")
+    return rows
+
+
+def plot_run(run: Path, output: Path) -> None:
+    """Draw the loss, what validation measured, and the learning rate over the steps.
+
+    Args:
+        run: a run's folder or its log.jsonl.
+        output: picture to write: .png, .svg or .pdf.
+    Raises:
+        RequestError: matplotlib is not installed, or `output` has another ending.
+        MediaError: there is no log.
+    """
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise RequestError(f"output={output} must end in .png, .svg or .pdf.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise RequestError("plots need matplotlib; pip install 'vgen[plot]'.")
+    rows = read_log(run)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = _groups(rows)
+    figure = Figure(figsize=(9, 2.6 * len(groups) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True)[:, 0]
+    for panel, (title, names) in zip(panels, groups.items(), strict=True):
+        for name in names:
+            points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+            steps, values = zip(*points, strict=True)
+            label = name.removeprefix("validation/").removeprefix("loss/")
+            if name == "loss" and len(points) > 2 * _SMOOTHED:
+                panel.plot(steps, values, linewidth=0.5, alpha=0.4, color="tab:blue")
+                panel.plot(steps, _smooth(values), label="loss, mean of a twentieth", color="tab:blue")
+            else:
+                panel.plot(steps, values, label=label, linewidth=1.2, marker="." if len(points) < 40 else None)
+        panel.set_title(title, loc="left", fontsize=10)
+        panel.grid(alpha=0.3)
+        if len(names) > 1:
+            panel.legend(fontsize=8, ncols=2)
+    panels[-1].set_xlabel("step")
+    figure.suptitle((run if run.is_dir() else run.parent).resolve().name, fontsize=11)
+    figure.savefig(output, dpi=120)
+
+
+def _groups(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Which curves share a panel: only quantities of the same kind do."""
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, int | float)))
+    wanted = {
+        "training loss": ["loss"],
+        "training loss by sigma": [name for name in names if name.startswith("loss/sigma")],
+        "validation loss at fixed sigma": sorted(name for name in names if name.startswith("validation/loss")),
+        "validation PSNR in dB": [name for name in names if name.startswith("validation/") and "psnr" in name],
+        "validation SSIM": [name for name in names if name.startswith("validation/") and "ssim" in name],
+        "learning rate": ["learning_rate"],
+    }
+    return {
+        title: present for title, chosen in wanted.items() if (present := [name for name in chosen if name in names])
+    }
+
+
+def _smooth(values: tuple[float, ...]) -> list[float]:
+    """Mean over a window that ends at each value."""
+    window = max(1, len(values) // _SMOOTHED)
+    return [sum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]

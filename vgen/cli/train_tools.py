@@ -1,0 +1,51 @@
+"""`vgen train plot` and `vgen train replay`: looking at a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def plot(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or its log.jsonl.")],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help=".png, .svg or .pdf.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the picture if it is there.")] = False,
+) -> None:
+    """Draw the learning curves of a run."""
+    from pathlib import Path
+
+    from vgen.errors import OutputError
+    from vgen.io.atomic import exists_message
+    from vgen.training.plot import plot_run
+
+    target = Path(output)
+    if target.exists() and not overwrite:
+        raise OutputError(exists_message(target))
+    if not target.absolute().parent.is_dir():
+        raise OutputError(f"the folder {target.absolute().parent} does not exist; make it first.")
+    plot_run(Path(run), target)
+    typer.echo(f"wrote {target}")
+
+
+def replay(
+    dump: Annotated[str, typer.Argument(metavar="FOLDER", help="nonfinite-step-N of a run, or process-N in it.")],
+) -> None:
+    """Do a step that was not finite again, and name the parameters whose gradient is not."""
+    from pathlib import Path
+
+    from vgen.training.run import replay_dump
+
+    seen, again = replay_dump(Path(dump))
+    typer.echo(f"step {seen['step']}: loss {seen['loss']}, gradient norm {seen['grad_norm']}")
+    typer.echo(f"again: loss {again.loss}, gradient norm {again.grad_norm}")
+    typer.echo("not finite: " + (", ".join(again.parameters) or "no gradient"))
+
+
+def show_estimate(recipe: str, overrides: list[str]) -> None:
+    """Print what a recipe will take."""
+    from vgen.training.config import load_recipe
+    from vgen.training.dry_run import dry_run
+
+    for line in dry_run(load_recipe(recipe, overrides)).lines():
+        typer.echo(line)
