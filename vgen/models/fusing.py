@@ -21,6 +21,19 @@ def plain(module: nn.Module) -> bool:
     return "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
 
 
+def bare(layer: nn.Module) -> nn.Module:
+    """The layer inside an adapter's wrapper that adds nothing at present, so that it works as if there were none.
+
+    Args:
+        layer: any module; peft's wrappers have `base_layer`, `scaling` and `active_adapters`.
+    """
+    base = getattr(layer, "base_layer", None)
+    if base is None or getattr(layer, "merged", True) or not hasattr(layer, "scaling") or not plain(layer):
+        return layer
+    adding = [name for name in layer.active_adapters if layer.scaling.get(name, 0) != 0]
+    return layer if adding and not layer.disable_adapters else base
+
+
 def move_together(*layers: nn.Module) -> bool:
     """Move weights and biases of plain linear layers with the same inputs next to each other.
 
@@ -29,6 +42,7 @@ def move_together(*layers: nn.Module) -> bool:
     Returns:
         Whether they are neighbours now; never where a layer is not plain, or wants gradients and is being trained.
     """
+    layers = tuple(bare(layer) for layer in layers)
     if not _plain(*layers) or any(layer.training for layer in layers):
         return False
     if neighbours(*layers) is not None:
@@ -50,6 +64,7 @@ def neighbours(*layers: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not parts.enabled("fused_qkv"):
         return None
+    layers = tuple(bare(layer) for layer in layers)
     if not _plain(*layers):
         return None
     weight = _joined([layer.weight for layer in layers])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vgen import ops
 from vgen.errors import RequestError
-from vgen.models.fusing import plain
+from vgen.models.fusing import bare, plain
 
 TIME_CHANNELS = 256
 """Width of the sinusoidal embedding of a timestep."""
@@ -143,8 +143,9 @@ class GELUProjection(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        if type(self.proj) is nn.Linear and plain(self.proj):
-            return ops.linear_gelu(hidden_states, self.proj.weight, self.proj.bias, self.approximate)
+        proj = bare(self.proj)
+        if type(proj) is nn.Linear and plain(proj):
+            return ops.linear_gelu(hidden_states, proj.weight, proj.bias, self.approximate)
         return F.gelu(self.proj(hidden_states), approximate=self.approximate)  # an adapter or a quantised layer
 
 
