@@ -91,6 +91,13 @@ def exchange_gradients(objective: Objective, exchange: bool) -> None:
             part.set_requires_gradient_sync(exchange)
 
 
+def divide_again(objective: Objective) -> None:
+    """Drop what was gathered for calls outside training, so that weights can be written to; does nothing unsharded."""
+    for part in objective.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def whole(value: Tensor) -> Tensor:
     """A tensor with all its parts; all processes must ask together."""
     return value.full_tensor() if isinstance(value, DTensor) else value
