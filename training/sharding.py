@@ -1,8 +1,8 @@
 """Weights, gradients, optimiser and average divided among processes: torch's FSDP2, saved by torch's DCP.
 
 Each part of an objective (transformer, text encoder, a VAE's encoder and decoder) is sharded by itself, its repeated
-blocks one by one, and can be called as before, by all processes together. Checkpoints are sharded safetensors files, read
-by any number of processes.
+blocks one by one, and can be called as before, by all processes together. Checkpoints are sharded safetensors files,
+read by any number of processes.
 """
 
 from __future__ import annotations

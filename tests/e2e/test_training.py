@@ -361,7 +361,11 @@ def test_a_dry_run_tells_memory_and_time_and_leaves_nothing(
     assert "memory" in out and "validation" in out and ("encoding latents" in out) == (kind == "flow")
     assert set(estimate.steps) == ({(1, None, 2), (5, None, 1)} if kind == "vae" else {(1, None, 3), (5, None, 2)})
     held = estimate.memory
-    assert held.weights == held.gradients == held.ema == held.optimizer // 2
+    assert held.weights == held.gradients == held.ema
+    if kind == "vae":
+        assert held.optimizer == 2 * held.weights
+    else:  # muon has one moment where adamw has two
+        assert held.weights < held.optimizer < 2 * held.weights
     assert not weights or held.weights == pytest.approx(4 * weights, rel=0.02)
     seconds = {kind[0]: value for kind, value in estimate.steps.items()}
     shares = {1: 4.5, 5: 1.5} if kind == "vae" else {1: 1.8, 5: 4.2}  # steps of each length
