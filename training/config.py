@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from vgen.errors import RequestError
 from vgen.training.config_base import Count, Share, Strict
@@ -287,6 +287,11 @@ class Recipe(Strict):
     ema: EmaConfig = EmaConfig()
     every: EveryConfig = EveryConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _read_no(cls, value: Any) -> Any:
+        return "no" if value is False else value  # YAML 1.1 reads no as false
 
     @model_validator(mode="after")
     def _check_sharding(self) -> Recipe:

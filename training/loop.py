@@ -196,7 +196,10 @@ def validate(run: Run, step: int) -> bool:
             run.ema.applied(run.objective),
             run.control.saving_with(lambda: save(run, step), ask),
         ):
-            measured = run.objective.validate(step, samples, run.control)
+            try:
+                measured = run.objective.validate(step, samples, run.control)
+            finally:
+                sharding.divide_again(run.objective)
     except StopRequested:
         return False
     run.journal.write({"step": step, **{f"validation/{name}": value for name, value in measured.items()}})

@@ -1,8 +1,8 @@
 """Weights, gradients, optimiser and average divided among processes: torch's FSDP2, saved by torch's DCP.
 
-Each part of an objective (transformer, text encoder, VAE) is sharded by itself, its repeated blocks one by one, and can
-be called as before, by all processes together. Checkpoints are sharded safetensors files that any number of processes
-can read.
+Each part of an objective (transformer, text encoder, a VAE's encoder and decoder) is sharded by itself, its repeated
+blocks one by one, and can be called as before, by all processes together. Checkpoints are sharded safetensors files,
+read by any number of processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from vgen.errors import CheckpointError, RequestError
@@ -28,9 +28,6 @@ from vgen.training.ema import Ema
 from vgen.training.objectives.base import Objective
 from vgen.training.randomness import Keys
 from vgen.training.state import CheckpointStore
-
-_METHODS = ("encode", "decode")
-"""What is called on a part of an objective besides the part itself."""
 
 
 def shard(objective: Objective, accelerator: Accelerator, bfloat16: bool) -> None:
@@ -49,15 +46,24 @@ def shard(objective: Objective, accelerator: Accelerator, bfloat16: bool) -> Non
         )
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
-    for part in objective.children():
+    for part in _parts(objective):
         if not any(value.requires_grad for value in part.parameters()):
             continue
         for block in _blocks(part):
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(part, mesh=mesh, mp_policy=policy)
-        for method in _METHODS:
-            if hasattr(part, method):
-                register_fsdp_forward_method(part, method)
+    for name, value in objective.named_parameters():
+        if value.requires_grad and not isinstance(value, DTensor):
+            raise RequestError(f"sharding=fsdp cannot divide {name}: it lies outside the parts of its model.")
+
+
+def _parts(objective: Objective) -> Iterator[nn.Module]:
+    """What is called as a module: an autoencoder's `encode` and `decode` are not, its encoder and decoder are."""
+    for child in objective.children():
+        if hasattr(child, "encode"):
+            yield from child.children()
+        else:
+            yield child
 
 
 def _blocks(part: nn.Module) -> Iterator[nn.Module]:
@@ -86,9 +92,16 @@ class Autocast(nn.Module):
 
 def exchange_gradients(objective: Objective, exchange: bool) -> None:
     """Whether the next backward sums gradients over the processes; the last micro-batch of a step does."""
-    for part in objective.children():
+    for part in objective.modules():
         if isinstance(part, FSDPModule):
             part.set_requires_gradient_sync(exchange)
+
+
+def divide_again(objective: Objective) -> None:
+    """Drop what was gathered for calls outside training, so that weights can be written to; does nothing unsharded."""
+    for part in objective.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def whole(value: Tensor) -> Tensor:

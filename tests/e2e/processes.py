@@ -1,25 +1,43 @@
-"""What tests/e2e/test_processes.py starts with torchrun: several recipes one after the other, to import only once.
+"""What tests/e2e/test_processes.py starts with torchrun: several jobs one after the other, to import only once.
 
-python processes.py RECIPE [key=value ...] [+ RECIPE [key=value ...]] ...
+python processes.py RECIPE [key=value ...] [+ cut RUN STEP] [+ RECIPE [key=value ...]] ...
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+from pathlib import Path
+
+import torch
 
 from vgen.training.run import leave_processes, run_recipe
 
 
+def cut(run: Path, step: int) -> None:
+    """Make a run as it was after `step` steps; the first process does it."""
+    if os.environ["RANK"] == "0":
+        shutil.rmtree(run / "export")
+        for path in (run / "checkpoints").iterdir():
+            if int(path.name.removeprefix("step-")) > step:
+                shutil.rmtree(path)
+    torch.distributed.barrier()
+
+
 def main() -> None:
-    """Run every recipe."""
+    """Do every job."""
     jobs: list[list[str]] = [[]]
     for word in sys.argv[1:]:
         if word == "+":
             jobs.append([])
         else:
             jobs[-1].append(word)
-    for recipe, *overrides in jobs:
-        run_recipe(recipe, overrides)
+    for first, *rest in jobs:
+        if first == "cut":
+            cut(Path(rest[0]), int(rest[1]))
+        else:
+            run_recipe(first, rest)
     leave_processes()
 
 

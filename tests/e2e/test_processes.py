@@ -102,7 +102,7 @@ def _two(*jobs: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One process, two, and two that share the weights, on the same recipes."""
+    """One process, two, and two that share the weights, on the same recipes; one of those is resumed half way."""
     root = tmp_path_factory.mktemp("processes")
     vae = _write(root / "vae.yaml", VAE_RECIPE)
     alone = run_recipe(vae, [f"output_dir={root / 'vae1'}"])
@@ -111,16 +111,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vgen.training.data.tokenizer._CORPUS_CAPTIONS", 300)
         made = {"vae1": alone, "flow1": run_recipe(flow, [f"output_dir={root / 'flow1'}"])}
-    for name in ("flow2", "flow_fsdp", "flow_fsdp_stopped"):  # the tokenizer is fitted once
+    for name in ("flow2", "flow_fsdp"):  # the tokenizer is fitted once
         (root / name).mkdir()
         (root / name / "tokenizer").symlink_to(root / "flow1" / "tokenizer")
         (root / name / "latents").symlink_to(root / "flow1" / "latents")
-    shorter = "every.checkpoint=1"
+    sharded = [flow, f"output_dir={root / 'flow_fsdp'}", "sharding=fsdp", "activation_checkpointing=true"]
     _two(
         [vae, f"output_dir={root / 'vae2'}"],
         [flow, f"output_dir={root / 'flow2'}"],
-        [flow, f"output_dir={root / 'flow_fsdp'}", "sharding=fsdp", "activation_checkpointing=true"],
-        [vae, f"output_dir={root / 'vae_fsdp'}", "sharding=fsdp", shorter],
+        sharded,
+        ["cut", str(root / "flow_fsdp"), "2"],
+        sharded,
+        [vae, f"output_dir={root / 'vae_fsdp'}", "sharding=fsdp", "every.checkpoint=1"],
     )
     return {**made, **{name: root / name for name in ("vae2", "flow2", "flow_fsdp", "vae_fsdp")}, "root": root}
 

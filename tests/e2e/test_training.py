@@ -19,6 +19,8 @@ import yaml
 from safetensors.torch import load_file
 
 from vgen.errors import CheckpointError, NonFiniteError, VgenError
+from vgen.training.config import load_recipe
+from vgen.training.dry_run import dry_run
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.run import run_recipe
 from vgen.training.state import CheckpointStore, TrainingState
@@ -334,3 +336,65 @@ def test_the_command_refuses_a_wrong_recipe(tmp_path: Path, capsys: pytest.Captu
     assert ended.value.code == 2
     assert "stages.0.steps" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def _command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    from vgen.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+@pytest.mark.parametrize("kind", ["vae", "flow"])
+def test_a_dry_run_tells_memory_and_time_and_leaves_nothing(
+    vae_run: Path, small_shards: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    content = VAE_RECIPE if kind == "vae" else _flow_recipe(vae_run / "export")
+    path, run = _recipe(tmp_path, content), tmp_path / "run"
+    changes = [f"output_dir={run}", "every.validate=3"]
+    code, out, _ = _command(["train", "run", str(path), "--dry-run", *changes], capsys)
+    assert code == 0 and not run.exists()
+    estimate = dry_run(load_recipe(path, changes))
+    weights = sum(value.numel() for value in _load(vae_run, 6).model.values()) if kind == "vae" else 0
+    assert "memory" in out and "validation" in out and ("encoding latents" in out) == (kind == "flow")
+    assert set(estimate.steps) == ({(1, None, 2), (5, None, 1)} if kind == "vae" else {(1, None, 3), (5, None, 2)})
+    held = estimate.memory
+    assert held.weights == held.gradients == held.ema
+    if kind == "vae":
+        assert held.optimizer == 2 * held.weights
+    else:  # muon has one moment where adamw has two
+        assert held.weights < held.optimizer < 2 * held.weights
+    assert not weights or held.weights == pytest.approx(4 * weights, rel=0.02)
+    seconds = {kind[0]: value for kind, value in estimate.steps.items()}
+    shares = {1: 4.5, 5: 1.5} if kind == "vae" else {1: 1.8, 5: 4.2}  # steps of each length
+    assert estimate.training == pytest.approx(sum(shares[length] * seconds[length] for length in shares), rel=1e-6)
+    assert estimate.seconds > estimate.training > 0
+
+
+def test_the_curve_of_a_run_is_drawn(vae_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    target = tmp_path / "curve.png"
+    assert _command(["train", "plot", str(vae_run), "-o", str(target)], capsys)[0] == 0
+    assert target.stat().st_size > 5000
+    code, _, err = _command(["train", "plot", str(vae_run), "-o", str(target)], capsys)
+    assert code == 2 and "exists already" in err
+    code, _, err = _command(["train", "plot", str(tmp_path), "-o", str(tmp_path / "other.png")], capsys)
+    assert code == 2 and "log.jsonl does not exist" in err
+
+
+def test_a_step_that_was_not_finite_is_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A learning rate that blows the weights up: the next loss is not finite, and comes out of the dump again."""
+    path, run = _recipe(tmp_path, VAE_RECIPE), tmp_path / "run"
+    changes = [f"output_dir={run}", "optimizer.lr=1e30", "schedule.warmup_steps=0"]
+    code, _, err = _command(["train", "run", str(path), *changes], capsys)
+    dump = next(run.glob("nonfinite-step-*"))
+    assert code == 1 and f"vgen train replay {dump}" in err
+    code, out, _ = _command(["train", "replay", str(dump)], capsys)
+    seen = json.loads((dump / "dump.json").read_text())
+    again = next(line for line in out.splitlines() if line.startswith("again:"))
+    assert code == 0 and again == f"again: loss {seen['loss']}, gradient norm {seen['grad_norm']}"
+    assert "vae." in out.splitlines()[-1]
+    code, _, err = _command(["train", "replay", str(tmp_path)], capsys)
+    assert code == 2 and "is no dump" in err

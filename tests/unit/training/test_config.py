@@ -45,6 +45,12 @@ def test_overrides_reach_every_level(tmp_path: Path) -> None:
     assert recipe.run_folder == Path("there")
 
 
+def test_no_is_a_word_here_whatever_yaml_says(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.yaml")
+    assert load_recipe(path, ["mixed_precision=bf16"]).mixed_precision == "bf16"
+    assert load_recipe(path, ["mixed_precision=no"]).mixed_precision == "no"
+
+
 def test_a_run_without_output_dir_goes_to_its_name(tmp_path: Path) -> None:
     assert load_recipe(_write(tmp_path / "a.yaml")).run_folder == Path("runs/tiny")
 
