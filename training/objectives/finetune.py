@@ -133,8 +133,29 @@ class FineTuneObjective(Objective):
             max_shift=config.max_shift,
         )
 
-    def errors(self, batch: Batch, known: list[KnownLatents], sigma: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of each sample: [B]. A mask of the footage weighs its tokens."""
+    def rehearse(self, batch: Batch) -> Tensor:
+        """The loss where nothing is given, without looking at values."""
+        latents = batch["latents"].float()
+        shape = self._token_shape(latents)
+        return self.errors(batch, [], latents.new_zeros(shape[0]), latents.new_zeros(shape), 1.0).mean()
+
+    def tokens(self, batch: Batch) -> int:
+        """Those of the clips; what is given beside them does not count."""
+        rows, count, _ = self._token_shape(batch["latents"])
+        return rows * count
+
+    def errors(
+        self, batch: Batch, known: list[KnownLatents], sigma: Tensor, noise: Tensor, frame_rate: float | None = None
+    ) -> Tensor:
+        """Mean squared error of each sample: [B]. A mask of the footage weighs its tokens.
+
+        Args:
+            batch: of `FootageLatents.load`.
+            known: the given material.
+            sigma: [B].
+            noise: [B, N, C].
+            frame_rate: None: that of the batch's samples.
+        """
         convention, latents = self.pipeline.convention, batch["latents"].float()
         inputs = FlowInputs(
             latents,
@@ -142,7 +163,7 @@ class FineTuneObjective(Objective):
             sigma,
             noise,
             self.pipeline.vae.strides,
-            self.source.frame_rate(batch["indices"].tolist()),
+            frame_rate if frame_rate is not None else self.source.frame_rate(batch["indices"].tolist()),
             self.pipeline.patch_size,
             causal=convention.causal_coordinates,
             prefix_latent_frames=convention.prefix_latent_frames,
