@@ -11,13 +11,21 @@ from typing import Any
 
 import torch
 
-from vgen.hub import find_text_encoder, model_defaults, model_hash, model_strides, resolve_model
+from vgen.catalog import CATALOG
+from vgen.hub import EMBEDDED, find_text_encoder, model_defaults, model_hash, model_strides, resolve_model
 from vgen.io.single_file import SingleFile
 from vgen.models import CausalVideoVAE
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
 from vgen.pipelines.loading import convention_of, load_component
 from vgen.pipelines.text_cache import DeferredText, TextCache
 from vgen.types import Strides
+
+
+def lasting_name(name: str | os.PathLike[str]) -> str:
+    """A model's name, or the whole path of its folder or file: what is written down to be read from elsewhere."""
+    text = os.fspath(name)
+    known = text in EMBEDDED or text in CATALOG or not Path(text).expanduser().exists()
+    return text if known else str(Path(text).expanduser().resolve())
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,8 @@ class ModelParts:
         Raises:
             CheckpointError: see `resolve_model`.
         """
-        return cls(os.fspath(name), resolve_model(name), text_encoder_folder)
+        folder = None if text_encoder_folder is None else lasting_name(text_encoder_folder)
+        return cls(lasting_name(name), resolve_model(name), folder)
 
     @cached_property
     def defaults(self) -> dict[str, Any]:

@@ -96,9 +96,9 @@ class Stage(Strict):
 
 
 class OptimizerConfig(Strict):
-    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+    """AdamW for everything (in 8 bits: adamw8bit), or Muon for the hidden matrices and AdamW for the rest."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     muon_lr: float | None = Field(None, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
@@ -236,6 +236,7 @@ class FineTuneObjectiveConfig(Strict):
     """Flow matching of a finished model on cached footage: a LoRA on its frozen transformer, or the whole transformer.
 
     Sizes and frame rates are those of the cache, the density of sigmas follows the model's own scheduler.
+    `base_weights` keeps the frozen linear layers of all blocks in 8 bits (LoRA only; needs torchao).
     """
 
     kind: Literal["finetune"]
@@ -247,8 +248,15 @@ class FineTuneObjectiveConfig(Strict):
     uniform_share: float = Field(0.1, ge=0, le=1)
     explicit_attention: bool = False
     gradient_checkpointing: bool = False
+    base_weights: Literal["keep", "int8", "float8"] = "keep"
     validation_samples: Count = 8
     sample_clips: int = Field(2, ge=0)
+
+    @model_validator(mode="after")
+    def _check_base(self) -> FineTuneObjectiveConfig:
+        if self.base_weights != "keep" and self.mode != "lora":
+            raise ValueError(f"base_weights={self.base_weights} freezes the weights that mode=full trains; use keep")
+        return self
 
 
 Objectives = Annotated[

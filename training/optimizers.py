@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, VgenError
 from vgen.training.config import OptimizerConfig, ScheduleConfig
 
 
@@ -57,6 +57,8 @@ def build_optimizer(
     muon = [value for name, value in named if config.name == "muon" and _is_hidden_matrix(name, value)]
     chosen = {id(value) for value in muon}
     rest = [value for _, value in named if id(value) not in chosen]
+    if config.name == "adamw8bit":
+        return _adamw_8bit(rest, config)
     adamw = torch.optim.AdamW(
         _decay_groups(rest, config), lr=config.lr, betas=config.betas, eps=config.eps, foreach=True
     )
@@ -69,6 +71,17 @@ def build_optimizer(
         groups = _decay_groups(values, other)
         members.append(torch.optim.AdamW(groups, lr=other.lr, betas=other.betas, eps=other.eps, foreach=True))
     return members[0] if len(members) == 1 else OptimizerGroup(members)
+
+
+def _adamw_8bit(values: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW of torchao: both moments of large tensors in 8 bits, a quarter of the memory."""
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        raise VgenError(
+            "optimizer.name=adamw8bit needs torchao: pip install 'vgen[low-memory]', or use adamw."
+        ) from None
+    return AdamW8bit(_decay_groups(values, config), lr=config.lr, betas=config.betas, eps=config.eps)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -100,13 +113,16 @@ class LearningRate:
         self.optimizer = optimizer
         self.total_steps = total_steps
         self.config = config
-        self.base = [group["lr"] for group in optimizer.param_groups]
+        self.base = [float(group["lr"]) for group in optimizer.param_groups]
 
     def apply(self, step: int) -> float:
         """Set the rates for `step` (counted from 0); returns the first group's."""
         factor = learning_rate_factor(step, self.total_steps, self.config)
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
-            group["lr"] = base * factor
+            if isinstance(group["lr"], Tensor):  # torchao's, which would be compiled anew for every number
+                group["lr"].fill_(base * factor)
+            else:
+                group["lr"] = base * factor
         return self.base[0] * factor
 
 

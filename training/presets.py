@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ class FineTune:
         rank, alpha, targets: of the LoRA.
         tasks: shares of what is given, see `TaskMix`.
         weights: by folder.
-        seed, device, mixed_precision, gradient_accumulation, gradient_checkpointing: of the run.
+        seed, device, mixed_precision, gradient_accumulation, gradient_checkpointing, base_weights,
+            optimizer: of the run, see the recipe.
         small_buckets: wrap repeats the samples of a bucket smaller than a batch, refuse stops.
     """
 
@@ -49,7 +50,56 @@ class FineTune:
     mixed_precision: str = "no"
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
+    base_weights: str = "keep"
+    optimizer: str = "adamw"
     small_buckets: str = "wrap"
+
+
+MEMORY_PRESETS = {"8gb": 8e9, "16gb": 16e9, "24gb": 24e9, "80gb": 80e9}
+"""Bytes of a device by the name of its preset."""
+
+HEADROOM = 0.9
+"""Share of a device that a run may plan for; the rest is the driver's and the allocator's."""
+
+_SAVINGS: tuple[tuple[str, Any], ...] = (
+    ("mixed_precision", "bf16"),
+    ("gradient_checkpointing", True),
+    ("optimizer", "adamw8bit"),
+    ("base_weights", "int8"),
+)
+"""What saves memory, the cheapest in time and exactness first."""
+
+Measure = Callable[[FineTune], int]
+"""Bytes that a run with these choices needs, told beforehand."""
+
+
+def fit_memory(asked: FineTune, preset: str, measure: Measure) -> FineTune:
+    """Save memory step by step until a run fits a device; nothing is saved that need not be.
+
+    Args:
+        asked: the choices so far; what saves memory among them stays.
+        preset: name in `MEMORY_PRESETS`.
+        measure: estimates, so that a preset is computed and not guessed.
+    Raises:
+        RequestError: an unknown preset, or a run that fits in no way.
+    """
+    if preset not in MEMORY_PRESETS:
+        raise RequestError(f"preset={preset!r} is not known: use {', '.join(MEMORY_PRESETS)}.")
+    allowed = MEMORY_PRESETS[preset] * HEADROOM
+    needed = measure(asked)
+    for name, value in _SAVINGS:
+        if needed <= allowed:
+            return asked
+        if name == "base_weights" and asked.mode != "lora":
+            continue
+        asked = replace(asked, **{name: value})
+        needed = measure(asked)
+    if needed > allowed:
+        raise RequestError(
+            f"preset={preset}: the run needs {needed / 1e9:.1f} GB with everything that saves memory, and "
+            f"{allowed / 1e9:.1f} GB are allowed; use a smaller --size or fewer --num-frames with `vgen data cache`."
+        )
+    return asked
 
 
 def fine_tune_recipe(name: str, folder: Path, cache: Path, index: CacheIndex, asked: FineTune) -> dict[str, Any]:
@@ -99,6 +149,7 @@ def fine_tune_recipe(name: str, folder: Path, cache: Path, index: CacheIndex, as
             "lora": {"rank": asked.rank, "alpha": asked.alpha, "targets": list(asked.targets)},
             "tasks": {name: asked.tasks.get(name, 0.0) for name in ("text", "first", "prefix", "other")},
             "gradient_checkpointing": asked.gradient_checkpointing,
+            "base_weights": asked.base_weights,
         },
         "stages": [
             {
@@ -108,6 +159,7 @@ def fine_tune_recipe(name: str, folder: Path, cache: Path, index: CacheIndex, as
             }
         ],
         "optimizer": {
+            "name": asked.optimizer,
             "lr": asked.lr if asked.lr is not None else {"lora": 2e-4, "full": 1e-5}[asked.mode],
             "betas": [0.9, 0.99],
             "weight_decay": 0.01,

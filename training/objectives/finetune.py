@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
@@ -18,29 +17,21 @@ from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
 from vgen.diffusion.tokens import pack
 from vgen.errors import CheckpointError, RequestError
 from vgen.models import VideoDiT
-from vgen.pipelines.lora import linear_layers
 from vgen.pipelines.text_to_video import TextToVideoPipeline
 from vgen.training.config import FineTuneObjectiveConfig
-from vgen.training.config_footage import LoraConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import to_pixels
 from vgen.training.data.footage.source import FootageLatents
 from vgen.training.data.plan import Batch, BatchPlan
+from vgen.training.objectives.adapters import ADAPTER, add_lora, quantize_blocks
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.given import encoded_material, reference_material
 from vgen.training.objectives.tasks import CACHED_TASKS, FOOTAGE_TASKS, FlowInputs, draw_task, known_latents
-from vgen.training.randomness import Keys, generator, key_number
+from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
 
-ADAPTER = "default"
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-
-_TARGETS = {
-    "attention": (".to_q", ".to_k", ".to_v", ".to_out.0"),
-    "blocks": (".to_q", ".to_k", ".to_v", ".to_out.0", ".ff.net.0.proj", ".ff.net.2"),
-    "all": ("",),
-}
 
 
 class FineTuneObjective(Objective):
@@ -68,6 +59,8 @@ class FineTuneObjective(Objective):
         self.transformer: VideoDiT = pipeline.transformer
         if config.explicit_attention:
             use_explicit_attention(self.transformer)
+        if config.base_weights != "keep":
+            quantize_blocks(self.transformer, config.base_weights)
         if config.mode == "lora":
             add_lora(self.transformer, config.lora, seed)
         else:
@@ -139,8 +132,29 @@ class FineTuneObjective(Objective):
             max_shift=config.max_shift,
         )
 
-    def errors(self, batch: Batch, known: list[KnownLatents], sigma: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of each sample: [B]. A mask of the footage weighs its tokens."""
+    def rehearse(self, batch: Batch) -> Tensor:
+        """The loss where nothing is given, without looking at values."""
+        latents = batch["latents"].float()
+        shape = self._token_shape(latents)
+        return self.errors(batch, [], latents.new_zeros(shape[0]), latents.new_zeros(shape), 1.0).mean()
+
+    def tokens(self, batch: Batch) -> int:
+        """Those of the clips; what is given beside them does not count."""
+        rows, count, _ = self._token_shape(batch["latents"])
+        return rows * count
+
+    def errors(
+        self, batch: Batch, known: list[KnownLatents], sigma: Tensor, noise: Tensor, frame_rate: float | None = None
+    ) -> Tensor:
+        """Mean squared error of each sample: [B]. A mask of the footage weighs its tokens.
+
+        Args:
+            batch: of `FootageLatents.load`.
+            known: the given material.
+            sigma: [B].
+            noise: [B, N, C].
+            frame_rate: None: that of the batch's samples.
+        """
         convention, latents = self.pipeline.convention, batch["latents"].float()
         inputs = FlowInputs(
             latents,
@@ -148,7 +162,7 @@ class FineTuneObjective(Objective):
             sigma,
             noise,
             self.pipeline.vae.strides,
-            self.source.frame_rate(batch["indices"].tolist()),
+            frame_rate if frame_rate is not None else self.source.frame_rate(batch["indices"].tolist()),
             self.pipeline.patch_size,
             causal=convention.causal_coordinates,
             prefix_latent_frames=convention.prefix_latent_frames,
@@ -259,48 +273,3 @@ class FineTuneObjective(Objective):
         finally:
             self.pipeline.register_modules(transformer=kept)
         return {"mebibytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20}
-
-
-def add_lora(transformer: VideoDiT, config: LoraConfig, seed: int) -> None:
-    """Freeze a transformer and add a LoRA in float32; its first factor is drawn from the seed, the second is zero.
-
-    Raises:
-        RequestError: a target that is no layer.
-    """
-    layers = lora_layers(transformer, config.targets)
-    transformer.requires_grad_(False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key_number(seed, "lora"))
-        transformer.add_adapter(
-            PeftConfig(
-                r=config.rank,
-                lora_alpha=config.alpha if config.alpha is not None else config.rank,
-                lora_dropout=config.dropout,
-                target_modules=layers,
-            ),
-            adapter_name=ADAPTER,
-        )
-    for parameter in transformer.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def lora_layers(transformer: VideoDiT, targets: list[str]) -> list[str]:
-    """Names of the linear layers that targets mean.
-
-    Raises:
-        RequestError: one of them means none.
-    """
-    names = list(linear_layers(transformer))
-    chosen: set[str] = set()
-    for target in targets:
-        endings = _TARGETS.get(target, (target,))
-        inside = target in ("attention", "blocks")
-        found = {name for name in names if name.endswith(endings) and (not inside or "_blocks." in name)}
-        if not found:
-            raise RequestError(
-                f"lora.targets: {target!r} is no linear layer; use {', '.join(_TARGETS)}, or endings such as "
-                "attn1.to_q."
-            )
-        chosen |= found
-    return [name for name in names if name in chosen]

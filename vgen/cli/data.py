@@ -45,10 +45,9 @@ def ingest(
         if entry.id:
             typer.echo(f"dropped {entry.id} ({entry.num_frames} frames): {entry.reason}")
     counts = summary(made)
-    typer.echo(
-        f"{counts['clips']} clips, {counts['frames']} frames; {counts['dropped']} shots dropped, "
-        f"{counts['failed']} files skipped. {'See' if made.changed else 'Nothing new; see'} {output}/report.html."
-    )
+    files = f"{counts['failed']} file{'s' if counts['failed'] != 1 else ''} skipped"
+    typer.echo(f"{counts['clips']} clips, {counts['frames']} frames; {counts['dropped']} shots dropped, {files}.")
+    typer.echo(f"{'See' if made.changed else 'Nothing new; see'} {output}/report.html.")
     if not made.data.clips:
         raise typer.Exit(2)
 

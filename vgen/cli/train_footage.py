@@ -31,6 +31,12 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to train.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="no|bf16", help="bf16: base and passes in bfloat16.")]
 Checkpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")]
+BaseWeights = Annotated[
+    str, typer.Option("--base", metavar="keep|int8|float8", help="The frozen weights in 8 bits; needs torchao.")
+]
+Optimizer = Annotated[
+    str, typer.Option("--optimizer", metavar="NAME", help="adamw, adamw8bit (needs torchao) or muon.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, such as every.validate=50."),
@@ -61,6 +67,8 @@ def lora(
     device: Device = "auto",
     precision: Precision = "no",
     gradient_checkpointing: Checkpointing = False,
+    base: BaseWeights = "keep",
+    optimizer: Optimizer = "adamw",
     settings: Set = None,
 ) -> None:
     """Train a LoRA on a data set; interrupted, `vgen train resume` goes on."""
@@ -68,7 +76,8 @@ def lora(
         data, output, model, cache, tasks, first_frame, weights, settings,
         mode="lora", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, rank=rank, alpha=alpha,
         targets=tuple(part.strip() for part in targets.split(",")), small_buckets=small_buckets, seed=seed,
-        device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing,
+        device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing, base_weights=base,
+        optimizer=optimizer,
     )  # fmt: skip
 
 
@@ -89,6 +98,7 @@ def full(
     device: Device = "auto",
     precision: Precision = "no",
     gradient_checkpointing: Checkpointing = False,
+    optimizer: Optimizer = "adamw",
     settings: Set = None,
 ) -> None:
     """Train the whole transformer on a data set; the run's export/ is a model folder."""
@@ -96,6 +106,7 @@ def full(
         data, output, model, cache, tasks, first_frame, weights, settings,
         mode="full", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, small_buckets=small_buckets,
         seed=seed, device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing,
+        optimizer=optimizer,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE
-from vgen.pipelines.parts import ModelParts
+from vgen.pipelines.parts import ModelParts, lasting_name
 from vgen.pipelines.text_cache import TextCache
 from vgen.training.data.footage.buckets import Bucket, Geometry, Sample, plan_samples
 from vgen.training.data.footage.captions import NO_CAPTION
@@ -201,6 +201,7 @@ def find_index(data: Path, model: str, cache: str | None = None) -> Path:
     Raises:
         RequestError: there is none, or several.
     """
+    model = lasting_name(model)
     files = sorted((data / "cache").glob(f"{cache or '*'}/{INDEX}"))
     files = [file for file in files if CacheIndex.open(file).model == model]
     if not files:

@@ -75,12 +75,20 @@ def _sheet(data: DataSet) -> Image.Image:
     strips = [(entry, Image.open(_thumbnail(data.folder, entry.id))) for entry in shown[:_SHEET_ROWS]]
     width = max([strip.width for _, strip in strips], default=200)
     height = sum(strip.height + _TEXT + 4 for _, strip in strips)
-    sheet = Image.new("RGB", (max(width, 480), max(height, 1)), "white")
-    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(11), 0
-    for entry, strip in strips:
+    font, top = ImageFont.load_default(11), 0
+    texts = [_said(entry) for entry, _ in strips]
+    widest = max([width, *(int(font.getlength(text)) + 4 for text in texts)])
+    sheet = Image.new("RGB", (widest, max(height, 1)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for (entry, strip), text in zip(strips, texts, strict=True):
         dropped = isinstance(entry, Dropped)
-        text = f"{entry.id}: dropped, {entry.reason}" if dropped else f"{entry.id}: {entry.num_frames} frames"
         draw.text((1, top), text, fill=(160, 40, 40) if dropped else (20, 20, 20), font=font)
         sheet.paste(strip, (0, top + _TEXT))
         top += strip.height + _TEXT + 4
     return sheet
+
+
+def _said(entry: Clip | Dropped) -> str:
+    if isinstance(entry, Dropped):
+        return f"{entry.id}: dropped, {entry.reason}"
+    return f"{entry.id}: {entry.num_frames} frames"
