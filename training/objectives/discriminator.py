@@ -14,9 +14,6 @@ _SCALE = 0.05
 
 _MOST = 1e3
 
-_GAIN = 8.0
-"""Of the difference of the two clips: a good reconstruction differs by little, and that little is all there is to see."""
-
 
 class PairDiscriminator(nn.Module):
     """Which of two clips is the original, patch by patch. Antisymmetric: to swap the clips turns the sign.
@@ -55,8 +52,7 @@ class PairDiscriminator(nn.Module):
         Returns:
             [B, 1, F, h, w], one a patch.
         """
-        mean, difference = (first + second) / 2, _GAIN * (first - second)
-        both = torch.cat([torch.cat([mean, difference], dim=1), torch.cat([mean, -difference], dim=1)])
+        both = torch.cat([torch.cat([first, second], dim=1), torch.cat([second, first], dim=1)])
         straight, swapped = self.layers(both).chunk(2)
         return straight - swapped
 
