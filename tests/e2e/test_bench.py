@@ -1,16 +1,20 @@
 """`vgen bench` as a user runs it, with tiny shapes on a CPU."""
 
 import json
+import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from vgen.bench.arms import LOSSY, make_arms
 from vgen.bench.build import build, peer_components
 from vgen.bench.parity import ParityError, check_parity
+from vgen.bench.report import plot
 from vgen.bench.run import lossy_error
 from vgen.bench.scenarios import ARCHITECTURES, scenario_named
 from vgen.cli import main
+from vgen.errors import RequestError
 
 CPU = torch.device("cpu")
 
@@ -46,6 +50,20 @@ def test_the_report_says_what_was_measured(report_file):
 def test_two_reports_are_compared(report_file, capsys):
     assert _vgen("bench", "compare", report_file, report_file) == 0
     assert "1.000 x" in capsys.readouterr().out
+
+
+def test_a_report_is_drawn(report_file, tmp_path):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "bench.png"
+    plot(json.loads(report_file.read_text()), picture)
+    with Image.open(picture) as drawn:
+        assert drawn.width > 500 and len(drawn.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_drawing_without_matplotlib_says_what_to_install(report_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RequestError, match=r"vgen\[plot\]"):
+        plot(json.loads(report_file.read_text()), tmp_path / "bench.png")
 
 
 def test_reports_of_different_work_are_not_compared(report_file, tmp_path, capsys):

@@ -17,6 +17,7 @@ from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
 from vgen.diffusion.tokens import pack
 from vgen.errors import CheckpointError, RequestError
 from vgen.models import VideoDiT
+from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.text_to_video import TextToVideoPipeline
 from vgen.training.config import FineTuneObjectiveConfig
 from vgen.training.control import Control
@@ -32,6 +33,9 @@ from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+_OWN_CONVENTION = ("text", "first")
+"""Tasks of the text-to-video and image-to-video pipelines; all others are sampled with conditions anywhere."""
 
 
 class FineTuneObjective(Objective):
@@ -115,7 +119,7 @@ class FineTuneObjective(Objective):
 
         sigma = keys.rows("sigma", shape[0], draw)
         noise = keys.normal("noise", shape)
-        errors = self.errors(batch, known, sigma.to(latents), noise.to(latents))
+        errors = self.errors(batch, known, sigma.to(latents), noise.to(latents), task=task)
         loss = errors.mean()
         return loss, {f"loss/{task}": loss.detach()}
 
@@ -143,8 +147,19 @@ class FineTuneObjective(Objective):
         rows, count, _ = self._token_shape(batch["latents"])
         return rows * count
 
+    def convention(self, task: str) -> Convention:
+        """The convention that a model samples a task with: its own, or that of conditions anywhere in the clip."""
+        own = self.pipeline.model_convention
+        return own if task in _OWN_CONVENTION else convention_named(own.conditions_name)
+
     def errors(
-        self, batch: Batch, known: list[KnownLatents], sigma: Tensor, noise: Tensor, frame_rate: float | None = None
+        self,
+        batch: Batch,
+        known: list[KnownLatents],
+        sigma: Tensor,
+        noise: Tensor,
+        frame_rate: float | None = None,
+        task: str = "text",
     ) -> Tensor:
         """Mean squared error of each sample: [B]. A mask of the footage weighs its tokens.
 
@@ -154,8 +169,9 @@ class FineTuneObjective(Objective):
             sigma: [B].
             noise: [B, N, C].
             frame_rate: None: that of the batch's samples.
+            task: which, see `convention`.
         """
-        convention, latents = self.pipeline.convention, batch["latents"].float()
+        convention, latents = self.convention(task), batch["latents"].float()
         inputs = FlowInputs(
             latents,
             known,

@@ -138,3 +138,25 @@ def cache(
     typer.echo(
         f"{written} samples encoded now, {len(index.samples)} in all; {len(index.dropped)} clips dropped. {place}"
     )
+
+
+@app.command("filter")
+def filter_clips(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The data set, captioned.")],
+    model: Annotated[str, typer.Option("--model", metavar="FOLDER", help="A CLIP model of transformers, local.")],
+    at_least: Annotated[float, typer.Option("--at-least", metavar="S", help="Clips that score less are left out.")],
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.")] = None,
+) -> None:
+    """Leave out clips whose captions do not fit their frames, by a model on this machine."""
+    from pathlib import Path
+
+    from vgen.cli.jobs import choose_device
+    from vgen.training.data.footage.records import DataSet
+    from vgen.training.data.footage.scorers import TextVideoSimilarity, refuse_low_scores
+
+    DataSet.open(data)
+    scorer = TextVideoSimilarity(Path(model), choose_device(device or "auto"))
+    refused = refuse_low_scores(Path(data), scorer, at_least, typer.echo)
+    for entry in refused:
+        typer.echo(f"refused {entry.id}: {entry.reason}")
+    typer.echo(f"{len(refused)} clips are left out from now on; a lower --at-least brings them back.")

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from vgen import ops
 from vgen.models.streaming import FrameStream, begins
-from vgen.ops.reference import repeat_edges
 
 
 class FramePaddedConv3d(nn.Conv3d):
@@ -58,7 +57,7 @@ class FramePaddedConv3d(nn.Conv3d):
         if hidden_states.shape[2] == 1 and not padded:
             return self._one_frame(hidden_states, last_of)
         if not padded:
-            hidden_states = repeat_edges(hidden_states, self.frames_before, self.frames_after)
+            hidden_states = ops.repeat_edges(hidden_states, self.frames_before, self.frames_after)
         return ops.conv3d(hidden_states, self.weight, self.bias, self.stride, self.padding)
 
     def _piece(self, hidden_states: Tensor, stream: FrameStream) -> Tensor:

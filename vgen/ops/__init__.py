@@ -24,6 +24,7 @@ __all__ = [
     "norm_rotate",
     "pixel_norm",
     "pixel_norm_silu",
+    "repeat_edges",
     "residual_norm_modulate",
     "rotate",
 ]
@@ -171,6 +172,13 @@ def channels_last(hidden_states: Tensor, weight: Tensor) -> Tensor:
     if min(weight.shape[:2]) >= _VECTOR and parts.enabled("direct_convolution") and native.usable(hidden_states):
         return hidden_states.contiguous(memory_format=torch.channels_last_3d)
     return hidden_states
+
+
+def repeat_edges(hidden_states: Tensor, before: int, after: int) -> Tensor:
+    """[B, C, F, H, W] with the first frame repeated `before` times in front and the last `after` times behind."""
+    padded = reference.repeat_edges(hidden_states, before, after)
+    # Joining repeated views forgets the layout.
+    return padded.contiguous(memory_format=torch.channels_last_3d) if _is_channels_last(hidden_states) else padded
 
 
 def _is_channels_last(hidden_states: Tensor) -> bool:

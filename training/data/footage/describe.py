@@ -53,26 +53,34 @@ def describer(folder: str, question: str, device: str) -> Describe:
 
 
 def load_vision_language(folder: Path, device: str) -> tuple[Any, Any]:
-    """A model and its processor.
+    """A model that answers questions about pictures, and its processor; raises as `load_local`."""
+    return load_local(folder, "AutoModelForImageTextToText", "vision-language model", device)
 
+
+def load_local(folder: Path, loader: str, kind: str, device: str) -> tuple[Any, Any]:
+    """A model of transformers and its processor, out of a folder: nothing is fetched, no code in it is run.
+
+    Args:
+        folder: with config.json, safetensors weights and a processor.
+        loader: name of the transformers class that reads the weights.
+        kind: what the model is, for messages.
+        device: where it goes.
     Raises:
         CheckpointError: they are not there or cannot be loaded.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    import transformers
 
     if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} has no config.json: give the folder of a vision-language model of transformers."
-        )
+        raise CheckpointError(f"{folder} has no config.json: give the folder of a {kind} of transformers.")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        model = getattr(transformers, loader).from_pretrained(
             folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
         )
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
         raise VgenError(f"The processor in {folder} needs a package that is not here: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"The vision-language model in {folder} cannot be loaded: {error}") from error
+        raise CheckpointError(f"The {kind} in {folder} cannot be loaded: {error}") from error
     return model.to(device).eval(), processor
 
 

@@ -5,6 +5,7 @@ A data set is a folder with
     scans/HASH.json    what going through one file found, by the file's content
     clips.jsonl        a kept clip a line
     dropped.jsonl      a dropped shot or skipped file a line, with its reason
+    refused.jsonl      a clip a line that `vgen data filter` refused, with its reason
     captions/ID.txt    captions of a clip, one a line; free to be edited
     thumbnails/ID.jpg  and report.html, report.png
     cache/KEY/         what `vgen data cache` made for one model
@@ -22,7 +23,7 @@ from typing import Any
 
 from vgen.errors import OutputError, RequestError
 
-CLIPS, DROPPED, ABOUT = "clips.jsonl", "dropped.jsonl", "dataset.json"
+CLIPS, DROPPED, REFUSED, ABOUT = "clips.jsonl", "dropped.jsonl", "refused.jsonl", "dataset.json"
 VERSION = 1
 
 
@@ -83,9 +84,12 @@ class DataSet:
     dropped: tuple[Dropped, ...] = field(default=())
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> DataSet:
+    def open(cls, folder: str | os.PathLike[str], refused: bool = False) -> DataSet:
         """Read the records.
 
+        Args:
+            folder: the data set's.
+            refused: keep the clips that `vgen data filter` refused; else they are among the dropped.
         Raises:
             RequestError: no data set, or one that cannot be read.
         """
@@ -94,6 +98,10 @@ class DataSet:
             about = json.loads((root / ABOUT).read_text(encoding="utf-8"))
             clips = tuple(Clip(**{**row, "crop": tuple(row["crop"])}) for row in read_lines(root / CLIPS))
             dropped = tuple(Dropped(**row) for row in read_lines(root / DROPPED))
+            if not refused and (root / REFUSED).is_file():
+                out = {row["id"]: Dropped(**row) for row in read_lines(root / REFUSED)}
+                dropped += tuple(out[clip.id] for clip in clips if clip.id in out)
+                clips = tuple(clip for clip in clips if clip.id not in out)
         except FileNotFoundError:
             raise RequestError(
                 f"{root} is no data set: it has no {ABOUT} and {CLIPS}. Make one with `vgen data ingest FOOTAGE "
