@@ -267,8 +267,8 @@ def test_the_embedded_model_learns_two_clips(run_cli, footage, tmp_path) -> None
     _fine(run_cli("data", "ingest", footage, "-o", folder))
     _fine(run_cli("data", "caption", folder, "--from", "sidecar"))
     _fine(run_cli("data", "cache", folder, "--size", "48x48", "--device", "cpu"))
-    words = ["train", "lora", folder, "-o", run, "--steps", 30, "--batch", 4, "--lr", "3e-3", "--device", "cpu"]
-    _fine(run_cli(*words, "--set", "every.validate=0", "--set", "every.checkpoint=15"))
+    words = ["train", "lora", folder, "-o", run, "--steps", 50, "--batch", 4, "--lr", "2e-3", "--device", "cpu"]
+    _fine(run_cli(*words, "--set", "every.validate=0", "--set", "every.checkpoint=25"))
     _fine(run_cli("evaluate", run, "--device", "cpu"))
     scores = json.loads((run / "evaluation.json").read_text())
     assert scores["checkpoints"][scores["best"]]["loss"] <= 0.7 * scores["base"]["loss"]
