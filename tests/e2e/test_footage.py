@@ -267,7 +267,7 @@ def test_the_embedded_model_learns_two_clips(run_cli, footage, tmp_path) -> None
     _fine(run_cli("data", "ingest", footage, "-o", folder))
     _fine(run_cli("data", "caption", folder, "--from", "sidecar"))
     _fine(run_cli("data", "cache", folder, "--size", "48x48", "--device", "cpu"))
-    words = ["train", "lora", folder, "-o", run, "--steps", 120, "--batch", 4, "--lr", "3e-3", "--device", "cpu"]
+    words = ["train", "lora", folder, "-o", run, "--steps", 120, "--batch", 4, "--lr", "2e-3", "--device", "cpu"]
     _fine(run_cli(*words, "--set", "every.validate=0", "--set", "every.checkpoint=60"))
     _fine(run_cli("evaluate", run, "--device", "cpu"))
     scores = json.loads((run / "evaluation.json").read_text())
