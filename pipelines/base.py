@@ -19,6 +19,7 @@ from vgen.diffusion.conditions import ConditionSet, arrange, token_sigmas
 from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
 from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
+from vgen.engine.parallel import BranchParallel
 from vgen.engine.session import inference_session
 from vgen.errors import NonFiniteError, RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
@@ -59,6 +60,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = []
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    branch_parallel: BranchParallel | None = None
+    """Where given, the branches of a guidance are spread over several processes."""
     _conditions_anywhere: ClassVar[bool] = False
     """Whether the task takes conditions at any frame; picks the convention of such tasks."""
 
@@ -306,7 +309,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         if not known.is_empty:
             timesteps = token_sigmas(step.sigma, known.strength)
         timesteps = timesteps * self.scheduler.config.num_train_timesteps
-        remaining = list(branches)
+        parallel = self.branch_parallel
+        remaining = list(branches) if parallel is None else parallel.mine(branches)
         while remaining:
             group = [branch for branch in remaining if branch.model_kwargs == remaining[0].model_kwargs]
             if settings.guidance_batching == "separate":
@@ -328,6 +332,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
                 )[0]
             names = [branch.name for branch in group]
             predictions.update(zip(names, velocity.float().chunk(len(group)), strict=True))
+        if parallel is not None:
+            return parallel.gather(branches, predictions, step.latents.float().contiguous())
         return predictions
 
     def _check_finite(self, tokens: Tensor, step: StepState) -> None:

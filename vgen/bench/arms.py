@@ -128,7 +128,8 @@ class Arm:
             vae.spatial_compression_ratio,
             vae.spatial_compression_ratio,
         )
-        size = {"num_frames": shape[2], "height": shape[3], "width": shape[4]}
+        patch = self.pipeline.transformer.config.patch_size
+        size = {"num_frames": shape[2], "height": shape[3] // patch, "width": shape[4] // patch}
         return {**size, "rope_interpolation_scale": scale}
 
     def _denoise(self) -> Tensor:
@@ -206,7 +207,9 @@ def make_inputs(scenario: Scenario, components: Components, device: torch.device
     timestep = None
     if vae.config.timestep_conditioning:
         timestep = torch.full((1,), 0.05, device=device, dtype=dtype)
-    return Inputs(pack(noise(1, channels, *latent), 1), text, noise(1, channels, *latent), timestep)
+    return Inputs(
+        pack(noise(1, channels, *latent), transformer.config.patch_size), text, noise(1, channels, *latent), timestep
+    )
 
 
 def make_arms(scenario: Scenario, against: tuple[str, ...], device: torch.device, seed: int) -> list[Arm]:
