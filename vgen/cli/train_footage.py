@@ -37,6 +37,12 @@ BaseWeights = Annotated[
 Optimizer = Annotated[
     str, typer.Option("--optimizer", metavar="NAME", help="adamw, adamw8bit (needs torchao) or muon.")
 ]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", metavar="8gb|16gb|24gb|80gb", help="Save memory until the run fits; computed, nothing needlessly."
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe, such as every.validate=50."),
@@ -69,6 +75,7 @@ def lora(
     gradient_checkpointing: Checkpointing = False,
     base: BaseWeights = "keep",
     optimizer: Optimizer = "adamw",
+    preset: Preset = None,
     settings: Set = None,
 ) -> None:
     """Train a LoRA on a data set; interrupted, `vgen train resume` goes on."""
@@ -77,7 +84,7 @@ def lora(
         mode="lora", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, rank=rank, alpha=alpha,
         targets=tuple(part.strip() for part in targets.split(",")), small_buckets=small_buckets, seed=seed,
         device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing, base_weights=base,
-        optimizer=optimizer,
+        optimizer=optimizer, preset=preset,
     )  # fmt: skip
 
 
@@ -99,6 +106,7 @@ def full(
     precision: Precision = "no",
     gradient_checkpointing: Checkpointing = False,
     optimizer: Optimizer = "adamw",
+    preset: Preset = None,
     settings: Set = None,
 ) -> None:
     """Train the whole transformer on a data set; the run's export/ is a model folder."""
@@ -106,7 +114,7 @@ def full(
         data, output, model, cache, tasks, first_frame, weights, settings,
         mode="full", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, small_buckets=small_buckets,
         seed=seed, device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing,
-        optimizer=optimizer,
+        optimizer=optimizer, preset=preset,
     )  # fmt: skip
 
 
@@ -211,7 +219,7 @@ def resume(
 
 def _train(
     data: str, output: str, model: str, cache: str | None, tasks: str, first_frame: float, weights: str,
-    settings: list[str] | None, **chosen: Any,
+    settings: list[str] | None, preset: str | None = None, **chosen: Any,
 ) -> None:  # fmt: skip
     from pathlib import Path
 
@@ -223,8 +231,26 @@ def _train(
     folder, place = Path(output), find_index(DataSet.open(data).folder.resolve(), model, cache)
     mix = shares("tasks", tasks) if tasks else {"text": 1 - first_frame, "first": first_frame}
     asked = FineTune(tasks=mix, weights=shares("weights", weights), **chosen)
-    recipe = fine_tune_recipe(folder.name, folder.resolve(), place, CacheIndex.open(place), asked)
+    index = CacheIndex.open(place)
+    if preset is not None:
+        asked = _fitted(asked, preset, index)
+    recipe = fine_tune_recipe(folder.name, folder.resolve(), place, index, asked)
     _run(str(write_recipe(folder, recipe, settings or ())), None)
+
+
+def _fitted(asked: Any, preset: str, index: Any) -> Any:
+    """What was asked with as much saved as the preset needs, and a line that says what that is."""
+    from dataclasses import asdict
+
+    from vgen.training.footage_memory import run_memory
+    from vgen.training.presets import fit_memory
+
+    fitted = fit_memory(asked, preset, lambda choice: run_memory(index, choice))
+    before = asdict(asked)
+    saved = [f"{name}={value}" for name, value in asdict(fitted).items() if value != before[name]]
+    needed = run_memory(index, fitted)
+    typer.echo(f"Preset {preset}: about {needed / 1e9:.2f} GB are needed, with {', '.join(saved) or 'nothing saved'}.")
+    return fitted
 
 
 def _run(recipe: str, settings: list[str] | None) -> None:

@@ -10,6 +10,7 @@ from vgen.errors import RequestError
 from vgen.training.config import Recipe, load_recipe
 from vgen.training.data.footage.buckets import Bucket, Sample
 from vgen.training.data.footage.cache import CacheIndex
+from vgen.training.footage_memory import run_memory
 from vgen.training.presets import FineTune, fine_tune_recipe, fit_memory, write_recipe
 
 BUCKETS = [Bucket(17, 48, 80, 8.0)] * 3 + [Bucket(1, 64, 64, 8.0)]
@@ -34,6 +35,15 @@ def test_lengths_are_drawn_as_often_as_there_are_samples() -> None:
     assert stage.frames == {1: 1.0, 17: 3.0} and stage.batch == {1: 5, 17: 2}
     assert recipe.optimizer.lr == 2e-4 and recipe.checkpoint.keep == 5
     assert Recipe.model_validate(_recipe(mode="full")).optimizer.lr == 1e-5
+
+
+def test_memory_is_told_before_anything_runs() -> None:
+    plain = run_memory(INDEX, FineTune(batch=2))
+    assert plain > 20e6  # the embedded model's weights alone, and those of its VAE
+    assert run_memory(INDEX, FineTune(batch=8)) > plain
+    for saving in ({"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"base_weights": "int8"}):
+        assert run_memory(INDEX, FineTune(batch=2, **saving)) < plain, saving
+    assert fit_memory(FineTune(batch=2), "8gb", lambda asked: run_memory(INDEX, asked)) == FineTune(batch=2)
 
 
 def test_small_buckets_are_repeated_or_refused() -> None:
