@@ -109,16 +109,19 @@ class Arm:
         text, dtype = self.inputs.text, self.pipeline.transformer.dtype
         latents = torch.cat([self.inputs.latents.to(dtype)] * count)
         known = self._coordinates()
-        return self.pipeline.transformer(
-            hidden_states=latents,
-            encoder_hidden_states=torch.cat([text["prompt_embeds"], text["negative_prompt_embeds"]][:count]).to(dtype),
-            timestep=torch.full((count,), 500.0, device=latents.device),
-            encoder_attention_mask=torch.cat(
-                [text["prompt_attention_mask"], text["negative_prompt_attention_mask"]][:count]
-            ),
-            return_dict=False,
-            **known,
-        )[0]
+        with self.pipeline.transformer.cache_context("step"):
+            return self.pipeline.transformer(
+                hidden_states=latents,
+                encoder_hidden_states=torch.cat([text["prompt_embeds"], text["negative_prompt_embeds"]][:count]).to(
+                    dtype
+                ),
+                timestep=torch.full((count,), 500.0, device=latents.device),
+                encoder_attention_mask=torch.cat(
+                    [text["prompt_attention_mask"], text["negative_prompt_attention_mask"]][:count]
+                ),
+                return_dict=False,
+                **known,
+            )[0]
 
     def _coordinates(self) -> dict[str, Any]:
         shape = self.inputs.clean.shape
