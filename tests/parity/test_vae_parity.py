@@ -8,7 +8,6 @@ from diffusers import AutoencoderKLLTXVideo
 
 from vgen.models import CausalVideoVAE
 from vgen.models.vae_blocks import ResnetBlock
-from vgen.ops import native
 
 
 def _pair(config, fill_zeros, keep=None):
@@ -117,8 +116,8 @@ def test_released_widths_have_the_released_number_of_parameters():
 
 @pytest.mark.parametrize("causal", [True, False])
 @torch.no_grad()
-def test_wide_enough_for_the_fast_path(vae_config, fill_zeros, assert_close, causal):
-    """Widths from 16 on take channels-last kernels and fused norms on a CPU; decoder and encoder each on its own."""
+def test_wider_networks(vae_config, fill_zeros, assert_close, causal):
+    """Widths that fill vector registers, as real models have; decoder and encoder each on its own."""
     wide = {name: tuple(4 * width for width in vae_config[name]) for name in vae_config if name.endswith("out_channels")
             and isinstance(vae_config[name], tuple)}  # fmt: skip
     config = {**vae_config, **wide, "latent_channels": 32, "encoder_causal": causal, "decoder_causal": causal}
@@ -126,9 +125,4 @@ def test_wide_enough_for_the_fast_path(vae_config, fill_zeros, assert_close, cau
     assert_close(ours.encode(_video(9)).latent_dist.mean, reference.encode(_video(9)).latent_dist.mean)
     latents = torch.randn((2, 32, 2, 2, 3), generator=torch.Generator().manual_seed(2))
     timesteps = torch.tensor([0.1, 0.2])
-    layouts = []
-    watch = ours.decoder.conv_out.conv.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0].stride(1)))
-    found = ours.decode(latents, timesteps).sample
-    watch.remove()
-    assert_close(found, reference.decode(latents, timesteps).sample)
-    assert not native.available() or layouts == [1]
+    assert_close(ours.decode(latents, timesteps).sample, reference.decode(latents, timesteps).sample)

@@ -9,7 +9,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vgen import ops
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm, TimestepEmbedder
@@ -167,7 +166,7 @@ class Decoder(nn.Module):
         return [*stages, (partial(self._to_pixels, timesteps), factor * self.patch[0])]
 
     def _from_latents(self, latents: Tensor, stream: FrameStream | None) -> Tensor:
-        return self.conv_in(ops.channels_last(latents, self.conv_in.conv.weight), stream=stream)
+        return self.conv_in(latents, stream=stream)
 
     def _to_pixels(self, timesteps: Tensor | None, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
         shift = scale = None

@@ -9,7 +9,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vgen import ops
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm
@@ -92,7 +91,7 @@ class Encoder(nn.Module):
         frames, rows, columns = self.patch
         # A column's index within the patch comes before a row's: the order that public weights were trained with.
         patches = rearrange(video, "b c (f pt) (h ph) (w pw) -> b (c pt pw ph) f h w", pt=frames, ph=rows, pw=columns)
-        return self.conv_in(ops.channels_last(patches, self.conv_in.conv.weight), stream=stream)
+        return self.conv_in(patches, stream=stream)
 
     def _to_moments(self, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
         hidden_states = self.mid_block(hidden_states, stream=stream)

@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vgen.ops import cuda, native, parts, reference
-from vgen.ops.reference import pixel_norm, rotate
+from vgen.ops.reference import pixel_norm, repeat_edges, rotate
 
-_VECTOR = 16
-"""Floats of a wide vector register."""
+_WORTH_A_CALL = 2**17
+"""Numbers in a clip: with fewer, nothing is gained that would be worth another rounding."""
 
 __all__ = [
-    "channels_last",
     "conv3d",
     "depth_to_space",
     "linear_gelu",
@@ -98,7 +97,7 @@ def pixel_norm_silu(
     Returns:
         [B, C, before + F + after, H, W], dtype of `hidden_states`.
     """
-    if _is_channels_last(hidden_states) and native.usable(hidden_states, shift, scale):
+    if hidden_states.numel() >= _WORTH_A_CALL and native.usable(hidden_states, shift, scale):
         return native.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
     if cuda.usable(hidden_states, shift, scale):
         return cuda.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
@@ -115,7 +114,7 @@ def depth_to_space(hidden_states: Tensor, stride: tuple[int, int, int], skip: in
     Returns:
         [B, C, F * a - skip, H * b, W * c].
     """
-    if _is_channels_last(hidden_states) and native.usable(hidden_states):
+    if native.usable(hidden_states):
         return native.depth_to_space(hidden_states, stride, skip)
     return reference.depth_to_space(hidden_states, stride, skip)
 
@@ -156,33 +155,9 @@ def conv3d(
     if plain or not _blocked(hidden_states, weight):
         return F.conv3d(hidden_states, weight, bias, stride, padding)
     if weight.shape[2:].numel() == 1 and max(stride) == 1:
-        return F.linear(hidden_states.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+        product = torch.matmul(weight.flatten(1), hidden_states.flatten(2)).unflatten(2, hidden_states.shape[2:])
+        return product if bias is None else product.add_(bias[:, None, None, None])
     return torch.ops.aten.mkldnn_convolution(hidden_states, weight, bias, padding, stride, (1, 1, 1), 1)
-
-
-def channels_last(hidden_states: Tensor, weight: Tensor) -> Tensor:
-    """A clip with channels innermost in memory where the operations here are faster so, else as it is.
-
-    What follows keeps the layout it is given, so this is called once, where a network begins.
-
-    Args:
-        hidden_states: [B, C, F, H, W].
-        weight: [D, C, ...] of the first convolution: networks too narrow to fill a vector stay as they are.
-    """
-    if min(weight.shape[:2]) >= _VECTOR and parts.enabled("direct_convolution") and native.usable(hidden_states):
-        return hidden_states.contiguous(memory_format=torch.channels_last_3d)
-    return hidden_states
-
-
-def repeat_edges(hidden_states: Tensor, before: int, after: int) -> Tensor:
-    """[B, C, F, H, W] with the first frame repeated `before` times in front and the last `after` times behind."""
-    padded = reference.repeat_edges(hidden_states, before, after)
-    # Joining repeated views forgets the layout.
-    return padded.contiguous(memory_format=torch.channels_last_3d) if _is_channels_last(hidden_states) else padded
-
-
-def _is_channels_last(hidden_states: Tensor) -> bool:
-    return hidden_states.is_contiguous(memory_format=torch.channels_last_3d) and not hidden_states.is_contiguous()
 
 
 def _blocked(hidden_states: Tensor, weight: Tensor) -> bool:

@@ -96,69 +96,67 @@ void vgen_norm_rotate(const float *x, const float *weight, const float *cosines,
     }
 }
 
-INLINE void norm_silu_row(const float *source, const float *shift, const float *scale, float *target, int64_t size,
-                          float eps) {
-    float r = 1.0f / sqrtf(mean_square(source, size) + eps);
-    if (shift) {
-#pragma omp simd
-        for (int64_t i = 0; i < size; i++) {
-            float y = source[i] * r * (1.0f + scale[i]) + shift[i];
-            target[i] = y / (1.0f + exponential(-y));
-        }
-    } else {
-#pragma omp simd
-        for (int64_t i = 0; i < size; i++) {
-            float y = source[i] * r;
-            target[i] = y / (1.0f + exponential(-y));
-        }
-    }
-}
+#define BLOCK 256 /* positions at a time: their sums and the rows of all channels stay in the cache */
+#define GROUP 16  /* channels summed before they join the whole: rounding grows with the longest chain of sums */
 
-/* out = silu(rms_norm over channels * (1 + scale) + shift), channels last, with the first frame repeated `before`
- * times in front and the last `after` times behind. x: [batch, frames, area, size]; shift, scale: [batch, size]. */
+/* out = silu(rms_norm over channels * (1 + scale) + shift), with the first frame repeated `before` times in front and
+ * the last `after` times behind. x: [batch, size, frames, area]; shift, scale: [batch, size], or both null. */
 void vgen_pixel_norm_silu(const float *x, const float *shift, const float *scale, float *out, int64_t batch,
                           int64_t frames, int64_t area, int64_t size, int64_t before, int64_t after, float eps) {
-    int64_t total = before + frames + after;
+    int64_t inside = frames * area, total = (before + frames + after) * area;
+    int64_t blocks = (inside + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(static)
-    for (int64_t part = 0; part < batch * frames * area; part++) {
-        int64_t b = part / (frames * area), inside = part % (frames * area);
-        const float *source = x + part * size;
-        const float *t = shift ? shift + b * size : 0, *s = shift ? scale + b * size : 0;
-        float *target = out + ((b * total + before) * area + inside) * size;
-        switch (size) { /* known sizes unroll */
-            case 16: norm_silu_row(source, t, s, target, 16, eps); break;
-            case 32: norm_silu_row(source, t, s, target, 32, eps); break;
-            case 64: norm_silu_row(source, t, s, target, 64, eps); break;
-            case 128: norm_silu_row(source, t, s, target, 128, eps); break;
-            default: norm_silu_row(source, t, s, target, size, eps);
+    for (int64_t part = 0; part < batch * blocks; part++) {
+        int64_t b = part / blocks, start = part % blocks * BLOCK;
+        int64_t count = inside - start < BLOCK ? inside - start : BLOCK;
+        float factor[BLOCK] = {0};
+        for (int64_t group = 0; group < size; group += GROUP) {
+            float sum[BLOCK] = {0};
+            for (int64_t c = group; c < size && c < group + GROUP; c++) {
+                const float *row = x + (b * size + c) * inside + start;
+#pragma omp simd
+                for (int64_t i = 0; i < count; i++) sum[i] += row[i] * row[i];
+            }
+#pragma omp simd
+            for (int64_t i = 0; i < count; i++) factor[i] += sum[i];
+        }
+#pragma omp simd
+        for (int64_t i = 0; i < count; i++) factor[i] = 1.0f / sqrtf(factor[i] / (float)size + eps);
+        for (int64_t c = 0; c < size; c++) {
+            const float *row = x + (b * size + c) * inside + start;
+            float *target = out + (b * size + c) * total + before * area + start;
+            float s = shift ? 1.0f + scale[b * size + c] : 1.0f, t = shift ? shift[b * size + c] : 0.0f;
+#pragma omp simd
+            for (int64_t i = 0; i < count; i++) {
+                float y = row[i] * factor[i] * s + t;
+                target[i] = y / (1.0f + exponential(-y));
+            }
         }
     }
-    size_t frame = (size_t)(area * size) * sizeof(float);
-    for (int64_t b = 0; b < batch; b++) {
-        float *clip = out + b * total * area * size;
-        for (int64_t i = 0; i < before; i++) memcpy(clip + i * area * size, clip + before * area * size, frame);
-        const float *last = clip + (before + frames - 1) * area * size;
-        for (int64_t i = 0; i < after; i++) memcpy(clip + (before + frames + i) * area * size, last, frame);
+    if (!before && !after) return;
+#pragma omp parallel for schedule(static)
+    for (int64_t channel = 0; channel < batch * size; channel++) {
+        float *clip = out + channel * total, *first = clip + before * area;
+        float *last = first + (frames - 1) * area;
+        size_t frame = (size_t)area * sizeof(float);
+        for (int64_t i = 0; i < before; i++) memcpy(clip + i * area, first, frame);
+        for (int64_t i = 1; i <= after; i++) memcpy(last + i * area, last, frame);
     }
 }
 
-/* Channels (d, a, p, q) of [batch, frames, rows, columns, d * a * p * q] to [batch, frames * a - skip, rows * p,
- * columns * q, d]; the first `skip` frames are left out. */
+/* [batch, size * a * p * q, frames, rows, columns] to [batch, size, frames * a - skip, rows * p, columns * q]; the
+ * first `skip` frames are left out. */
 void vgen_depth_to_space(const float *x, float *out, int64_t batch, int64_t frames, int64_t rows, int64_t columns,
                          int64_t size, int64_t a, int64_t p, int64_t q, int64_t skip) {
-    int64_t volume = a * p * q, made = frames * a - skip, width = columns * q;
+    int64_t made = frames * a - skip, height = rows * p, area = rows * columns;
 #pragma omp parallel for schedule(static)
-    for (int64_t line = 0; line < batch * frames * rows; line++) {
-        int64_t b = line / (frames * rows), f = line / rows % frames, h = line % rows;
-        for (int64_t w = 0; w < columns; w++) {
-            const float *source = x + (line * columns + w) * size * volume;
-            for (int64_t k = 0; k < volume; k++) {
-                int64_t frame = f * a + k / (p * q) - skip;
-                if (frame < 0) continue;
-                int64_t row = h * p + k / q % p, column = w * q + k % q;
-                float *target = out + (((b * made + frame) * rows * p + row) * width + column) * size;
-                for (int64_t d = 0; d < size; d++) target[d] = source[d * volume + k];
-            }
+    for (int64_t line = 0; line < batch * size * made * height; line++) {
+        int64_t row = line % height, frame = line / height % made + skip, channel = line / (height * made);
+        int64_t deep = ((channel * a + frame % a) * p + row % p) * q;
+        float *target = out + line * columns * q;
+        for (int64_t k = 0; k < q; k++) {
+            const float *source = x + ((deep + k) * frames + frame / a) * area + row / p * columns;
+            for (int64_t w = 0; w < columns; w++) target[w * q + k] = source[w];
         }
     }
 }

@@ -117,14 +117,10 @@ def norm_rotate(
 def pixel_norm_silu(
     hidden_states: Tensor, shift: Tensor | None, scale: Tensor | None, before: int, after: int, eps: float
 ) -> Tensor:
-    """See vgen.ops.pixel_norm_silu; channels last in and out."""
-    hidden_states = hidden_states.contiguous(memory_format=torch.channels_last_3d)
+    """See vgen.ops.pixel_norm_silu."""
+    hidden_states = hidden_states.contiguous()
     batch, size, frames, rows, columns = hidden_states.shape
-    out = torch.empty(
-        (batch, size, before + frames + after, rows, columns),
-        dtype=hidden_states.dtype,
-        memory_format=torch.channels_last_3d,
-    )
+    out = hidden_states.new_empty(batch, size, before + frames + after, rows, columns)
     if shift is not None and scale is not None:
         shift, scale = (
             value.expand(batch, size, 1, 1, 1).reshape(batch, size).contiguous() for value in (shift, scale)
@@ -135,14 +131,10 @@ def pixel_norm_silu(
 
 
 def depth_to_space(hidden_states: Tensor, stride: tuple[int, int, int], skip: int) -> Tensor:
-    """See vgen.ops.depth_to_space; channels last in and out."""
-    hidden_states = hidden_states.contiguous(memory_format=torch.channels_last_3d)
+    """See vgen.ops.depth_to_space."""
+    hidden_states = hidden_states.contiguous()
     batch, channels, frames, rows, columns = hidden_states.shape
     size = channels // (stride[0] * stride[1] * stride[2])
-    out = torch.empty(
-        (batch, size, frames * stride[0] - skip, rows * stride[1], columns * stride[2]),
-        dtype=hidden_states.dtype,
-        memory_format=torch.channels_last_3d,
-    )
+    out = hidden_states.new_empty(batch, size, frames * stride[0] - skip, rows * stride[1], columns * stride[2])
     _call("vgen_depth_to_space", hidden_states, out, batch, frames, rows, columns, size, *stride, skip)
     return out

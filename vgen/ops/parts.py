@@ -18,7 +18,7 @@ PARTS: Final[dict[str, str]] = {
     "fused_qkv": "queries, keys and values of self-attention in one matrix product",
     "epilogue": "GELU inside the matrix product",
     "kept_memory": "freed memory is used again instead of returned to the system and cleared (CPU, glibc)",
-    "direct_convolution": "every convolution by blocked kernels, channels last; 1x1x1 as a matrix product (CPU)",
+    "direct_convolution": "every convolution by blocked kernels, also of small inputs; 1x1x1 as a matrix product (CPU)",
     "native": "fused norms with modulation, rotation or SiLU, compiled once by the system's C compiler (CPU)",
     "triton": "the same in Triton (NVIDIA GPU)",
 }
