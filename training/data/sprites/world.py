@@ -209,7 +209,7 @@ class SpriteWorld:
         """
         scene = self.scene(index, num_frames)
         motion = scene.key.objects[0].motion
-        if motion in BASIC_MOTIONS and motion != way:
+        if turn and motion in BASIC_MOTIONS and motion != way:
             scene = turned(scene, turn, way, pace, self.height, self.width)
         return _paint(scene, self.height, self.width)[0]
 
