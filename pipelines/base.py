@@ -32,6 +32,7 @@ from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.prompts import PipelinePrompts
+from vgen.pipelines.renewing import renew_known
 from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.strategies import guidance_of, largest_scale, sampling, set_schedule
 from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings
@@ -256,6 +257,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         with sampling(self.scheduler, settings.stochastic_sampling):
             tokens = self._denoise(start, known, text, guidance, settings)
         latents = unpack(tokens, shape, self.patch_size)
+        latents = renew_known(self.vae, latents, given, settings, self.convention, self.transformer.dtype)
         if settings.output_type == "latent":
             frames = latents
         else:

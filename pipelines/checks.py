@@ -73,6 +73,9 @@ def _check_numbers(settings: GenerationSettings) -> None:
     crf = settings.input_crf
     if not isinstance(crf, Integral) or isinstance(crf, bool) or not 0 <= crf <= LARGEST_CRF:
         raise RequestError(f"input_crf={crf!r} must be a whole number from 0 (as it is) to {LARGEST_CRF}.")
+    passes = settings.known_passes
+    if not isinstance(passes, Integral) or isinstance(passes, bool) or passes < 0:
+        raise RequestError(f"known_passes={passes!r} must be a whole number of 0 (none) or more.")
     compression = settings.tone_map_compression_ratio
     if not _is_number(compression) or not 0 <= compression <= 1:
         raise RequestError(f"tone_map_compression_ratio={compression!r} must be in [0, 1]; 0 is off.")

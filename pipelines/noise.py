@@ -97,7 +97,7 @@ def encode_given(
         strength = strength * cell_strength(given.mask, vae.strides)
     pixels = soften(pixels, input_crf)  # after hiding, so that no hidden pixel bleeds into its neighbours
     pixels, strength = (_for_clips(tensor, settings) for tensor in (pixels, strength))
-    raw = _encode(vae, pixels.to(device=device, dtype=vae.dtype), settings, convention)
+    raw = encode_pixels(vae, pixels.to(device=device, dtype=vae.dtype), settings, convention.sample_posterior)
     latents = vae.normalize(raw.float())
     extra_frames = num_extra_frames(given.frame_index, latents.shape[2], convention.prefix_latent_frames)
     noise = None
@@ -114,12 +114,21 @@ def _for_clips(tensor: Tensor, settings: GenerationSettings) -> Tensor:
     return repeat(tensor, "p ... -> (p n) ...", n=settings.num_videos_per_prompt)
 
 
-def _encode(vae: Any, pixels: Tensor, settings: GenerationSettings, convention: Convention) -> Tensor:
-    """Pixels [1 or B, 3, F, H, W] to raw latents; every posterior is drawn from with its clip's own generator."""
+def encode_pixels(vae: Any, pixels: Tensor, settings: GenerationSettings, sample_posterior: bool) -> Tensor:
+    """Encode clips one by one, within the call's memory.
+
+    Args:
+        vae: the CausalVideoVAE.
+        pixels: [1 or B, 3, F, H, W] in [-1, 1], of the VAE's dtype and device.
+        settings: `vae_memory`, and the generators.
+        sample_posterior: whether to draw from each posterior, with its clip's own generator, or to take its mean.
+    Returns:
+        Raw latents [1 or B, C, f, h, w].
+    """
     shape = VideoShape(*pixels.shape[2:]).latent(vae.strides)
     with within_memory(vae, shape, 1, settings.vae_memory, encode=True):
         posteriors = [vae.encode(clip).latent_dist for clip in pixels.split(1)]
-    if not convention.sample_posterior:
+    if not sample_posterior:
         return torch.cat([posterior.mean for posterior in posteriors])
     generator = settings.generator
     if not isinstance(generator, list):

@@ -48,6 +48,8 @@ class GenerationSettings:
         decode_noise_scale: noise mixed into the latents of a timestep-conditioned decoder, None: decode_timestep.
         keep_known_pixels: True pastes pixels given with strength 1 back after decoding; None only those of conditions
             with a mask; False none.
+        known_passes: how often, after sampling, the cells along the border of a mask are encoded again beside what was
+            made, see vgen.pipelines.renewing; each takes a decoding and an encoding. Without a mask there is none.
         sigmas: the schedule by hand, used as it is: descending from at most 1, one a step, the final 0 left out or not.
         timesteps: the same in thousandths.
         denoise_strength: share of the schedule that is run, its end, in (0, 1]; below 1 it needs a clip to start from.
@@ -96,6 +98,7 @@ class GenerationSettings:
     negative_prompt_attention_mask: Tensor | None = None
     decode_noise_scale: float | list[float] | None = None
     keep_known_pixels: bool | None = None
+    known_passes: int = 1
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[float] | None = None
     denoise_strength: float = 1.0

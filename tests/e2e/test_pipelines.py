@@ -291,6 +291,22 @@ def test_hidden_pixels_change_nothing(pipelines, monkeypatch):
     assert (inputs[0]["timestep"] == 0).any(), "something is given"
 
 
+def test_known_cells_are_encoded_again_beside_what_was_made(pipelines):
+    clip, mask = _clip(seed=1), np.ones((FRAMES, SIDE, SIDE), dtype=bool)
+    mask[:, 8:16, 8:16] = False
+    condition, call = VideoCondition(clip, mask=mask), {"keep_known_pixels": False, "output_type": "latent"}
+    sampled, renewed = (_predict(pipelines, condition, known_passes=passes, **call) for passes in (0, 1))
+    vae = pipelines[MaskedPredictionPipeline].vae
+    made = vae.decode(vae.denormalize(sampled[None])).sample.clamp(-1, 1)
+    given = _as_pt(clip).transpose(0, 1)[None] * 2 - 1
+    whole = vae.normalize(vae.encode(torch.where(torch.from_numpy(mask), given, made)).latent_dist.mean)[0]
+    # Every cell of this small clip is known or lies beside a known one.
+    torch.testing.assert_close(renewed, whole, rtol=0, atol=1e-5)
+    assert not torch.allclose(sampled, renewed, atol=1e-3)
+    plain = [_predict(pipelines, VideoCondition(clip[:5]), known_passes=passes, **call) for passes in (0, 1)]
+    assert torch.equal(*plain), "without a mask nothing is known better afterwards"
+
+
 @pytest.mark.parametrize("frame_index", [0, 4])
 def test_masked_pixels_are_kept_unless_asked_otherwise(pipelines, frame_index):
     clip = _clip(5, seed=3)
@@ -354,6 +370,7 @@ def test_conditions_of_each_prompt(pipelines):
 
 BAD = {
     "height": ({"height": 36}, "height=36 .*use 32 or 40"),
+    "known passes": ({"known_passes": -1}, "known_passes=-1 .*0 .none. or more"),
     "num_frames": ({"num_frames": 8}, "num_frames=8 .*use 5 or 9"),
     "steps": ({"num_inference_steps": 0}, "num_inference_steps=0"),
     "frame rate": ({"frame_rate": 0}, "frame_rate=0"),
