@@ -20,7 +20,7 @@ from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, St
 from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
 from vgen.engine.parallel import BranchParallel
-from vgen.engine.session import inference_session
+from vgen.engine.session import denoising, inference_session
 from vgen.errors import NonFiniteError, RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.checks import check_settings
@@ -33,7 +33,7 @@ from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.prompts import PipelinePrompts
 from vgen.pipelines.settings import GenerationSettings
-from vgen.pipelines.strategies import guidance_of, largest_scale, sampling, set_schedule
+from vgen.pipelines.strategies import guidance_of, largest_scale, loop_timesteps, sampling, set_schedule
 from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings
 from vgen.pipelines.text_cache import DeferredText
 from vgen.steps import skipped_steps
@@ -276,7 +276,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         """The denoising loop: starting tokens [B, K + N, C] to latent tokens [B, N, C]."""
         timesteps, tokens = self.scheduler.timesteps, start
         strength = None if known.is_empty else known.strength
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        expected = loop_timesteps(self.scheduler, strength)
+        with denoising(self.transformer, expected), self.progress_bar(total=len(timesteps)) as progress_bar:
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from vgen.engine.allocator import memory_kept
 from vgen.models.fusing import move_together
 from vgen.ops import parts
@@ -27,3 +29,18 @@ def inference_session(pipeline: Any) -> Iterator[None]:
         if parts.enabled("hoisting"):
             stack.enter_context(pipeline.transformer.hoisting())
         yield
+
+
+@contextmanager
+def denoising(transformer: Any, timesteps: Tensor) -> Iterator[None]:
+    """Inside an `inference_session`, one denoising loop: what is fast because of what the loop will do.
+
+    Args:
+        transformer: a VideoDiT.
+        timesteps: [K], all that the loop will ask for, see VideoDiT.expect_timesteps.
+    """
+    transformer.expect_timesteps(timesteps)
+    try:
+        yield
+    finally:
+        transformer.expect_timesteps(None)

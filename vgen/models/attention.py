@@ -22,6 +22,9 @@ from vgen.models.rope import Rotation
 from vgen.models.skip import BlockSkip, replace_rows
 from vgen.ops import parts
 
+KeptText = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of the text, [b, L, D] each, a pair for each run of samples of one length."""
+
 
 def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
     """The mask in the one shape that `backend` understands.
@@ -70,10 +73,19 @@ class VideoAttentionProcessor:
         attention_mask: Tensor | None = None,
         rotation: Rotation | None = None,
         skip: BlockSkip | None = None,
+        kept_text: KeptText | None = None,
     ) -> Tensor:
-        """See VideoAttention.forward; `skip`: samples whose attention is replaced, by mode (see types.SkipLayers)."""
-        if attention.memo is not None and encoder_hidden_states is not None and rotation is None and not skip:
-            return self._to_text(attention, attention.memo, hidden_states, encoder_hidden_states, attention_mask)
+        """See VideoAttention.forward.
+
+        `skip`: samples whose attention is replaced, by mode (see types.SkipLayers); `kept_text`: of
+        VideoAttention.keep_text, together with the mask that it leaves.
+        """
+        if kept_text is not None:
+            return self._to_text(attention, kept_text, hidden_states, attention_mask)
+        memo = None if torch.compiler.is_compiling() else attention.memo
+        if memo is not None and encoder_hidden_states is not None and rotation is None and not skip:
+            kept, mask = attention.keep_text(encoder_hidden_states, attention_mask, memo)
+            return self._to_text(attention, kept, hidden_states, mask)
         query, key, value = attention.project(hidden_states, encoder_hidden_states)
         query, key = attention.norm_q.rotated(query, rotation), attention.norm_k.rotated(key, rotation)
         attended = self._attend(attention, query, key, value, attention_mask)
@@ -97,33 +109,15 @@ class VideoAttentionProcessor:
         )
         return attended.flatten(2, 3).to(query.dtype)
 
-    def _to_text(
-        self, attention: VideoAttention, memo: Memo, hidden_states: Tensor, text: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """Cross-attention inside a loop: keys and values are remembered, and padding takes no part."""
+    def _to_text(self, attention: VideoAttention, kept: KeptText, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        """Cross-attention inside a loop: keys and values are at hand, and padding takes no part."""
         query = attention.norm_q.rotated(attention.to_q(hidden_states), None)
-        rows = None
-        if mask is not None and mask.ndim == 2 and parts.enabled("trimmed_text"):
-            rows = memo.get("rows", (mask,), lambda: text_rows(mask))
-
-        def keys_and_values() -> list[tuple[Tensor, Tensor]]:
-            texts = [text] if rows is None else [text[part.start : part.stop, : part.length] for part in rows]
-            found = []
-            for part in texts:
-                key, value = attention.project_text(part)
-                found.append((attention.norm_k.rotated(key, None), value))
-            return found
-
-        sources = (text, mask, *attention.text_layers())
-        kept = memo.get(("text", id(attention)), sources, keys_and_values)
-        if rows is None:
+        if len(kept) == 1:
             attended = self._attend(attention, query, *kept[0], mask)
         else:
+            queries = query.split([key.shape[0] for key, _ in kept])
             attended = torch.cat(
-                [
-                    self._attend(attention, query[part.start : part.stop], key, value, None)
-                    for part, (key, value) in zip(rows, kept, strict=True)
-                ]
+                [self._attend(attention, part, *pair, None) for part, pair in zip(queries, kept, strict=True)]
             )
         for layer in attention.to_out:
             attended = layer(attended)
@@ -192,6 +186,29 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
             return self.to_k(text), self.to_v(text)
         key, value = self.to_kv(text).chunk(2, dim=-1)
         return key, value
+
+    def keep_text(self, text: Tensor, mask: Tensor | None, memo: Memo) -> tuple[KeptText, Tensor | None]:
+        """Keys and values of the text, remembered, without padding, and the mask that is then still needed.
+
+        Args:
+            text: [B, L, cross_attention_dim].
+            mask: see `forward`.
+            memo: of the loop under way.
+        """
+        rows = None
+        if mask is not None and mask.ndim == 2 and parts.enabled("trimmed_text"):
+            rows = memo.get("rows", (mask,), lambda: text_rows(mask))
+
+        def keys_and_values() -> KeptText:
+            texts = [text] if rows is None else [text[part.start : part.stop, : part.length] for part in rows]
+            found = []
+            for part in texts:
+                key, value = self.project_text(part)
+                found.append((self.norm_k.rotated(key, None), value))
+            return tuple(found)
+
+        kept = memo.get(("text", id(self)), (text, mask, *self.text_layers()), keys_and_values)
+        return kept, mask if rows is None else None
 
     def text_layers(self) -> tuple[nn.Module, ...]:
         """The layers that keys and values of the text depend on."""
