@@ -26,7 +26,7 @@ from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.checks import check_settings
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
-from vgen.pipelines.decoding import decode_latents, paste_known, to_output
+from vgen.pipelines.decoding import decode_latents, decode_to_bytes, paste_known, to_output
 from vgen.pipelines.loading import PipelineLoading
 from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
@@ -258,6 +258,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         latents = unpack(tokens, shape, self.patch_size)
         if settings.output_type == "latent":
             frames = latents
+        elif settings.output_type == "uint8":
+            frames = decode_to_bytes(self.vae, latents, settings, self.convention, self.transformer.dtype, given)
         else:
             video = decode_latents(self.vae, latents, settings, self.convention, self.transformer.dtype)
             video = paste_known(video, given, settings.keep_known_pixels, settings.num_videos_per_prompt)
