@@ -278,8 +278,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         """The denoising loop: starting tokens [B, K + N, C] to latent tokens [B, N, C]."""
         timesteps, tokens = self.scheduler.timesteps, start
         strength = None if known.is_empty else known.strength
-        expected = loop_timesteps(self.scheduler, strength)
-        with denoising(self.transformer, expected), self.progress_bar(total=len(timesteps)) as progress_bar:
+        expected, rows = loop_timesteps(self.scheduler, strength), start.shape[0] * (1 + guidance.needs_negative)
+        fast = denoising(self.transformer, expected, rows, start.shape[1], closed=settings.callback_on_step_end is None)
+        with fast, self.progress_bar(total=len(timesteps)) as progress_bar:
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from vgen.bench.scenarios import Scenario
 
 app = typer.Typer(help="Measure speed, alone or against diffusers; compare two reports.", no_args_is_help=False)
 
@@ -52,6 +55,10 @@ def bench(
         str | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png, .svg); needs the extra plot.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Instead: find the fastest exact ways for this work, show and remember them."),
+    ] = False,
 ) -> None:
     """Measure the stages of generating a clip. Parity is checked first: unequal results are not compared."""
     if context.invoked_subcommand is not None:
@@ -88,6 +95,9 @@ def bench(
     work = choose_scenario(scenario, str(chosen_device), changes)
     wanted = choose_stages(stages)
 
+    if tune:
+        _tune(work, chosen_device, rounds, seed)
+        return
     import torch
 
     from vgen.bench import report as reports
@@ -107,6 +117,23 @@ def bench(
         Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         reports.plot(found, Path(plot))
+
+
+def _tune(work: Scenario, device: str, rounds: int, seed: int) -> None:
+    """Measure what generation may choose from, and show it."""
+    import torch
+    from rich.console import Console
+
+    from vgen.bench.tune import table, tune
+
+    found = tune(
+        work,
+        device=torch.device(device),
+        rounds=rounds,
+        seed=seed,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    Console(width=None if Console().is_terminal else 160).print(table(found))
 
 
 @app.command("compare")

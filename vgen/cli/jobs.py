@@ -106,6 +106,10 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     )
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     load_loras(pipe, job.request)
+    if job.request.compile:
+        from vgen.engine.compile import compile_blocks
+
+        compile_blocks(pipe.transformer)
     return pipe
 
 

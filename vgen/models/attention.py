@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -22,11 +25,15 @@ from vgen.models.rope import Rotation
 from vgen.models.skip import BlockSkip, replace_rows
 from vgen.ops import parts
 
+Chooser = Callable[[Tensor, Tensor, Tensor, Tensor | None], str | None]
+"""From queries, keys, values (each [B, N or L, heads, head_dim]) and mask to a backend's name; None: the default."""
+_chooser: ContextVar[Chooser | None] = ContextVar("attention chooser", default=None)
+
 KeptText = tuple[tuple[Tensor, Tensor], ...]
 """Keys and values of the text, [b, L, D] each, a pair for each run of samples of one length."""
 
 
-def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
+def mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
     """The mask in the one shape that `backend` understands.
 
     A bool mask [B, L] suits xformers alone: others take it for [N, L], or refuse it. A bool mask [B, 1, 1, L] suits all
@@ -37,6 +44,19 @@ def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tens
     if backend is None:
         backend, _ = _AttentionBackendRegistry.get_active_backend()
     return mask if backend == AttentionBackendName.XFORMERS else mask[:, None, None]
+
+
+@contextmanager
+def attention_chosen_by(chooser: Chooser) -> Iterator[None]:
+    """Inside, `chooser` says which backend computes an attention, in models that were not given one.
+
+    Compiled blocks, and attention that is spread over processes, do not ask.
+    """
+    token = _chooser.set(chooser)
+    try:
+        yield
+    finally:
+        _chooser.reset(token)
 
 
 def attention_backends() -> list[str]:
@@ -101,10 +121,16 @@ class VideoAttentionProcessor:
         self, attention: VideoAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         """[B, N, D], [B, L, D], [B, L, D] -> [B, N, D]."""
+        by_head = [part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)]
+        backend = self._attention_backend
+        if backend is None and self._parallel_config is None and not torch.compiler.is_compiling():
+            chooser = _chooser.get()
+            chosen = None if chooser is None else chooser(*by_head, mask)
+            backend = None if chosen is None else AttentionBackendName(chosen)
         attended = dispatch_attention_fn(
-            *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
-            attn_mask=_mask_for(self._attention_backend, mask),
-            backend=self._attention_backend,
+            *by_head,
+            attn_mask=mask_for(backend, mask),
+            backend=backend,
             parallel_config=self._parallel_config,
         )
         return attended.flatten(2, 3).to(query.dtype)

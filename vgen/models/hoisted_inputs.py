@@ -28,6 +28,8 @@ class HoistedInputs:
     scale_shift_table: nn.Parameter
     _memo: Memo | None = None
     _expected: Tensor | None = None
+    compiled_by_choice = False
+    """Whether blocks were compiled because that was measured to be faster; see vgen.engine.session."""
     block_runner: Callable[..., Tensor] | None = None
     """Called in place of the loop over the blocks, with that loop and its arguments; see vgen.engine.graph."""
 
@@ -71,6 +73,8 @@ class HoistedInputs:
         own = [block.scale_shift_table for block in blocks]
         # A block whose weights come and go (offloading) hooks into it: then only the block may touch its table.
         at_hand = all(plain(block) and block.scale_shift_table.device == rows.device for block in blocks)
+        if rows.shape[1] > 1 and self.block_runner is not None:
+            at_hand = False  # a recording keeps its inputs: one for all blocks, not one a block
         by_block = at_hand and len(own) * len(expected) * own[0].numel() * own[0].element_size() <= _MOST_BYTES
 
         def embed() -> tuple[Tensor, Tensor]:
@@ -83,7 +87,7 @@ class HoistedInputs:
         if not by_block:
             return [table[rows]] * len(blocks), last[rows]
         if rows.shape[1] == 1:
-            return table[:, rows].unbind(0), last[rows]
+            return table[:, rows], last[rows]
         return (values[rows] for values in table), last[rows]  # by token: one block's at a time, they are large
 
     def _expected_rows(self, timestep: Tensor) -> Tensor | None:
@@ -120,12 +124,15 @@ class HoistedInputs:
         asks the memo itself, with its weights in place.
         """
         blocks = self.transformer_blocks
-        outside = self.block_runner is not None or any(block._compiled_call_impl is not None for block in blocks)
+        outside = self.block_runner is not None or self._blocks_are_compiled()
         ready = all(plain(block) and type(block.attn2.processor) is VideoAttentionProcessor for block in blocks)
         if memo is None or torch.is_grad_enabled() or not (outside and ready):
             return [None] * len(blocks), mask
         kept = [block.attn2.keep_text(text, mask, memo) for block in blocks]
         return [pairs for pairs, _ in kept], kept[0][1]
+
+    def _blocks_are_compiled(self) -> bool:
+        return any(block._compiled_call_impl is not None for block in self.transformer_blocks)
 
     def _text_is_spread(self) -> bool:
         """Whether each of several processes sees a part of the text alone."""

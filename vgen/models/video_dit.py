@@ -286,6 +286,8 @@ class VideoDiT(
     ) -> Tensor:
         """All blocks, [B, N, D] -> [B, N, D]; `tembs`, `kept`, `skips`: one entry for each, see VideoDiTBlock."""
         skips = skips or [None] * len(self.transformer_blocks)
+        if self._blocks_are_compiled():  # the first block's input is then no view either: one program fits all blocks
+            hidden_states = hidden_states.clone()
         for block, temb, known, skip in zip(self.transformer_blocks, tembs, kept, skips, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(
