@@ -49,6 +49,18 @@ def test_the_report_says_what_was_measured(report_file):
     assert report["machine"]["torch"] == torch.__version__
 
 
+def test_the_clock_is_chosen_and_told(report_file, tmp_path, capsys):
+    assert json.loads(report_file.read_text())["clock"] == "wall"
+    words = ["bench", "--scenario", "cpu-tiny", "--rounds", 1, "--device", "cpu", "--stages", "step"]
+    words += ["--threads", 1, "--clock"]
+    assert _vgen(*words, "sundial") == 2
+    assert "clock='sundial' must be wall" in capsys.readouterr().err
+    assert _vgen(*words, "process", "-o", tmp_path / "busy.json") == 0
+    assert "seconds of the processor" in capsys.readouterr().out
+    report = json.loads((tmp_path / "busy.json").read_text())
+    assert report["clock"] == "process" and report["arms"]["vgen"]["stages"]["step"]["p50"] > 0
+
+
 def test_two_reports_are_compared(report_file, capsys):
     assert _vgen("bench", "compare", report_file, report_file) == 0
     assert "1.000 x" in capsys.readouterr().out

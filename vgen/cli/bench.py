@@ -46,6 +46,9 @@ def bench(
     stages: Annotated[
         str | None, typer.Option("--stages", metavar="LIST", help="Only these, for instance step,end_to_end.")
     ] = None,
+    clock: Annotated[
+        str, typer.Option("--clock", metavar="CLOCK", help="wall; process counts this process alone (CPU).")
+    ] = "wall",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and inputs.")] = 0,
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")] = None,
     output: Annotated[
@@ -110,6 +113,7 @@ def bench(
         rounds=rounds,
         seed=seed,
         stages=wanted,
+        clock=clock,
         say=lambda line: typer.echo(line, err=True),
     )
     Console(width=None if Console().is_terminal else 160).print(reports.tables(found))

@@ -51,8 +51,9 @@ def denoising(transformer: Any, timesteps: Tensor, rows: int, tokens: int, close
     transformer.expect_timesteps(timesteps)
     with ExitStack() as stack:
         stack.callback(transformer.expect_timesteps, None)
-        if parts.enabled("autotune") and transformer.device.type == "cuda":
-            _follow_choice(transformer, chosen_combination(transformer, rows, tokens))
+        if transformer.device.type == "cuda":
+            measured = parts.enabled("autotune")
+            _follow_choice(transformer, chosen_combination(transformer, rows, tokens) if measured else "eager")
         if parts.enabled("cuda_graph") and closed:
             stack.enter_context(blocks_recorded(transformer, rows * tokens))
         yield

@@ -95,6 +95,8 @@ class HoistedInputs:
         expected = self._expected
         if expected is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
+        if expected.is_inference():  # nothing is remembered then, see Memo
+            return None
         if timestep.dtype != expected.dtype or timestep.device != expected.device:
             return None
         wanted = timestep.reshape(timestep.shape[0], -1).contiguous()

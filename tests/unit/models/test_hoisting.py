@@ -240,3 +240,32 @@ def test_a_block_that_is_hooked_into_adds_its_own_table():
     with dit.hoisting():
         dit.expect_timesteps(torch.tensor([3.0, 500.0]))
         _close(dit(**call)[0], alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_token", [False, True])
+def test_in_bfloat16_the_error_stays_that_of_calls_alone(by_token):
+    dit, call = _dit(), _call()
+    step = torch.linspace(0, 1000, 16).reshape(2, 8) if by_token else torch.tensor([300.0, 700.0])
+    call["timestep"] = step
+    truth = dit(**call)[0]
+    dit.to(torch.bfloat16)
+    for name in ("hidden_states", "encoder_hidden_states"):
+        call[name] = call[name].bfloat16()
+    plain = dit(**call)[0]
+    with dit.hoisting():
+        dit.expect_timesteps(step.unique())
+        hoisted = dit(**call)[0]
+    errors = [(found.float() - truth).square().mean().sqrt() for found in (hoisted, plain)]
+    assert 0 < errors[0] <= 1.1 * errors[1]
+
+
+def test_under_inference_mode_a_call_embeds_its_own_timesteps():
+    dit, call, seen = _dit(), _call(), []
+    with torch.no_grad():
+        alone = dit(**call)[0]
+    _timesteps(dit, seen)
+    with torch.inference_mode(), dit.hoisting():
+        dit.expect_timesteps(torch.tensor([3.0, 400.0, 500.0]))
+        _close(dit(**call)[0], alone)
+    assert seen == [2]
