@@ -100,7 +100,7 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         bool | None,
         typer.Option(
             "--compile/--no-compile",
-            help="Compile the transformer's blocks: a minute or more once, kept for later runs; see docs/speed.md.",
+            help="Compile the transformer's blocks: slow the first time, kept for later runs; see docs/speed.md.",
             rich_help_panel=_MACHINE,
         ),
     ],

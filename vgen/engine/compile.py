@@ -17,7 +17,7 @@ def compile_blocks(transformer: Any) -> None:
     """Compile the blocks of a transformer, all of them as one program, when it is next called.
 
     The number of tokens stays open, so that clips of other sizes use the same program. What was compiled is found
-    again by later processes, see `keep_compiled`. The first call takes a minute or so; results differ by rounding.
+    again by later processes, see `keep_compiled`. The first call takes up to some minutes; results differ by rounding.
 
     Args:
         transformer: a VideoDiT; compiled already, it stays as it is.
@@ -46,8 +46,11 @@ def keep_compiled() -> str | None:
     Returns:
         The folder; None where there is none that only this user can write to: then torch's own is used.
     """
-    if os.environ.get(_FOLDER):
-        return os.environ[_FOLDER]
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    named = os.environ.get(_FOLDER)
+    if named and named != default_cache_dir():  # torch writes its own default there as soon as anything asks for it
+        return named
     try:
         folder = str(private_folder("compile"))
     except OSError as error:
