@@ -72,19 +72,9 @@ def bench(
 
     from vgen.bench.choose import choose_scenario, choose_stages
     from vgen.cli.jobs import choose_device
-    from vgen.errors import OutputError
-    from vgen.io.atomic import exists_message
 
     chosen_device = choose_device(device or "auto")
-    for file, suffixes in ((output, (".json",)), (plot, (".png", ".svg", ".pdf"))):
-        if file is None:
-            continue
-        if Path(file).suffix not in suffixes:
-            raise OutputError(f"{file!r} must end in {' or '.join(suffixes)}.")
-        if not Path(file).absolute().parent.is_dir():
-            raise OutputError(f"the folder {Path(file).absolute().parent} does not exist; make it first.")
-        if Path(file).exists() and not overwrite:
-            raise OutputError(exists_message(Path(file)))
+    _check_outputs(output, plot, overwrite)
     changes = {
         "config": config,
         "height": height,
@@ -121,6 +111,24 @@ def bench(
         Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         reports.plot(found, Path(plot))
+
+
+def _check_outputs(output: str | None, plot: str | None, overwrite: bool) -> None:
+    """Refuse, before anything runs, names that cannot be written."""
+    from pathlib import Path
+
+    from vgen.errors import OutputError
+    from vgen.io.atomic import exists_message
+
+    for file, suffixes in ((output, (".json",)), (plot, (".png", ".svg", ".pdf"))):
+        if file is None:
+            continue
+        if Path(file).suffix not in suffixes:
+            raise OutputError(f"{file!r} must end in {' or '.join(suffixes)}.")
+        if not Path(file).absolute().parent.is_dir():
+            raise OutputError(f"the folder {Path(file).absolute().parent} does not exist; make it first.")
+        if Path(file).exists() and not overwrite:
+            raise OutputError(exists_message(Path(file)))
 
 
 def _tune(work: Scenario, device: str, rounds: int, seed: int) -> None:
