@@ -20,13 +20,13 @@ from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, St
 from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
 from vgen.engine.parallel import BranchParallel
-from vgen.engine.session import inference_session
+from vgen.engine.session import denoising, inference_session
 from vgen.errors import NonFiniteError, RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.checks import check_settings
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
-from vgen.pipelines.decoding import decode_latents, paste_known, to_output
+from vgen.pipelines.decoding import decode_latents, decode_to_bytes, paste_known, to_output
 from vgen.pipelines.loading import PipelineLoading
 from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
@@ -34,7 +34,7 @@ from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.prompts import PipelinePrompts
 from vgen.pipelines.renewing import renew_known
 from vgen.pipelines.settings import GenerationSettings
-from vgen.pipelines.strategies import guidance_of, largest_scale, sampling, set_schedule
+from vgen.pipelines.strategies import guidance_of, largest_scale, loop_timesteps, sampling, set_schedule
 from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings
 from vgen.pipelines.text_cache import DeferredText
 from vgen.steps import skipped_steps
@@ -260,6 +260,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         latents = renew_known(self.vae, latents, given, settings, self.convention, self.transformer.dtype)
         if settings.output_type == "latent":
             frames = latents
+        elif settings.output_type == "uint8":
+            frames = decode_to_bytes(self.vae, latents, settings, self.convention, self.transformer.dtype, given)
         else:
             video = decode_latents(self.vae, latents, settings, self.convention, self.transformer.dtype)
             video = paste_known(video, given, settings.keep_known_pixels, settings.num_videos_per_prompt)
@@ -278,7 +280,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         """The denoising loop: starting tokens [B, K + N, C] to latent tokens [B, N, C]."""
         timesteps, tokens = self.scheduler.timesteps, start
         strength = None if known.is_empty else known.strength
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        expected, rows = loop_timesteps(self.scheduler, strength), start.shape[0] * (1 + guidance.needs_negative)
+        fast = denoising(self.transformer, expected, rows, start.shape[1], closed=settings.callback_on_step_end is None)
+        with fast, self.progress_bar(total=len(timesteps)) as progress_bar:
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue

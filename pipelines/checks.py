@@ -16,7 +16,7 @@ from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.softening import LARGEST_CRF
 from vgen.types import LatentShape, Strides, VideoShape
 
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 GUIDANCE_BATCHING = ("batched", "separate")
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from einops import repeat
 from torch import Tensor
 
 from vgen.diffusion.latent_statistics import tone_map
+from vgen.engine.host_copy import HostFrames
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.conventions import Convention
 from vgen.pipelines.noise import draw
@@ -32,28 +34,63 @@ def decode_latents(
     Returns:
         [B, 3, F, H, W], about [-1, 1], float32.
     """
-    timestep = None
-    compression = settings.tone_map_compression_ratio
-    if vae.config.timestep_conditioning:
-        timestep = _per_clip(settings.decode_timestep, settings, latents.device, dtype)
-        scale = timestep
-        if settings.decode_noise_scale is not None:
-            scale = _per_clip(settings.decode_noise_scale, settings, latents.device, dtype)
-        noise = draw(tuple(latents.shape), settings.generator, latents.device, dtype)
-        scale = scale.view(-1, 1, 1, 1, 1)
-        if convention.mix_decode_noise_normalized:
-            mixed = torch.lerp(latents, noise.to(latents), scale.to(latents))
-            latents = vae.denormalize(tone_map(mixed, compression)).to(dtype)
-        else:
-            latents = torch.lerp(vae.denormalize(tone_map(latents, compression)).to(dtype), noise, scale)
-    else:
-        latents = vae.denormalize(tone_map(latents, compression)).to(dtype)
+    latents, timestep = _raw_latents(vae, latents, settings, convention, dtype)
     with within_memory(vae, LatentShape(*latents.shape[2:]), latents.shape[0], settings.vae_memory):
         video = vae.decode(latents.to(vae.dtype), timestep, return_dict=False, generator=settings.generator)[0]
     return video.float()
 
 
-def paste_known(video: Tensor, given: Sequence[GivenPixels], keep: bool | None, num_videos_per_prompt: int) -> Tensor:
+def decode_to_bytes(
+    vae: Any,
+    latents: Tensor,
+    settings: GenerationSettings,
+    convention: Convention,
+    dtype: torch.dtype,
+    given: Sequence[GivenPixels] = (),
+) -> np.ndarray:
+    """Decode normalised latents to frames on the host, piece by piece as the decoder gives them out.
+
+    Args:
+        vae, latents, settings, convention, dtype: see `decode_latents`.
+        given: pasted in as by `paste_known`.
+    Returns:
+        uint8 [B, F, H, W, 3]: the same as `decode_latents`, `paste_known` and rounding after one another.
+    """
+    latents, timestep = _raw_latents(vae, latents, settings, convention, dtype)
+    frames = HostFrames(settings.num_frames)
+    with within_memory(vae, LatentShape(*latents.shape[2:]), latents.shape[0], settings.vae_memory):
+        latents = latents.to(vae.dtype)
+        if vae.use_slicing and latents.shape[0] > 1:  # one clip after the other, all of them to the end
+            pieces = iter([vae.decode(latents, timestep, return_dict=False, generator=settings.generator)[0]])
+        else:
+            pieces = vae.decode_in_pieces(latents, timestep, generator=settings.generator)
+        for piece in pieces:
+            keep, clips = settings.keep_known_pixels, settings.num_videos_per_prompt
+            frames.append(paste_known(piece.float(), given, keep, clips, frames.done))
+    return frames.finish()
+
+
+def _raw_latents(
+    vae: Any, latents: Tensor, settings: GenerationSettings, convention: Convention, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Latents as the decoder takes them, with their noise mixed in, and its timestep."""
+    compression = settings.tone_map_compression_ratio
+    if not vae.config.timestep_conditioning:
+        return vae.denormalize(tone_map(latents, compression)).to(dtype), None
+    timestep = scale = _per_clip(settings.decode_timestep, settings, latents.device, dtype)
+    if settings.decode_noise_scale is not None:
+        scale = _per_clip(settings.decode_noise_scale, settings, latents.device, dtype)
+    noise = draw(tuple(latents.shape), settings.generator, latents.device, dtype)
+    scale = scale.view(-1, 1, 1, 1, 1)
+    if convention.mix_decode_noise_normalized:
+        mixed = torch.lerp(latents, noise.to(latents), scale.to(latents))
+        return vae.denormalize(tone_map(mixed, compression)).to(dtype), timestep
+    return torch.lerp(vae.denormalize(tone_map(latents, compression)).to(dtype), noise, scale), timestep
+
+
+def paste_known(
+    video: Tensor, given: Sequence[GivenPixels], keep: bool | None, num_videos_per_prompt: int, start: int = 0
+) -> Tensor:
     """Put pixels given with strength 1 back where they were given.
 
     Args:
@@ -61,19 +98,24 @@ def paste_known(video: Tensor, given: Sequence[GivenPixels], keep: bool | None, 
         given: the conditions.
         keep: True: of all conditions; None: of those with a mask; False: none.
         num_videos_per_prompt: clips for each prompt.
+        start: which frame of the clip the first one of `video` is.
     Returns:
         [B, 3, F, H, W].
     """
     for entry in given:
         if keep is False or (keep is None and entry.mask is None) or entry.frame_index < 0:
             continue
-        here = slice(entry.frame_index, entry.frame_index + entry.num_frames)
+        first = max(entry.frame_index, start)
+        end = min(entry.frame_index + entry.num_frames, start + video.shape[2])
+        if first >= end:
+            continue
+        here, of_entry = (slice(first - zero, end - zero) for zero in (start, entry.frame_index))
         known = (entry.strength == 1).view(-1, 1, 1, 1, 1)
         if entry.mask is not None:
-            known = known & (entry.mask == 1)
+            known = known & (entry.mask[:, :, of_entry] == 1)
         known, pixels = (
             repeat(tensor, "p ... -> (p n) ...", n=num_videos_per_prompt if tensor.shape[0] > 1 else 1).to(video.device)
-            for tensor in (known, entry.pixels)
+            for tensor in (known, entry.pixels[:, :, of_entry])
         )
         pasted = torch.where(known, pixels.to(video), video[:, :, here])
         video = torch.cat([video[:, :, : here.start], pasted, video[:, :, here.stop :]], dim=2)
@@ -85,9 +127,13 @@ def to_output(video: Tensor, output_type: str, processor: Any) -> Any:
 
     Args:
         video: [B, 3, F, H, W], about [-1, 1], float32; overwritten.
-        output_type: "pt" [B, F, 3, H, W] or "np" [B, F, H, W, 3], in [0, 1]; "pil".
+        output_type: "pt" [B, F, 3, H, W] or "np" [B, F, H, W, 3], in [0, 1]; "uint8" [B, F, H, W, 3]; "pil".
         processor: diffusers' VideoProcessor, for "pil".
     """
+    if output_type == "uint8":
+        frames = HostFrames(video.shape[2])
+        frames.append(video)
+        return frames.finish()
     if output_type not in ("pt", "np"):
         return processor.postprocess_video(video, output_type=output_type)
     video = video.mul_(0.5).add_(0.5).clamp_(0, 1)  # in place: a clip is large, and nobody else has it

@@ -85,10 +85,9 @@ def make_windows(
             **{**settings, **parts[window.segment].settings},
             num_frames=window.num_frames,
             generator=[torch.Generator("cpu").manual_seed(seed + number)],
-            output_type="np",
+            output_type="uint8",
         ).frames[0]
-        new = made[window.known : window.known + window.new]
-        frames.append(np.rint(np.clip(new, 0.0, 1.0) * 255.0).astype(np.uint8))
+        frames.append(made[window.known : window.known + window.new])
         after_window(number, window)
 
 

@@ -16,7 +16,8 @@ class VideoPipelineOutput(BaseOutput):
 
     Attributes:
         frames: by `output_type`: "pil", a list of lists of pictures; "np", [B, F, H, W, 3] in [0, 1]; "pt",
-            [B, F, 3, H, W] in [0, 1]; "latent", normalised latents [B, C, f, h, w].
+            [B, F, 3, H, W] in [0, 1]; "uint8", an array [B, F, H, W, 3], rounded and copied piece by piece as the
+            decoder gives it out; "latent", normalised latents [B, C, f, h, w].
     """
 
     frames: list[list[PIL.Image.Image]] | np.ndarray | Tensor

@@ -70,7 +70,7 @@ class GenerationSettings:
         vae_memory: memory that coding may take, in bytes or as "4GB"; a clip is coded in pieces where it needs
             more, exactly as long as pieces in time suffice. "auto": most of what is free; None: as the VAE is set up.
         attention_kwargs: handed to the transformer (for instance {"scale": 0.8} for LoRA).
-        output_type: "pil", "np", "pt" or "latent".
+        output_type: "pil", "np", "pt", "uint8" or "latent", see vgen.pipelines.output.
         return_dict: False returns a tuple.
         callback_on_step_end: called as (pipeline, step, timestep, {name: tensor}); tensors it returns are used.
         callback_on_step_end_tensor_inputs: which tensors it gets.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vgen.diffusion.conditions import token_sigmas
 from vgen.diffusion.guidance import BySigma, ClassifierFreeGuidance, ComposedGuidance, Guidance, SpatioTemporalGuidance
 from vgen.diffusion.guidance.values import every
 from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas, resolution_shift_mu
@@ -105,3 +106,18 @@ def sampling(scheduler: Any, stochastic: bool | None) -> Iterator[None]:
     finally:
         if stochastic is not None:
             scheduler.register_to_config(stochastic_sampling=before)
+
+
+def loop_timesteps(scheduler: Any, strength: torch.Tensor | None) -> torch.Tensor:
+    """All timesteps that a loop will ask the transformer for, by step or by token.
+
+    Args:
+        scheduler: with the schedule of the call.
+        strength: [B, N] of all tokens, see vgen.diffusion.conditions; None: nothing is known.
+    Returns:
+        [K], float32, distinct and ascending; the same numbers to the bit as the loop computes.
+    """
+    sigmas = scheduler.timesteps / scheduler.config.num_train_timesteps
+    if strength is not None:
+        sigmas = token_sigmas(sigmas, strength.unique()[None])
+    return (sigmas * scheduler.config.num_train_timesteps).unique()

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vgen.hub import check_text_encoder, model_hash
+from vgen.io.cache_home import cache_home
 from vgen.pipelines.text import (
     PreTrainedTokenizerBase,
     T5EncoderModel,
@@ -43,9 +44,7 @@ _ENDING = ".safetensors"
 
 def cache_folder() -> Path:
     """Where embeddings are kept: $VGEN_CACHE/text, else vgen/text in the user's cache folder."""
-    home = os.environ.get("VGEN_CACHE")
-    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vgen"
-    return base.expanduser() / "text"
+    return cache_home() / "text"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from vgen.diffusion.tokens import token_grid, token_strides
 from vgen.errors import RequestError, ShapeError
 from vgen.passes import PLAIN, SCHEDULE, SKIPS, TwoPassPreset, pass_shapes, preset_named
 from vgen.pipelines.conditioning import GivenPixels
-from vgen.pipelines.decoding import paste_known
+from vgen.pipelines.decoding import paste_known, to_output
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.resizing import resize_clip, resize_conditions, soften_conditions
 from vgen.pipelines.settings import GenerationSettings
@@ -130,7 +130,7 @@ class TwoPass:
         if asked.output_type != "latent":
             video = _resize_video(frames, asked.height, asked.width) * 2 - 1
             video = paste_known(video, pixels, asked.keep_known_pixels, asked.num_videos_per_prompt)
-            frames = pipe.video_processor.postprocess_video(video, output_type=asked.output_type)
+            frames = to_output(video, asked.output_type, pipe.video_processor)
         return VideoPipelineOutput(frames=frames) if asked.return_dict else (frames,)
 
     def plan(self, pipe: BasePipeline, given: Mapping[str, Any], conditions: Conditions) -> tuple[Pass, Pass]:

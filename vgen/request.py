@@ -161,6 +161,7 @@ class GenerateRequest(_Job):
     device: _Device | None = Field(None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
     dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
     text_cache: bool | None = Field(None, description="Prompts are cached on disk; if left out, for large encoders.")
+    compile: bool | None = Field(None, description="Compile the transformer's blocks; kept for later runs.")
     vae_memory: _Memory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
 
     @model_validator(mode="after")
@@ -254,6 +255,7 @@ class ResolvedRequest(_Job):
     device: str
     dtype: str
     text_cache: bool | None = None
+    compile: bool | None = None
     vae_memory: _Memory | None = None
 
     def to_metadata(self, model_hash: str | None = None, versions: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from vgen.bench.report import plot
 from vgen.bench.run import lossy_error
 from vgen.bench.scenarios import ARCHITECTURES, scenario_named
 from vgen.cli import main
+from vgen.engine import autotune
+from vgen.engine.tuning_store import TuningStore, shared_store
 from vgen.errors import RequestError
 
 CPU = torch.device("cpu")
@@ -45,6 +47,18 @@ def test_the_report_says_what_was_measured(report_file):
     assert set(report["ratios"]) == {"diffusers", "plain"}
     assert set(report["parity"]["stages"]["step"]) == {"vgen", "plain"}
     assert report["machine"]["torch"] == torch.__version__
+
+
+def test_the_clock_is_chosen_and_told(report_file, tmp_path, capsys):
+    assert json.loads(report_file.read_text())["clock"] == "wall"
+    words = ["bench", "--scenario", "cpu-tiny", "--rounds", 1, "--device", "cpu", "--stages", "step"]
+    words += ["--threads", 1, "--clock"]
+    assert _vgen(*words, "sundial") == 2
+    assert "clock='sundial' must be wall" in capsys.readouterr().err
+    assert _vgen(*words, "process", "-o", tmp_path / "busy.json") == 0
+    assert "seconds of the processor" in capsys.readouterr().out
+    report = json.loads((tmp_path / "busy.json").read_text())
+    assert report["clock"] == "process" and report["arms"]["vgen"]["stages"]["step"]["p50"] > 0
 
 
 def test_two_reports_are_compared(report_file, capsys):
@@ -135,3 +149,32 @@ def test_the_public_sizes_are_those_of_the_public_models(name, billions):
         transformer = VideoDiT(**ARCHITECTURES[name].transformer)
         CausalVideoVAE(**ARCHITECTURES[name].vae)
     assert sum(weight.numel() for weight in transformer.parameters()) / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_tuning_measures_once_and_is_remembered(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VGEN_CACHE", str(tmp_path))
+    shared_store.cache_clear()
+    words = ("bench", "--tune", "--scenario", "cpu-tiny", "--device", "cpu")
+    assert _vgen(*words) == 0
+    told = capsys.readouterr().out
+    assert "_native_math" in told and "2 x 2 x 12" in told
+    entries = json.loads((tmp_path / "autotune.json").read_text())["entries"]
+    assert len(entries) == 3  # self-attention, and cross-attention to two lengths of text
+    for entry in entries.values():
+        assert set(entry["seconds"]) == {"native", "_native_math"} and entry["choice"] in entry["seconds"]
+    shared_store.cache_clear()  # as in another process
+    monkeypatch.setattr(autotune, "measure_attention", lambda *_: pytest.fail("measured again"))
+    assert _vgen(*words) == 0
+    shared_store.cache_clear()
+
+
+def test_combinations_are_measured_and_followed(tmp_path, monkeypatch):
+    from vgen.bench import tune as tuning
+
+    monkeypatch.setattr(tuning, "compile_blocks", lambda dit: dit.compile_repeated_blocks(backend="eager"))
+    store = TuningStore(tmp_path / "autotune.json")
+    found = tuning.tune(scenario_named("cpu-tiny"), device=CPU, rounds=1, combinations=True, store=store)
+    (key,) = [key for key in found if key.startswith("step")]
+    assert set(found[key].seconds) == {"eager", "compiled"}
+    assert TuningStore(store.path).get(key) == found[key]
+    assert tuning.table(found).row_count == 4

@@ -13,6 +13,7 @@ from torch import Tensor
 from vgen.bench.build import DTYPES, Components, build, peer_components
 from vgen.bench.scenarios import Scenario
 from vgen.diffusion.tokens import pack
+from vgen.engine.compile import compile_blocks
 from vgen.engine.session import inference_session
 from vgen.errors import RequestError
 from vgen.models.attention import attention_backends
@@ -220,8 +221,8 @@ def make_arms(scenario: Scenario, against: tuple[str, ...], device: torch.device
 
     Args:
         scenario: the work.
-        against: "diffusers", "diffusers-compiled", "plain" (all parts off), "without:PART", "lossy:WAY", or the name of
-            an attention backend.
+        against: "diffusers", "diffusers-compiled", "compiled" (ours), "plain" (all parts off), "without:PART",
+            "lossy:WAY", or the name of an attention backend.
         device: where.
         seed: of weights and inputs.
     Raises:
@@ -254,6 +255,10 @@ def _peer(name: str, components: Components, scenario: Scenario, inputs: Inputs)
             theirs.transformer.compile_repeated_blocks(fullgraph=True)
             arm.compiled = "compile_repeated_blocks(fullgraph=True), channels_last_3d VAE"
         return arm
+    if name == "compiled":
+        other = Components(_sharing(components.transformer), *list(vars(components).values())[1:])
+        compile_blocks(other.transformer)
+        return Arm(name, _our_pipeline(other), scenario, inputs, compiled="its blocks, for any number of tokens")
     if name == "plain":
         return Arm(name, _our_pipeline(components), scenario, inputs, off=("all",))
     if name.startswith("without:"):
@@ -268,7 +273,7 @@ def _peer(name: str, components: Components, scenario: Scenario, inputs: Inputs)
         other = Components(fresh, *list(vars(components).values())[1:])
         return Arm(name, _our_pipeline(other), scenario, inputs)
     raise RequestError(
-        f"against={name!r} is not known: use diffusers, diffusers-compiled, plain, without:PART with a part of "
-        f"{', '.join(parts.PARTS)}, lossy:WAY with a way of {', '.join(LOSSY)}, or an attention "
+        f"against={name!r} is not known: use diffusers, diffusers-compiled, compiled, plain, without:PART with a "
+        f"part of {', '.join(parts.PARTS)}, lossy:WAY with a way of {', '.join(LOSSY)}, or an attention "
         f"backend of {', '.join(attention_backends())}."
     )

@@ -23,8 +23,12 @@ class Ratio(NamedTuple):
     confidence: float
 
 
-def seconds(work: Work, device: torch.device) -> float:
-    """How long one run takes, what it has started on the device included."""
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+"""What can be read: the time that passes, or what this process takes of the processors (fair on a busy machine)."""
+
+
+def seconds(work: Work, device: torch.device, clock: str = "wall") -> float:
+    """How long one run takes, what it has started on the device included; `clock`: of CLOCKS, of a CPU's work."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -33,25 +37,29 @@ def seconds(work: Work, device: torch.device) -> float:
         end.record()
         torch.cuda.synchronize(device)
         return begin.elapsed_time(end) / 1e3
-    started = time.perf_counter()
+    read = CLOCKS[clock]
+    started = read()
     work()
-    return time.perf_counter() - started
+    return read() - started
 
 
-def interleaved(works: Mapping[str, Work], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def interleaved(
+    works: Mapping[str, Work], rounds: int, device: torch.device, clock: str = "wall"
+) -> dict[str, list[float]]:
     """Run all in turn, forwards and then backwards (A B B A), so that a slow drift of the machine hits them equally.
 
     Args:
         works: by name; warmed up already.
         rounds: of two runs each.
         device: what they run on.
+        clock: see `seconds`.
     Returns:
         Seconds by name, two a round, in order.
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name in (*works, *reversed(works)):
-            times[name].append(seconds(works[name], device))
+            times[name].append(seconds(works[name], device, clock))
     return times
 
 
@@ -87,12 +95,12 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5, clock: str = "wall") -> float:
     """FLOP/s of a large square matrix product, the best of some: what this machine gives at most, measured now."""
     side = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(left)
-    best = min(seconds(lambda: torch.mm(left, right, out=out), device) for _ in range(repeats + 1))
+    best = min(seconds(lambda: torch.mm(left, right, out=out), device, clock) for _ in range(repeats + 1))
     return 2 * side**3 / best
 
 

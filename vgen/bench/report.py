@@ -40,7 +40,8 @@ def tables(report: dict[str, Any]) -> Group:
         f"{scenario['name']} ({scenario['config']}): {size}, {scenario['num_inference_steps']} steps, guidance "
         f"{scenario['guidance_scale']:g}, {scenario['dtype']}, {machine['device']}, {machine['threads']} threads"
     )
-    times = Table(title=title, caption="seconds: median (90 %, least)")
+    clock = "" if report.get("clock", "wall") == "wall" else " of the processor"
+    times = Table(title=title, caption=f"seconds{clock}: median (90 %, least)")
     times.add_column("stage")
     for name in report["arms"]:
         times.add_column(name, justify="right")

@@ -16,9 +16,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from vgen.bench.arms import Arm, make_arms
 from vgen.bench.build import DTYPES
 from vgen.bench.choose import STAGES
-from vgen.bench.measure import attention_used, interleaved, matmul_rate, paired_ratio, peak_bytes, quantile, seconds
+from vgen.bench.measure import (
+    CLOCKS,
+    attention_used,
+    interleaved,
+    matmul_rate,
+    paired_ratio,
+    peak_bytes,
+    quantile,
+    seconds,
+)
 from vgen.bench.parity import check_parity
 from vgen.bench.scenarios import Scenario
+from vgen.errors import RequestError
 from vgen.ops import parts
 from vgen.version import __version__
 
@@ -41,6 +51,7 @@ def run(
     rounds: int = 10,
     seed: int = 0,
     stages: Sequence[str] = STAGES,
+    clock: str = "wall",
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Run a benchmark.
@@ -52,14 +63,19 @@ def run(
         rounds: each runs every arm twice, A B B A.
         seed: of weights and inputs.
         stages: which to time.
+        clock: of measure.CLOCKS; "process" counts this process's own work on a CPU alone.
         say: told what is under way.
     Returns:
         The report, ready for JSON.
     Raises:
+        RequestError: `clock` is not known, or counts nothing of what runs on this device.
         ParityError: the arms do not compute the same.
     """
     if scenario.threads is not None and device.type == "cpu":
         torch.set_num_threads(scenario.threads)
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    if clock not in CLOCKS or (clock == "process" and not alone):
+        raise RequestError(f"clock={clock!r} must be wall; or process, on a CPU with one thread (--threads 1).")
     started = time.perf_counter()
     arms = make_arms(scenario, tuple(against), device, seed)
     built = time.perf_counter() - started
@@ -72,6 +88,7 @@ def run(
         "scenario": scenario.as_dict(),
         "seed": seed,
         "rounds": rounds,
+        "clock": clock,
         "machine": _machine(device),
         "parity": parity,
         "arms": {},
@@ -84,10 +101,10 @@ def run(
             continue
         for work in works.values():
             work()
-        for name, times in interleaved(works, rounds, device).items():
+        for name, times in interleaved(works, rounds, device, clock).items():
             timed[name][stage] = times
         say(f"{stage}: " + ", ".join(f"{name} {quantile(timed[name][stage], 0.5):.4g} s" for name in works))
-    rate = matmul_rate(device, DTYPES[scenario.dtype])
+    rate = matmul_rate(device, DTYPES[scenario.dtype], clock=clock)
     report["matmul_flops_per_second"] = rate
     work_done = _flops(arms[0])
     for arm in arms:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from vgen.bench.scenarios import Scenario
 
 app = typer.Typer(help="Measure speed, alone or against diffusers; compare two reports.", no_args_is_help=False)
 
@@ -43,6 +46,9 @@ def bench(
     stages: Annotated[
         str | None, typer.Option("--stages", metavar="LIST", help="Only these, for instance step,end_to_end.")
     ] = None,
+    clock: Annotated[
+        str, typer.Option("--clock", metavar="CLOCK", help="wall; process counts this process alone (CPU).")
+    ] = "wall",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and inputs.")] = 0,
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")] = None,
     output: Annotated[
@@ -52,6 +58,10 @@ def bench(
         str | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png, .svg); needs the extra plot.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="Instead: find the fastest exact ways for this work, show and remember them."),
+    ] = False,
 ) -> None:
     """Measure the stages of generating a clip. Parity is checked first: unequal results are not compared."""
     if context.invoked_subcommand is not None:
@@ -62,19 +72,9 @@ def bench(
 
     from vgen.bench.choose import choose_scenario, choose_stages
     from vgen.cli.jobs import choose_device
-    from vgen.errors import OutputError
-    from vgen.io.atomic import exists_message
 
     chosen_device = choose_device(device or "auto")
-    for file, suffixes in ((output, (".json",)), (plot, (".png", ".svg", ".pdf"))):
-        if file is None:
-            continue
-        if Path(file).suffix not in suffixes:
-            raise OutputError(f"{file!r} must end in {' or '.join(suffixes)}.")
-        if not Path(file).absolute().parent.is_dir():
-            raise OutputError(f"the folder {Path(file).absolute().parent} does not exist; make it first.")
-        if Path(file).exists() and not overwrite:
-            raise OutputError(exists_message(Path(file)))
+    _check_outputs(output, plot, overwrite)
     changes = {
         "config": config,
         "height": height,
@@ -88,6 +88,9 @@ def bench(
     work = choose_scenario(scenario, str(chosen_device), changes)
     wanted = choose_stages(stages)
 
+    if tune:
+        _tune(work, chosen_device, rounds, seed)
+        return
     import torch
 
     from vgen.bench import report as reports
@@ -100,6 +103,7 @@ def bench(
         rounds=rounds,
         seed=seed,
         stages=wanted,
+        clock=clock,
         say=lambda line: typer.echo(line, err=True),
     )
     Console(width=None if Console().is_terminal else 160).print(reports.tables(found))
@@ -107,6 +111,41 @@ def bench(
         Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
         reports.plot(found, Path(plot))
+
+
+def _check_outputs(output: str | None, plot: str | None, overwrite: bool) -> None:
+    """Refuse, before anything runs, names that cannot be written."""
+    from pathlib import Path
+
+    from vgen.errors import OutputError
+    from vgen.io.atomic import exists_message
+
+    for file, suffixes in ((output, (".json",)), (plot, (".png", ".svg", ".pdf"))):
+        if file is None:
+            continue
+        if Path(file).suffix not in suffixes:
+            raise OutputError(f"{file!r} must end in {' or '.join(suffixes)}.")
+        if not Path(file).absolute().parent.is_dir():
+            raise OutputError(f"the folder {Path(file).absolute().parent} does not exist; make it first.")
+        if Path(file).exists() and not overwrite:
+            raise OutputError(exists_message(Path(file)))
+
+
+def _tune(work: Scenario, device: str, rounds: int, seed: int) -> None:
+    """Measure what generation may choose from, and show it."""
+    import torch
+    from rich.console import Console
+
+    from vgen.bench.tune import table, tune
+
+    found = tune(
+        work,
+        device=torch.device(device),
+        rounds=rounds,
+        seed=seed,
+        say=lambda line: typer.echo(line, err=True),
+    )
+    Console(width=None if Console().is_terminal else 160).print(table(found))
 
 
 @app.command("compare")

@@ -106,6 +106,10 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     )
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     load_loras(pipe, job.request)
+    if job.request.compile:
+        from vgen.engine.compile import compile_blocks
+
+        compile_blocks(pipe.transformer)
     return pipe
 
 
@@ -174,12 +178,12 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
             num_frames=request.num_frames,
             **call_settings(request),
             generator=[torch.Generator("cpu").manual_seed(request.seed)],
-            output_type="np",
+            output_type="uint8",
             **inputs,
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(request, error) from None
-    frames = _to_bytes(result.frames[0])
+    frames = result.frames[0]
     frames = frames if finish is None else finish(frames)
     metadata = request.to_metadata(model_hash(job.model.folder), versions())
     path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)
@@ -212,13 +216,6 @@ def out_of_memory(request: ResolvedRequest, error: BaseException) -> OutOfMemory
 def _given(request: ResolvedRequest, *names: str) -> dict[str, Any]:
     """Those of a request's fields that hold something."""
     return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-
-
-def _to_bytes(frames: np.ndarray) -> np.ndarray:
-    """Float [F, H, W, 3] in [0, 1] to uint8."""
-    import numpy as np
-
-    return np.rint(np.clip(np.asarray(frames, dtype=np.float32), 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def versions() -> dict[str, str]:

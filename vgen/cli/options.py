@@ -96,6 +96,14 @@ _REQUEST_OPTIONS: dict[str, Any] = {
             rich_help_panel=_MACHINE,
         ),
     ],
+    "compile": Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the transformer's blocks: slow the first time, kept for later runs; see docs/speed.md.",
+            rich_help_panel=_MACHINE,
+        ),
+    ],
     "vae_memory": _text(
         "--vae-memory",
         metavar="SIZE",

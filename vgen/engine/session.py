@@ -6,8 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from vgen.engine.allocator import memory_kept
-from vgen.models.fusing import move_together
+from vgen.engine.autotune import AttentionTuner, chosen_combination
+from vgen.engine.compile import compile_blocks, is_compiled, release_blocks
+from vgen.engine.graph import blocks_recorded
+from vgen.models.attention import attention_chosen_by
+from vgen.models.fusing import move_together, plain
 from vgen.ops import parts
 
 
@@ -26,4 +32,38 @@ def inference_session(pipeline: Any) -> Iterator[None]:
                 move_together(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
         if parts.enabled("hoisting"):
             stack.enter_context(pipeline.transformer.hoisting())
+        if parts.enabled("autotune"):
+            stack.enter_context(attention_chosen_by(AttentionTuner()))
         yield
+
+
+@contextmanager
+def denoising(transformer: Any, timesteps: Tensor, rows: int, tokens: int, closed: bool) -> Iterator[None]:
+    """Inside an `inference_session`, one denoising loop: what is fast because of what the loop will do.
+
+    Args:
+        transformer: a VideoDiT.
+        timesteps: [K], all that the loop will ask for, see VideoDiT.expect_timesteps.
+        rows: samples of a call, all branches of a guidance together.
+        tokens: of a sample.
+        closed: whether nothing but the loop acts meanwhile: no callback that could touch the model.
+    """
+    transformer.expect_timesteps(timesteps)
+    with ExitStack() as stack:
+        stack.callback(transformer.expect_timesteps, None)
+        if transformer.device.type == "cuda":
+            measured = parts.enabled("autotune")
+            _follow_choice(transformer, chosen_combination(transformer, rows, tokens) if measured else "eager")
+        if parts.enabled("cuda_graph") and closed:
+            stack.enter_context(blocks_recorded(transformer, rows * tokens))
+        yield
+
+
+def _follow_choice(transformer: Any, choice: str) -> None:
+    """Compile blocks, or undo what was compiled for another shape; what the caller has compiled stays."""
+    if choice == "compiled" and not is_compiled(transformer) and all(plain(b) for b in transformer.transformer_blocks):
+        compile_blocks(transformer)
+        transformer.compiled_by_choice = True
+    elif choice == "eager" and transformer.compiled_by_choice:
+        release_blocks(transformer)
+        transformer.compiled_by_choice = False

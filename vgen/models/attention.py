@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
@@ -22,8 +25,15 @@ from vgen.models.rope import Rotation
 from vgen.models.skip import BlockSkip, replace_rows
 from vgen.ops import parts
 
+Chooser = Callable[[Tensor, Tensor, Tensor, Tensor | None], str | None]
+"""From queries, keys, values (each [B, N or L, heads, head_dim]) and mask to a backend's name; None: the default."""
+_chooser: ContextVar[Chooser | None] = ContextVar("attention chooser", default=None)
 
-def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
+KeptText = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values of the text, [b, L, D] each, a pair for each run of samples of one length."""
+
+
+def mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
     """The mask in the one shape that `backend` understands.
 
     A bool mask [B, L] suits xformers alone: others take it for [N, L], or refuse it. A bool mask [B, 1, 1, L] suits all
@@ -34,6 +44,19 @@ def _mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tens
     if backend is None:
         backend, _ = _AttentionBackendRegistry.get_active_backend()
     return mask if backend == AttentionBackendName.XFORMERS else mask[:, None, None]
+
+
+@contextmanager
+def attention_chosen_by(chooser: Chooser) -> Iterator[None]:
+    """Inside, `chooser` says which backend computes an attention, in models that were not given one.
+
+    Compiled blocks, and attention that is spread over processes, do not ask.
+    """
+    token = _chooser.set(chooser)
+    try:
+        yield
+    finally:
+        _chooser.reset(token)
 
 
 def attention_backends() -> list[str]:
@@ -70,10 +93,19 @@ class VideoAttentionProcessor:
         attention_mask: Tensor | None = None,
         rotation: Rotation | None = None,
         skip: BlockSkip | None = None,
+        kept_text: KeptText | None = None,
     ) -> Tensor:
-        """See VideoAttention.forward; `skip`: samples whose attention is replaced, by mode (see types.SkipLayers)."""
-        if attention.memo is not None and encoder_hidden_states is not None and rotation is None and not skip:
-            return self._to_text(attention, attention.memo, hidden_states, encoder_hidden_states, attention_mask)
+        """See VideoAttention.forward.
+
+        `skip`: samples whose attention is replaced, by mode (see types.SkipLayers); `kept_text`: of
+        VideoAttention.keep_text, together with the mask that it leaves.
+        """
+        if kept_text is not None:
+            return self._to_text(attention, kept_text, hidden_states, attention_mask)
+        memo = None if torch.compiler.is_compiling() else attention.memo
+        if memo is not None and encoder_hidden_states is not None and rotation is None and not skip:
+            kept, mask = attention.keep_text(encoder_hidden_states, attention_mask, memo)
+            return self._to_text(attention, kept, hidden_states, mask)
         query, key, value = attention.project(hidden_states, encoder_hidden_states)
         query, key = attention.norm_q.rotated(query, rotation), attention.norm_k.rotated(key, rotation)
         attended = self._attend(attention, query, key, value, attention_mask)
@@ -89,41 +121,29 @@ class VideoAttentionProcessor:
         self, attention: VideoAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         """[B, N, D], [B, L, D], [B, L, D] -> [B, N, D]."""
+        by_head = [part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)]
+        backend = self._attention_backend
+        if backend is None and self._parallel_config is None and not torch.compiler.is_compiling():
+            chooser = _chooser.get()
+            chosen = None if chooser is None else chooser(*by_head, mask)
+            backend = None if chosen is None else AttentionBackendName(chosen)
         attended = dispatch_attention_fn(
-            *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
-            attn_mask=_mask_for(self._attention_backend, mask),
-            backend=self._attention_backend,
+            *by_head,
+            attn_mask=mask_for(backend, mask),
+            backend=backend,
             parallel_config=self._parallel_config,
         )
         return attended.flatten(2, 3).to(query.dtype)
 
-    def _to_text(
-        self, attention: VideoAttention, memo: Memo, hidden_states: Tensor, text: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        """Cross-attention inside a loop: keys and values are remembered, and padding takes no part."""
+    def _to_text(self, attention: VideoAttention, kept: KeptText, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        """Cross-attention inside a loop: keys and values are at hand, and padding takes no part."""
         query = attention.norm_q.rotated(attention.to_q(hidden_states), None)
-        rows = None
-        if mask is not None and mask.ndim == 2 and parts.enabled("trimmed_text"):
-            rows = memo.get("rows", (mask,), lambda: text_rows(mask))
-
-        def keys_and_values() -> list[tuple[Tensor, Tensor]]:
-            texts = [text] if rows is None else [text[part.start : part.stop, : part.length] for part in rows]
-            found = []
-            for part in texts:
-                key, value = attention.project_text(part)
-                found.append((attention.norm_k.rotated(key, None), value))
-            return found
-
-        sources = (text, mask, *attention.text_layers())
-        kept = memo.get(("text", id(attention)), sources, keys_and_values)
-        if rows is None:
+        if len(kept) == 1:
             attended = self._attend(attention, query, *kept[0], mask)
         else:
+            queries = query.split([key.shape[0] for key, _ in kept])
             attended = torch.cat(
-                [
-                    self._attend(attention, query[part.start : part.stop], key, value, None)
-                    for part, (key, value) in zip(rows, kept, strict=True)
-                ]
+                [self._attend(attention, part, *pair, None) for part, pair in zip(queries, kept, strict=True)]
             )
         for layer in attention.to_out:
             attended = layer(attended)
@@ -192,6 +212,29 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
             return self.to_k(text), self.to_v(text)
         key, value = self.to_kv(text).chunk(2, dim=-1)
         return key, value
+
+    def keep_text(self, text: Tensor, mask: Tensor | None, memo: Memo) -> tuple[KeptText, Tensor | None]:
+        """Keys and values of the text, remembered, without padding, and the mask that is then still needed.
+
+        Args:
+            text: [B, L, cross_attention_dim].
+            mask: see `forward`.
+            memo: of the loop under way.
+        """
+        rows = None
+        if mask is not None and mask.ndim == 2 and parts.enabled("trimmed_text"):
+            rows = memo.get("rows", (mask,), lambda: text_rows(mask))
+
+        def keys_and_values() -> KeptText:
+            texts = [text] if rows is None else [text[part.start : part.stop, : part.length] for part in rows]
+            found = []
+            for part in texts:
+                key, value = self.project_text(part)
+                found.append((self.norm_k.rotated(key, None), value))
+            return tuple(found)
+
+        kept = memo.get(("text", id(self)), (text, mask, *self.text_layers()), keys_and_values)
+        return kept, mask if rows is None else None
 
     def text_layers(self) -> tuple[nn.Module, ...]:
         """The layers that keys and values of the text depend on."""

@@ -6,8 +6,7 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,14 +22,14 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from vgen.errors import ShapeError
-from vgen.models.attention import VideoAttention, VideoAttentionProcessor
+from vgen.models.attention import KeptText, VideoAttention, VideoAttentionProcessor
 from vgen.models.config_io import OptionalConfigKeys
-from vgen.models.hoisting import Memo, text_rows
+from vgen.models.hoisted_inputs import HoistedInputs
+from vgen.models.hoisting import remembered
 from vgen.models.layers import AdaLayerNormSingle, FeedForward, RMSNorm, TextProjection
 from vgen.models.registration import register_block, register_class, register_single_file
 from vgen.models.rope import RotaryPositions, Rotation
 from vgen.models.skip import BlockSkip, plan_skips, replace_rows
-from vgen.ops import parts
 from vgen.types import SkipLayers
 
 
@@ -79,22 +78,27 @@ class VideoDiTBlock(nn.Module):
         rotation: Rotation | None = None,
         encoder_attention_mask: Tensor | None = None,
         skip: BlockSkip | None = None,
+        kept_text: KeptText | None = None,
     ) -> Tensor:
         """[B, N, D] -> [B, N, D].
 
         Args:
             hidden_states: video tokens.
             encoder_hidden_states: [B, L, cross_attention_dim], projected text.
-            temb: [B, N or 1, 6 * D], modulation by token or by sample.
+            temb: [B, N or 1, 6 * D], modulation by token or by sample; or [B, N or 1, 6, D], this block's own table
+                added already.
             rotation: see rope.RotaryPositions.
             encoder_attention_mask: see VideoAttention.
             skip: what is left out, see types.SkipLayers.
+            kept_text: keys and values of the text, see VideoAttention.keep_text.
         """
         before, modes = hidden_states, skip or {}
         left_out = "transformer_block" in modes
         if left_out and modes["transformer_block"] is None:
             return hidden_states
-        modulation = temb.unflatten(-1, self.scale_shift_table.shape) + self.scale_shift_table
+        modulation = temb
+        if temb.ndim == 3:
+            modulation = temb.unflatten(-1, self.scale_shift_table.shape) + self.scale_shift_table
         shift_attention, scale_attention, gate_attention, shift_ff, scale_ff, gate_ff = modulation.unbind(dim=2)
         _, modulated = self.norm1.modulated(hidden_states, None, shift_attention, scale_attention)
         attended = self.attn1(hidden_states=modulated, rotation=rotation, **({"skip": skip} if skip else {}))
@@ -103,6 +107,7 @@ class VideoDiTBlock(nn.Module):
             hidden_states=hidden_states,
             encoder_hidden_states=encoder_hidden_states,
             attention_mask=encoder_attention_mask,
+            **({} if kept_text is None else {"kept_text": kept_text}),
         )
         hidden_states, modulated = self.norm2.modulated(hidden_states, told, shift_ff, scale_ff)
         hidden_states = torch.addcmul(hidden_states, self.ff(modulated), gate_ff)
@@ -110,6 +115,7 @@ class VideoDiTBlock(nn.Module):
 
 
 class VideoDiT(
+    HoistedInputs,
     OptionalConfigKeys,
     ModelMixin,
     ConfigMixin,
@@ -133,7 +139,6 @@ class VideoDiT(
         rope_theta, rope_base_size: see rope.RotaryPositions. Not written to a config where they are the default.
     """
 
-    _memo: Memo | None = None
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm"]
@@ -243,7 +248,7 @@ class VideoDiT(
         """
         memo = None if self._text_is_spread() else self._memo
         grid = (num_frames, height, width, rope_interpolation_scale)
-        rotation = _remembered(
+        rotation = remembered(
             None if isinstance(rope_interpolation_scale, Tensor) else memo,
             ("rotation", *grid) if memo is not None else "",
             (video_coords,),
@@ -252,14 +257,38 @@ class VideoDiT(
         _check_tokens(hidden_states, timestep, rotation)
         batch = hidden_states.shape[0]
         hidden_states = self.proj_in(hidden_states)
-        temb, embedded = self.time_embed(timestep.flatten(), hidden_states.dtype)
-        temb, embedded = (value.unflatten(0, (batch, -1)) for value in (temb, embedded))
+        tembs, last = self._time(timestep, hidden_states.dtype, memo)
         text, mask = self._text(encoder_hidden_states, encoder_attention_mask, memo)
+        kept, mask = self._kept_text(text, mask, memo)
         skips: list[BlockSkip | None] = [None] * len(self.transformer_blocks)
         if skip_layers is not None:
             skips = plan_skips(skip_layers, len(skips), batch, hidden_states.device)
 
-        for block, skip in zip(self.transformer_blocks, skips, strict=True):
+        arguments = (hidden_states, text, tembs, rotation, mask, kept)
+        if self.block_runner is None or skip_layers is not None:
+            hidden_states = self._run_blocks(*arguments, skips=skips)
+        else:
+            hidden_states = self.block_runner(self._run_blocks, *arguments)
+
+        shift, scale = last.unbind(dim=2)
+        velocity = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), 1 + scale))
+        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
+
+    def _run_blocks(
+        self,
+        hidden_states: Tensor,
+        text: Tensor,
+        tembs: Iterable[Tensor],
+        rotation: Rotation,
+        mask: Tensor | None,
+        kept: Sequence[KeptText | None],
+        skips: Sequence[BlockSkip | None] | None = None,
+    ) -> Tensor:
+        """All blocks, [B, N, D] -> [B, N, D]; `tembs`, `kept`, `skips`: one entry for each, see VideoDiTBlock."""
+        skips = skips or [None] * len(self.transformer_blocks)
+        if self._blocks_are_compiled():  # the first block's input is then no view either: one program fits all blocks
+            hidden_states = hidden_states.clone()
+        for block, temb, known, skip in zip(self.transformer_blocks, tembs, kept, skips, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(
                     block, hidden_states, text, temb, rotation, mask, skip
@@ -272,60 +301,9 @@ class VideoDiT(
                     rotation=rotation,
                     encoder_attention_mask=mask,
                     skip=skip,
+                    **({} if known is None else {"kept_text": known}),
                 )
-
-        shift, scale = (embedded.unsqueeze(2) + self.scale_shift_table).unbind(dim=2)
-        velocity = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), 1 + scale))
-        return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
-
-    def _text(self, features: Tensor, mask: Tensor | None, memo: Memo | None) -> tuple[Tensor, Tensor | None]:
-        """The projected text [B, L, D] and its mask; in a loop remembered, and without what no sample keeps."""
-        mask = _remembered(memo, "mask", (mask,), lambda: self._text_mask(mask))
-        if memo is None or mask is None or mask.ndim != 2 or not parts.enabled("trimmed_text"):
-            project = lambda: self.caption_projection(features)  # noqa: E731
-            return _remembered(memo, "text", (features, self.caption_projection), project), mask
-        rows = memo.get("rows", (mask,), lambda: text_rows(mask))
-        length = mask.shape[1] if rows is None else max(part.length for part in rows)
-        mask = mask[:, :length]  # a view: its memory and its counter are those of the whole
-        if rows is not None and len(rows) == 1:
-            mask = None
-        trimmed = lambda: self.caption_projection(features[:, :length])  # noqa: E731
-        return memo.get(("text", length), (features, self.caption_projection), trimmed), mask
-
-    def _text_is_spread(self) -> bool:
-        """Whether each of several processes sees a part of the text alone."""
-        return any(getattr(block.attn2.processor, "_parallel_config", None) for block in self.transformer_blocks[:1])
-
-    @contextmanager
-    def hoisting(self) -> Iterator[None]:
-        """Inside, calls without gradients share what is common: positions, projected text, its keys and values.
-
-        See vgen.models.hoisting for what makes two calls share a result.
-        """
-        layers = [block.attn2 for block in self.transformer_blocks]
-        before, memo = self._memo, Memo()
-        for owner in layers:
-            owner.memo = memo
-        self._memo = memo
-        try:
-            yield
-        finally:
-            for owner in layers:
-                owner.memo = before
-            self._memo = before
-
-    def _text_mask(self, mask: Tensor | None) -> Tensor | None:
-        """A mask that every attention backend takes: bool [B, L]; an additive one [B, 1, L] becomes [B, 1, 1, L].
-
-        A sample without a single kept token attends to all of them: softmax over nothing has no answer. (Not where the
-        text is spread over several processes: each would see its part alone.)
-        """
-        if mask is None:
-            return None
-        if mask.ndim == 3:
-            return mask.unsqueeze(1)
-        keep = mask if mask.dtype == torch.bool else mask > 0.5
-        return keep if self._text_is_spread() else keep | ~keep.any(dim=-1, keepdim=True)
+        return hidden_states
 
     def set_attention_backend(self, backend: str) -> None:
         """Compute attention of this model with `backend`, a name that diffusers' dispatcher knows.
@@ -360,10 +338,6 @@ class VideoDiT(
         self.scale_shift_table.normal_(0.0, 0.02, generator=generator)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
-
-
-def _remembered(memo: Memo | None, name: Any, sources: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    return make() if memo is None else memo.get(name, sources, make)
 
 
 def _check_tokens(hidden_states: Tensor, timestep: Tensor, rotation: Rotation) -> None:

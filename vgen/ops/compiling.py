@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from vgen.io.cache_home import private_folder
+
 logger = logging.getLogger(__name__)
 
 SOURCE: Final = Path(__file__).with_name("native.c")
@@ -26,8 +28,8 @@ _PATIENCE: Final = 120  # seconds that a compiler may take
 def library() -> ctypes.CDLL | None:
     """The compiled library.
 
-    It is kept under $XDG_CACHE_HOME/vgen (~/.cache/vgen), in a folder that only this user may write to, under a name
-    that tells source, flags, compiler and processor apart.
+    It is kept in vgen's cache folder, see vgen.io.cache_home.private_folder, under a name that tells source, flags,
+    compiler and processor apart.
 
     Returns:
         None where there is no Linux, no C compiler, or no OpenMP runtime that torch has loaded: then the plain
@@ -58,11 +60,7 @@ def _openmp_runtime() -> str | None:
 def _compiled(compiler: str) -> Path:
     told = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_PATIENCE).stdout
     key = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode() + told + _processor().encode())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vgen" / "native"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder} can be written to by others, so nothing is loaded from it")
+    folder = private_folder("native")
     target = folder / f"{key.hexdigest()[:32]}.so"
     if target.exists():
         return target

@@ -13,7 +13,7 @@ from typing import Final
 from vgen.errors import RequestError
 
 PARTS: Final[dict[str, str]] = {
-    "hoisting": "what all steps share is computed once: rotary tables, projected text, its keys and values",
+    "hoisting": "computed once for all steps: rotary tables, modulation by timestep, text, its keys and values",
     "trimmed_text": "padding is cut off the text, and no mask is applied where none is left",
     "fused_qkv": "queries, keys and values of self-attention in one matrix product",
     "epilogue": "GELU inside the matrix product",
@@ -21,6 +21,8 @@ PARTS: Final[dict[str, str]] = {
     "direct_convolution": "every convolution by blocked kernels, also of small inputs; 1x1x1 as a matrix product (CPU)",
     "native": "fused norms with modulation, rotation or SiLU, compiled once by the system's C compiler (CPU)",
     "triton": "the same in Triton (NVIDIA GPU)",
+    "autotune": "attention, and compiled blocks or not, by what was measured to be faster here",
+    "cuda_graph": "small clips: the blocks recorded once and played back (NVIDIA GPU)",
 }
 """Every part by name, and what it does."""
 

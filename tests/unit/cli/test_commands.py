@@ -37,7 +37,7 @@ class RecordingPipeline:
         self.seeds.append(arguments["generator"][0].initial_seed())
         self.during()
         shape = (1, arguments["num_frames"], arguments["height"], arguments["width"], 3)
-        return SimpleNamespace(frames=np.full(shape, 0.5, np.float32))
+        return SimpleNamespace(frames=np.full(shape, 128, np.uint8))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
         def pipeline(**call: Any) -> SimpleNamespace:
             found.append({"class": class_name, **call})
-            return SimpleNamespace(frames=np.full((1, call["num_frames"], 64, 64, 3), 0.5, np.float32))
+            return SimpleNamespace(frames=np.full((1, call["num_frames"], 64, 64, 3), 128, np.uint8))
 
         return pipeline
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import LTXVideoTransformer3DModel
 from peft import LoraConfig
 
-from vgen.models import VideoDiT
+from vgen.models import VideoDiT, hoisted_inputs
 from vgen.models.hoisting import Memo, TextRows, text_rows
 from vgen.ops import parts
 
@@ -175,3 +175,97 @@ def test_rows_of_equal_length_are_grouped():
     mask = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 1, 0]], dtype=torch.bool)
     assert text_rows(mask) == (TextRows(0, 2, 2), TextRows(2, 3, 1), TextRows(3, 4, 2))
     assert text_rows(torch.tensor([[True, False, True]])) is None
+
+
+def _timesteps(dit, found):
+    """Records how many timesteps each embedding was asked for."""
+    dit.time_embed.register_forward_pre_hook(lambda _, inputs: found.append(len(inputs[0])))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_token", [False, True])
+@pytest.mark.parametrize("table_bytes", [64 << 20, 0])
+def test_all_timesteps_are_embedded_in_one_batch(monkeypatch, by_token, table_bytes):
+    monkeypatch.setattr(hoisted_inputs, "_MOST_BYTES", table_bytes)
+    dit, call, seen = _dit(), _call(), []
+    steps = [torch.full((2, 8), t) if by_token else torch.full((2,), t) for t in (900.0, 300.5, 10.0)]
+    if by_token:
+        steps = [torch.minimum(step, torch.linspace(0, 500, 8)[None]) for step in steps]
+    alone = [dit(**{**call, "timestep": step})[0] for step in steps]
+    _timesteps(dit, seen)
+    expected = torch.cat([step.flatten() for step in steps]).unique()
+    with dit.hoisting():
+        dit.expect_timesteps(expected)
+        together = [dit(**{**call, "timestep": step})[0] for step in steps]
+        other = dit(**{**call, "timestep": steps[0] + 1})[0]
+    assert seen == [len(expected), steps[0].numel()]  # the last one was not announced
+    for one, before in zip(together, alone, strict=True):
+        _close(one, before)
+    _close(other, dit(**{**call, "timestep": steps[0] + 1})[0])
+    assert dit._expected is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name", ["time_embed.linear.weight", "transformer_blocks.1.scale_shift_table", "scale_shift_table"]
+)
+def test_modulation_follows_weights_changed_in_place(name):
+    dit, call = _dit(), _call()
+    with dit.hoisting():
+        dit.expect_timesteps(torch.tensor([3.0, 500.0]))
+        before = dit(**call)[0]
+        dit.get_parameter(name).mul_(1.5)
+        after = dit(**call)[0]
+    _close(after, dit(**call)[0])
+    assert (after - before).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_too_many_timesteps_are_left_to_their_steps():
+    dit, call, seen = _dit(), _call(), []
+    _timesteps(dit, seen)
+    with dit.hoisting():
+        dit.expect_timesteps(torch.arange(hoisted_inputs.MOST_TIMESTEPS + 1.0))
+        dit(**call)
+    dit.expect_timesteps(torch.tensor([3.0, 500.0]))  # outside a loop nothing is expected
+    dit(**call)
+    assert seen == [2, 2]
+
+
+@torch.no_grad()
+def test_a_block_that_is_hooked_into_adds_its_own_table():
+    dit, call = _dit(), _call()
+    alone = dit(**call)[0]
+    dit.transformer_blocks[1].register_forward_pre_hook(lambda *_: None)
+    with dit.hoisting():
+        dit.expect_timesteps(torch.tensor([3.0, 500.0]))
+        _close(dit(**call)[0], alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("by_token", [False, True])
+def test_in_bfloat16_the_error_stays_that_of_calls_alone(by_token):
+    dit, call = _dit(), _call()
+    step = torch.linspace(0, 1000, 16).reshape(2, 8) if by_token else torch.tensor([300.0, 700.0])
+    call["timestep"] = step
+    truth = dit(**call)[0]
+    dit.to(torch.bfloat16)
+    for name in ("hidden_states", "encoder_hidden_states"):
+        call[name] = call[name].bfloat16()
+    plain = dit(**call)[0]
+    with dit.hoisting():
+        dit.expect_timesteps(step.unique())
+        hoisted = dit(**call)[0]
+    errors = [(found.float() - truth).square().mean().sqrt() for found in (hoisted, plain)]
+    assert 0 < errors[0] <= 1.1 * errors[1]
+
+
+def test_under_inference_mode_a_call_embeds_its_own_timesteps():
+    dit, call, seen = _dit(), _call(), []
+    with torch.no_grad():
+        alone = dit(**call)[0]
+    _timesteps(dit, seen)
+    with torch.inference_mode(), dit.hoisting():
+        dit.expect_timesteps(torch.tensor([3.0, 400.0, 500.0]))
+        _close(dit(**call)[0], alone)
+    assert seen == [2]

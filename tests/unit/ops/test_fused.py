@@ -227,6 +227,7 @@ def test_compiled_code_is_not_loaded_from_a_folder_of_others(tmp_path, monkeypat
     folder = tmp_path / "vgen" / "native"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
+    monkeypatch.delenv("VGEN_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiling.library.cache_clear()
     try:

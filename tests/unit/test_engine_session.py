@@ -1,0 +1,108 @@
+"""What is in force while a pipeline works: choices that were remembered, and nothing that would be missed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from vgen.engine import session
+from vgen.engine.autotune import combination_key
+from vgen.engine.compile import is_compiled
+from vgen.engine.session import denoising, inference_session
+from vgen.engine.tuning_store import Measured, shared_store
+from vgen.models.attention import VideoAttentionProcessor
+from vgen.ops import parts
+from vgen.pipelines import TextToVideoPipeline
+
+CALL = {"prompt": "a", "height": 32, "width": 32, "num_frames": 9, "frame_rate": 8.0, "guidance_scale": 2.0}
+
+
+@pytest.fixture
+def pipeline(make_native_components, monkeypatch, tmp_path):
+    monkeypatch.setenv("VGEN_CACHE", str(tmp_path))
+    shared_store.cache_clear()
+    made = TextToVideoPipeline(**make_native_components())
+    made.set_progress_bar_config(disable=True)
+    yield made
+    shared_store.cache_clear()
+
+
+def _generate(pipeline, **changes):
+    return pipeline(
+        **{**CALL, **changes},
+        num_inference_steps=2,
+        max_sequence_length=8,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+    ).frames
+
+
+def test_generation_follows_what_was_remembered(pipeline, monkeypatch, tmp_path):
+    plain, used = _generate(pipeline), []
+    real = VideoAttentionProcessor._attend
+
+    def met(self, attention, query, key, value, mask):
+        with torch.profiler.profile() as profile:
+            result = real(self, attention, query, key, value, mask)
+        used.append(any("_attention_math" in event.key for event in profile.key_averages()))
+        return result
+
+    store = shared_store()
+    monkeypatch.setattr(store, "get", lambda key: Measured("_native_math", {"_native_math": 1.0}))
+    monkeypatch.setattr(VideoAttentionProcessor, "_attend", met)
+    torch.testing.assert_close(_generate(pipeline), plain, atol=1e-5, rtol=0)
+    assert used and all(used)
+    used.clear()
+    with parts.without("autotune"):
+        assert torch.equal(_generate(pipeline), plain)
+    assert used and not any(used)
+    assert not (tmp_path / "autotune.json").exists()  # nothing is measured in passing on a CPU
+
+
+def test_a_damaged_memory_does_no_harm(pipeline, tmp_path):
+    plain = _generate(pipeline)
+    (tmp_path / "autotune.json").write_text(json.dumps({"schema": 1, "entries": {"x": None}})[:-3])
+    shared_store.cache_clear()
+    assert torch.equal(_generate(pipeline), plain)
+
+
+def test_blocks_are_compiled_only_where_that_was_faster(pipeline, monkeypatch):
+    monkeypatch.setattr(session, "compile_blocks", lambda dit: dit.compile_repeated_blocks(backend="eager"))
+    dit = pipeline.transformer
+    shared_store().put(combination_key(dit, 2, 192), Measured("compiled", {"eager": 2.0, "compiled": 1.0}))
+    session._follow_choice(dit, session.chosen_combination(dit, 2, 192))
+    assert is_compiled(dit)
+    session._follow_choice(dit, session.chosen_combination(dit, 2, 10))
+    assert not is_compiled(dit)
+    session.compile_blocks(dit)  # by the caller
+    session._follow_choice(dit, "eager")
+    assert is_compiled(dit)
+
+
+@pytest.mark.parametrize("callback", [None, lambda pipe, index, timestep, tensors: {}])
+def test_blocks_are_recorded_only_while_nobody_can_interfere(pipeline, monkeypatch, callback):
+    recorded = []
+
+    def stand_in(transformer, tokens):
+        recorded.append(tokens)
+        return session.ExitStack()
+
+    monkeypatch.setattr(session, "blocks_recorded", stand_in)
+    _generate(pipeline, callback_on_step_end=callback)
+    tokens = 3 * 4 * 4
+    assert recorded == ([2 * tokens] if callback is None else [])
+    recorded.clear()
+    with parts.without("cuda_graph"):
+        _generate(pipeline)
+    assert recorded == []
+
+
+def test_after_an_error_nothing_is_left(pipeline):
+    dit = pipeline.transformer
+    loop = denoising(dit, torch.tensor([1.0]), 2, 8, closed=True)
+    with pytest.raises(ValueError, match="stop"), inference_session(pipeline), loop:
+        assert dit._expected is not None
+        raise ValueError("stop")
+    assert dit._expected is None and dit._memo is None and dit.block_runner is None
