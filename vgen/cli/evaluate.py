@@ -84,10 +84,7 @@ def evaluate(
 
         evaluate_run(Path(run), typer.echo, device=device or "auto")
         return
-
-    from vgen.cli.jobs import Model, choose_device
     from vgen.errors import RequestError
-    from vgen.request import GenerateRequest
 
     if tasks not in ("basic", "all"):
         raise RequestError(f"tasks={tasks!r} is not known: use basic or all.")
@@ -105,10 +102,33 @@ def evaluate(
         return
     if prompts is not None:
         raise RequestError("--prompts is for --export-vbench; scores are of SpriteWorld's prompts.")
-    request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
-    for target, ending in ((output, ".json"), (report, ".md")):
+    for name, target, ending in (("output", output, ".json"), ("report", report, ".md")):
         if target is not None:
-            _check_target("output" if ending == ".json" else "report", target, ending, overwrite)
+            _check_target(name, target, ending, overwrite)
+    _score(
+        model, seed, device, tasks, quick, num_prompts, seeds, choose_guidance,
+        output=output, report=report, weights=(clip_model, fvd_model, lpips),
+    )  # fmt: skip
+
+
+def _score(
+    model: str,
+    seed: str,
+    device: str | None,
+    tasks: str,
+    quick: bool,
+    num_prompts: int | None,
+    seeds: int | None,
+    choose_guidance: str | None,
+    *,
+    output: str | None,
+    report: str | None,
+    weights: tuple[str | None, str | None, str | None],
+) -> None:
+    from vgen.cli.jobs import Model, choose_device
+    from vgen.request import GenerateRequest
+
+    request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
     guidance = _scales(choose_guidance)
     Model.find(request.model)
     device = choose_device(request.device or "auto")
@@ -119,7 +139,7 @@ def evaluate(
     evaluate_model(
         request.model, output=output, device=device, seed=request.seed or 0, tasks=tasks, budget=budget, report=report,
         guidance=guidance, command=_command(model, seed, tasks, quick, num_prompts, seeds, choose_guidance),
-        **_field_weights(clip_model, fvd_model, lpips),
+        **_field_weights(*weights),
     )  # fmt: skip
 
 
