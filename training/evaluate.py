@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import os
+import platform
 import sys
 import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
+from vgen.errors import RequestError
 from vgen.hub import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
+from vgen.training.data.footage.records import write_text
 from vgen.training.field_metrics import FieldWeights, field_scores
+from vgen.training.ledger import Ledger
+from vgen.training.provenance import read_record
+from vgen.training.score_report import render
+from vgen.training.score_table import table
 from vgen.training.scores import (
     Budget,
-    Progress,
     image_scores,
     image_to_video_scores,
     text_to_video_scores,
     vae_scores,
 )
-from vgen.training.story_scores import length_scores, story_scores
-from vgen.training.task_scores import completion_scores, interpolation_scores, prediction_scores
-from vgen.version import __version__
+from vgen.training.story_scores import LENGTHS, STORY_PROMPTS, length_scores, story_scores
+from vgen.training.task_scores import GIVEN, completion_scores, interpolation_scores, prediction_scores
 
 FULL: Final = Budget(clips=256, prompts=256, seeds=3)
 QUICK: Final = Budget(clips=32, prompts=32, seeds=1)
 TIERS: Final = (1, 2)
+_UNTRAINED_PROMPTS: Final = 64
+_GUIDANCE_PROMPTS: Final = 128
+_PLAIN_LINE_SECONDS: Final = 30.0
 
 
 def evaluate_model(
@@ -43,9 +53,15 @@ def evaluate_model(
     tiers: tuple[int, ...] = TIERS,
     tasks: str = "basic",
     field: FieldWeights | None = None,
+    report: str | Path | None = None,
+    guidance: Sequence[float] = (),
+    command: str | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Score a model on the test split of SpriteWorld, print the table, and write it as JSON.
+    """Score a model on the test split of SpriteWorld, print the table, and write it as JSON and as a report.
+
+    With `output` or `report`, what is measured is kept beside it, in NAME.parts.jsonl, until it is written: a killed
+    evaluation goes on from there when it is asked for again.
 
     Args:
         model: name or folder.
@@ -58,9 +74,14 @@ def evaluate_model(
         field: weights for FVD, CLIP score and LPIPS on this machine; None leaves those out.
         tasks: "basic" (the VAE, text and image to video, pictures) or "all" (also what is known in part, stories, and
             clips of several lengths).
+        report: a Markdown file, replaced if it exists.
+        guidance: scales to choose from, on the validation split; the best one is used for everything measured.
+        command: that repeats this; told in the report.
         **settings: handed to the pipelines (guidance_scale ...); what is left out comes from the model.
     Returns:
         {"model", "scores": {...}, ...}, as in the JSON file.
+    Raises:
+        RequestError: the results kept beside `output` belong to another evaluation.
     """
     if field is not None:
         field.check()
@@ -68,150 +89,176 @@ def evaluate_model(
     pipeline = TextToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
     pipeline.set_progress_bar_config(disable=True)
     budget = budget or (QUICK if quick else FULL)
-    progress = Progress(_say if sys.stderr.isatty() else _silent)
-    started = time.monotonic()
-    scores: dict[str, Any] = {}
-    for tier in tiers:
-        scores[f"tier {tier}"] = {
-            "vae": vae_scores(pipeline, tier, budget, progress),
-            "text_to_video": {
-                triples: text_to_video_scores(pipeline, tier, triples, budget, seed, progress, **settings)
-                for triples in ("seen", "withheld")
-            },
-            "image_to_video": image_to_video_scores(pipeline, tier, budget, seed, progress, **settings),
-            "images": image_scores(pipeline, tier, budget, seed, progress, **settings),
-        }
-        if tasks == "all":
-            measures = {
-                "prediction": prediction_scores,
-                "interpolation": interpolation_scores,
-                "completion": completion_scores,
-                "stories": story_scores,
-                "lengths": length_scores,
-            }
-            for name, measure in measures.items():
-                scores[f"tier {tier}"][name] = measure(pipeline, tier, budget, seed, progress, **settings)
-    if field is not None:
-        scores[f"tier {tiers[0]}"]["field"] = field_scores(
-            pipeline, field, budget, seed, progress, tiers[0], **settings
-        )
-    report = {
-        "model": Path(folder).name,
-        "hash": model_hash(folder),
-        "vgen": __version__,
+    about = {
+        "model": model_hash(folder),
+        "budget": list(budget),
+        "seed": seed,
+        "settings": settings,
+        "guidance": list(guidance),
+        "device": torch.device(device).type,
+        "vgen": version("vgen"),
         "torch": torch.__version__,
+    }
+    ledger = Ledger(_parts(output, report), about, expected(budget, tiers, tasks, guidance), _speaker())
+    began = ledger.clock() - ledger.seconds
+    found: dict[str, Any] = {
+        "model": Path(folder).name,
+        "hash": about["model"],
+        "vgen": about["vgen"],
+        "torch": about["torch"],
+        "versions": {name: version(name) for name in ("diffusers", "transformers", "numpy")}
+        | {"python": platform.python_version()},
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command,
+        "intervals_of_shares": "wilson",
         "budget": budget._asdict(),
         "seed": seed,
-        "settings": {**pipeline.config.defaults, **settings},
-        "seconds": round(time.monotonic() - started, 1),
-        "scores": scores,
+        "device": str(device),
+        "training": read_record(Path(folder)),
     }
-    Console().print(table(report))
+    if guidance:
+        found["guidance"] = choose_guidance(pipeline, guidance, budget, tiers, seed, ledger, **settings)
+        settings["guidance_scale"] = found["guidance"]["chosen"]
+    found["settings"] = {**pipeline.config.defaults, **settings}
+    scores = {f"tier {tier}": _tier_scores(pipeline, tier, budget, seed, ledger, tasks, **settings) for tier in tiers}
+    if field is not None:
+        scores[f"tier {tiers[0]}"]["field"] = field_scores(pipeline, field, budget, seed, ledger, tiers[0], **settings)
+    found |= {"seconds": round(ledger.clock() - began, 1), "scores": scores}
+    Console().print(table(found))
     if output is not None:
-        _write(Path(output), report)
-    return report
+        write_text(Path(output), json.dumps(found, indent=1) + "\n")
+    if report is not None:
+        write_text(Path(report), render(found))
+    ledger.close()
+    return found
 
 
-def table(report: dict[str, Any]) -> Table:
-    """The scores as a table: one row a measure, one column a tier."""
-    budget = report["budget"]
-    title = f"{report['model']} ({report['hash'][:12]}), {budget['prompts']} prompts x {budget['seeds']} seeds a split"
-    drawn = Table(title=title)
-    drawn.add_column("measure", no_wrap=True)
-    for tier in report["scores"]:
-        drawn.add_column(tier)
-    columns = [_rows(tier) for tier in report["scores"].values()]
-    for name in dict.fromkeys(name for column in columns for name in column):
-        drawn.add_row(name, *(column.get(name, "") for column in columns))
-    return drawn
-
-
-def _rows(tier: dict[str, Any]) -> dict[str, str]:
-    vae, animated, pictures = tier["vae"], tier["image_to_video"], tier["images"]
-    rows = {
-        "VAE: PSNR, whole / object": f"{vae['psnr']:.1f} / {vae['object_psnr']:.1f} dB",
-        "VAE: SSIM": f"{vae['ssim']:.3f}",
-        "VAE: colour / shape judged": f"{_rate(vae['judged']['colour'])} / {_rate(vae['judged']['shape'])}",
-        "ceiling: joint of originals / through the VAE": (
-            f"{_rate(vae['judged_originals']['joint'])} / {_rate(vae['judged']['joint'])}"
-        ),
+def _tier_scores(
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, tasks: str, **settings: Any
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "vae": vae_scores(pipeline, tier, budget, ledger),
+        "text_to_video": {
+            triples: text_to_video_scores(pipeline, tier, triples, budget, seed, ledger, **settings)
+            for triples in ("seen", "withheld")
+        },
+        "image_to_video": image_to_video_scores(pipeline, tier, budget, seed, ledger, **settings),
+        "images": image_scores(pipeline, tier, budget, seed, ledger, **settings),
+        "untrained": _untrained_scores(pipeline, tier, budget, seed, ledger, **settings),
     }
-    for triples, found in tier["text_to_video"].items():
-        joint = found["joint"]
-        rows[f"text to video, {triples}: joint"] = (
-            f"{_rate(joint)} ({100 * joint['low']:.1f}-{100 * joint['high']:.1f})"
-        )
-        rows[f"text to video, {triples}: colour / shape / motion"] = " / ".join(
-            _rate(found[part]) for part in ("colour", "shape", "motion")
-        )
-        rows[f"floors, {triples}: shuffled captions / still video"] = " / ".join(
-            _rate(found["floors"][floor]) for floor in ("shuffled_captions", "still_video")
-        )
-        rows[f"track acceleration, {triples}"] = f"{found['acceleration']:.2f} px"
-    rows["image to video: frame 0, made / VAE"] = (
-        f"{animated['first_frame_psnr']:.1f} / {animated['vae_first_frame_psnr']:.1f} dB"
-    )
-    rows["image to video: motion"] = _rate(animated["motion"])
-    rows["pictures: colour / shape"] = f"{_rate(pictures['colour'])} / {_rate(pictures['shape'])}"
-    rows |= _known_rows(tier) if "prediction" in tier else {}
-    return rows | _field_rows(tier.get("field", {}))
+    if tasks == "all":
+        measures = {
+            "prediction": prediction_scores,
+            "interpolation": interpolation_scores,
+            "completion": completion_scores,
+            "stories": story_scores,
+            "lengths": length_scores,
+        }
+        for name, measure in measures.items():
+            found[name] = measure(pipeline, tier, budget, seed, ledger, **settings)
+    return found
 
 
-def _known_rows(tier: dict[str, Any]) -> dict[str, str]:
-    """The model first, then its baselines."""
-    rows = {}
-    for given, found in tier["prediction"].items():
-        name = f"prediction, {given.removeprefix('given_')} frames given: error / copy / steady"
-        rows[name] = " / ".join(f"{item['mean']:.1f}" for item in found.values()) + " px"
-    between = " / ".join(f"{item['mean']:.1f}" for item in tier["interpolation"].values())
-    rows["interpolation: error / copy / blend / steady"] = f"{between} px"
-    box = tier["completion"]
-    hidden = " / ".join(f"{box[name]:.1f}" for name in ("psnr", "nearest_copy", "linear_blend"))
-    rows["completion: hidden part, made / copy / blend"] = f"{hidden} dB"
-    rows["completion: known part, made / VAE"] = f"{box['known_psnr']:.1f} / {box['vae_known_psnr']:.1f} dB"
-    told = tier["stories"]
-    rows["stories: motion of a segment / of a single clip"] = " / ".join(
-        _rate(told[name]) for name in ("segment_motion", "single_clip_motion")
-    )
-    rows["stories: colour and shape constant"] = _rate(told["constant"])
-    bends = told["acceleration"]
-    rows["stories: acceleration, inside / at a seam"] = f"{bends['inside']:.2f} / {bends['seam']:.2f} px"
-    rows["joint at " + ", ".join(tier["lengths"]) + " frames"] = " / ".join(
-        f"{100 * found['joint']['mean']:.0f}" for found in tier["lengths"].values()
-    ) + " %"  # fmt: skip
-    return rows
+def _untrained_scores(
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
+) -> dict[str, Any]:
+    """The floor of text to video: the same model, its transformer's weights freshly drawn."""
+    fresh = copy.deepcopy(pipeline.transformer)
+    fresh.init_weights(torch.Generator(fresh.device).manual_seed(0))
+    untrained = TextToVideoPipeline(**{**pipeline.components, "transformer": fresh})
+    untrained.set_progress_bar_config(disable=True)
+    fewer = budget._replace(prompts=min(budget.prompts, _UNTRAINED_PROMPTS), seeds=1)
+    return text_to_video_scores(untrained, tier, "seen", fewer, seed, ledger, name="untrained", **settings)
 
 
-def _field_rows(found: dict[str, Any]) -> dict[str, str]:
-    """Scores of the field, as far as there were weights for them."""
-    rows = {}
-    if "fvd" in found:
-        rows[f"FVD, {found['clips']} clips of {found['frames']} frames"] = f"{found['fvd']:.1f}"
-    if "clip_score" in found:
-        both = (found["clip_score"], found["clip_score_of_originals"])
-        rows["CLIP score, made / originals"] = " / ".join(f"{value:.2f}" for value in both)
-    if "lpips_of_reconstructions" in found:
-        rows["LPIPS of VAE reconstructions"] = f"{found['lpips_of_reconstructions']:.4f}"
-    return rows
+def choose_guidance(
+    pipeline: TextToVideoPipeline,
+    scales: Sequence[float],
+    budget: Budget,
+    tiers: Sequence[int],
+    seed: int,
+    ledger: Ledger,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The guidance scale of which most clips of the validation split show all that was asked; the lower one of equals.
+
+    Returns:
+        {"split", "prompts" (a tier), "joint": {scale: {tier: rate}}, "chosen"}.
+    """
+    fewer = budget._replace(prompts=min(budget.prompts, _GUIDANCE_PROMPTS), seeds=1)
+    joint: dict[str, dict[str, Any]] = {}
+    for scale in scales:
+        given = {**settings, "guidance_scale": float(scale)}
+        name = f"guidance {scale:g} on validation"
+        joint[f"{scale:g}"] = {
+            f"tier {tier}": text_to_video_scores(
+                pipeline, tier, "seen", fewer, seed, ledger, split="validation", name=name, **given
+            )["joint"]
+            for tier in tiers
+        }
+    means = {scale: sum(rate["mean"] for rate in joint[f"{scale:g}"].values()) for scale in scales}
+    chosen = min(scales, key=lambda scale: (-round(means[scale], 9), scale))
+    return {"split": "validation", "prompts": fewer.prompts, "joint": joint, "chosen": float(chosen)}
 
 
-def _rate(found: dict[str, float]) -> str:
-    return f"{100 * found['mean']:.1f} %"
+def expected(
+    budget: Budget, tiers: Sequence[int], tasks: str, guidance: Sequence[float] = ()
+) -> dict[str, tuple[int, float]]:
+    """Clips of every measure to come and what each costs, a usual clip being 1; only the time left depends on it."""
+    asked, repeated = budget.prompts, budget.prompts * budget.seeds
+    found: dict[str, tuple[int, float]] = {}
+    for tier in tiers:
+        for scale in guidance:
+            found[f"guidance {scale:g} on validation, tier {tier}, seen"] = (min(asked, _GUIDANCE_PROMPTS), 1.0)
+    for tier in tiers:
+        found[f"VAE, tier {tier}"] = (budget.clips, 0.1)
+        found |= {f"text to video, tier {tier}, {triples}": (repeated, 1.0) for triples in ("seen", "withheld")}
+        found[f"image to video, tier {tier}"] = (repeated, 1.0)
+        found[f"pictures, tier {tier}"] = (repeated, 0.3)
+        found[f"untrained, tier {tier}, seen"] = (min(asked, _UNTRAINED_PROMPTS), 1.0)
+        if tasks == "all":
+            found |= {f"prediction of {given}, tier {tier}": (asked, 1.0) for given in GIVEN}
+            found |= {f"{name}, tier {tier}": (asked, 1.1) for name in ("interpolation", "completion")}
+            stories = max(1, asked // STORY_PROMPTS)
+            found[f"stories, tier {tier}"] = (stories, 9.0)
+            found[f"clips of stories, tier {tier}"] = (stories * STORY_PROMPTS, 1.0)
+            found |= {f"{length} frames, tier {tier}": (asked, 0.25 + length / 20) for length in LENGTHS}
+    return found
 
 
-def _write(target: Path, report: dict[str, Any]) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+def _parts(output: str | Path | None, report: str | Path | None) -> Path | None:
+    """Where results are kept until all are there."""
+    chosen = output if output is not None else report
+    return None if chosen is None else Path(chosen).with_suffix(".parts.jsonl")
+
+
+def _speaker() -> Callable[[str], None]:
+    """Says on stderr what is done: one line that changes on a terminal, else a line every half minute."""
+    if sys.stderr.isatty():
+        return lambda text: print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    last = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PLAIN_LINE_SECONDS:
+            last = time.monotonic()
+            print(text, file=sys.stderr, flush=True)
+
+    return say
+
+
+def report_from(scores: str | Path) -> str:
+    """The page of scores that were measured before.
+
+    Args:
+        scores: the JSON file that `evaluate_model` wrote.
+    Raises:
+        RequestError: it is something else.
+    """
     try:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _say(what: str, count: int) -> None:
-    sys.stderr.write(f"\r\033[K{what}: +{count}")
-    sys.stderr.flush()
-
-
-def _silent(what: str, count: int) -> None:
-    return None
+        found = json.loads(Path(scores).read_text(encoding="utf-8"))
+        return render(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(
+            f"{scores} holds no scores of `vgen evaluate --output` ({type(error).__name__}: {error}); give such a file."
+        ) from None

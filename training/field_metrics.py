@@ -18,8 +18,9 @@ from vgen.training.clip_score import ClipScore, check_clip_folder
 from vgen.training.data.clips import to_pixels
 from vgen.training.data.sprites.world import SpriteWorld, answer_prompts
 from vgen.training.frechet import frechet_of_features
+from vgen.training.ledger import Ledger
 from vgen.training.losses.lpips import Lpips
-from vgen.training.scores import Budget, Clips, Progress, canvas, chunks, reconstruct, to_uint8
+from vgen.training.scores import Budget, Clips, canvas, chunks, reconstruct, to_uint8
 
 I3D_FEATURES = 400
 """What the I3D of Kinetics-400 gives before its softmax; FVD is defined on it."""
@@ -64,7 +65,7 @@ def field_scores(
     weights: FieldWeights,
     budget: Budget,
     seed: int,
-    progress: Progress,
+    ledger: Ledger,
     tier: int = 1,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def field_scores(
     world = SpriteWorld("test", tier, **canvas(pipeline))
     found: dict[str, Any] = {"clips": budget.prompts, "frames": world.num_frames, "tier": tier}
     if weights.lpips is not None:
-        found["lpips_of_reconstructions"] = _lpips(pipeline, Lpips(weights.lpips), world, budget, progress)
+        found["lpips_of_reconstructions"] = _lpips(pipeline, Lpips(weights.lpips), world, budget, ledger)
     if weights.clip_model is None and weights.fvd_model is None:
         return found
     prompts = [prompt for prompt, _ in answer_prompts("test", tier, budget.prompts)]
@@ -94,7 +95,7 @@ def field_scores(
         generators = [torch.Generator().manual_seed(seed + index) for index, _ in part]
         texts = [prompt for _, prompt in part]
         made.extend(to_uint8(pipeline(texts, generator=generators, output_type="np", **settings).frames))
-        progress.advance("clips for the field's scores", len(part))
+        ledger.say(f"clips for the field's scores: {len(made)} of {len(prompts)}")
     originals = [world.sample(index).frames for index in range(budget.prompts)]
     if weights.clip_model is not None:
         clip = ClipScore(weights.clip_model, str(pipeline.device))
@@ -151,12 +152,11 @@ class I3d:
 
 
 @torch.no_grad()
-def _lpips(
-    pipeline: TextToVideoPipeline, lpips: Lpips, world: SpriteWorld, budget: Budget, progress: Progress
-) -> float:
+def _lpips(pipeline: TextToVideoPipeline, lpips: Lpips, world: SpriteWorld, budget: Budget, ledger: Ledger) -> float:
     originals = np.stack([world.sample(index).frames for index in range(budget.clips)])
     total = 0.0
-    for part in chunks(originals, budget.batch):
-        first, second = (to_pixels(torch.from_numpy(clips)) for clips in (part, reconstruct(pipeline, part, progress)))
+    for done, part in enumerate(chunks(originals, budget.batch)):
+        first, second = (to_pixels(torch.from_numpy(clips)) for clips in (part, reconstruct(pipeline, part)))
         total += float(lpips.clips(first, second)) * len(part)
+        ledger.say(f"LPIPS: {done * budget.batch + len(part)} of {len(originals)}")
     return total / len(originals)

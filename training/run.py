@@ -38,6 +38,7 @@ from vgen.training.objectives.distill import distillation
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import alone_in, build_parts, resume_from
+from vgen.training.provenance import write_record
 from vgen.training.state import CheckpointStore
 from vgen.training.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
 
@@ -112,7 +113,8 @@ def _train_and_export(
         if main:
             objective, ema = parts.whole(store)
             with ema.applied(objective):
-                measured = export(objective, folder / "export", recipe, control)
+                steps = start_step if export_only else max(start_step, recipe.total_steps)
+                measured = export(objective, folder, recipe, control, steps)
             journal.say(f"exported to {folder / 'export'} " + " ".join(f"{k} {v:.4g}" for k, v in measured.items()))
     finish_trackers(accelerator)
     accelerator.wait_for_everyone()  # a process that leaves while another still works can abort both
@@ -187,11 +189,21 @@ def _tokenizer(config: FlowObjectiveConfig, folder: Path) -> PreTrainedTokenizer
     return AutoTokenizer.from_pretrained(folder)
 
 
-def export(objective: Objective, folder: Path, recipe: Recipe, control: Control) -> dict[str, float]:
-    """Write the present weights as a model folder, in place of an earlier one only once it is complete."""
+def export(objective: Objective, run: Path, recipe: Recipe, control: Control, steps: int) -> dict[str, float]:
+    """Write the present weights as a model folder, in place of an earlier one only once it is complete.
+
+    Args:
+        objective: holds the weights.
+        run: the run's folder; the model goes into its export/.
+        recipe: of the run.
+        control: asked whether to stop meanwhile.
+        steps: that the weights were trained for.
+    """
+    folder = run / "export"
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     measured = objective.finish(partial, _DTYPES[recipe.export_dtype], control)
+    write_record(partial, recipe, run / "log.jsonl", steps, int(os.environ.get("WORLD_SIZE", "1")))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return measured

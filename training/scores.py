@@ -1,12 +1,12 @@
 """What `vgen evaluate` measures on SpriteWorld, one function a row of the table in SPRITES.
 
 Pixels are never pasted back: every score is of what the model made. Each returns plain numbers; a rate is a dict
-{"mean", "low", "high", "count"} with its bootstrap interval.
+{"mean", "low", "high", "count"} with its 95 % interval. What a clip cost to make is kept in a ledger, clip by clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +19,13 @@ from vgen.training.data.sprites.keys import AnswerKey
 from vgen.training.data.sprites.splits import stream
 from vgen.training.data.sprites.world import SpriteClip, SpriteWorld, answer_prompts
 from vgen.training.judge import Score, score
-from vgen.training.losses.pixels import psnr, ssim
-from vgen.training.statistics import bootstrap_interval
+from vgen.training.ledger import Ledger, Row
+from vgen.training.losses.pixels import ssim
+from vgen.training.statistics import psnr_interval, share_interval
 
 Clips = NDArray[np.uint8]
 Rates = dict[str, dict[str, float]]
+FLOORS = ("shuffled_captions", "still_video")
 _PARTS = ("presence", "colour", "shape", "motion", "joint")
 
 
@@ -36,38 +38,69 @@ class Budget(NamedTuple):
     batch: int = 16
 
 
-class Progress(NamedTuple):
-    """Told after every batch: what is running, and how many clips were done."""
-
-    advance: Callable[[str, int], None]
-
-
-def rates(scores: Sequence[Score]) -> Rates:
-    """Share of clips that pass, for each part of a score, with bootstrap intervals."""
-    found = {}
-    for part in _PARTS:
-        values = [float(getattr(item, part)) for item in scores]
-        interval = bootstrap_interval(values)
-        found[part] = {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": len(values)}
-    return found
+def row_of(judged: Score) -> Row:
+    """A score as a ledger keeps it."""
+    passed = {part: bool(getattr(judged, part)) for part in _PARTS}
+    return {**passed, "acceleration": float(judged.acceleration), "flicker": float(judged.flicker)}
 
 
-def vae_scores(pipeline: TextToVideoPipeline, tier: int, budget: Budget, progress: Progress) -> dict[str, Any]:
+def rates(rows: Sequence[Row], repeats: int = 1) -> Rates:
+    """Share of clips that pass, for each part of a score, with its interval; `repeats` clips of each prompt."""
+    return {part: share([row[part] for row in rows], repeats) for part in _PARTS}
+
+
+def share(passed: Sequence[bool], repeats: int = 1) -> dict[str, float]:
+    """A share as the report holds it."""
+    interval = share_interval(passed, repeats)
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": len(passed)}
+
+
+def decibels(errors: Sequence[float], weights: Sequence[float] | None = None) -> dict[str, float]:
+    """PSNR over all pixels of clips together, from each clip's mean squared error, as the report holds it."""
+    interval = psnr_interval(errors, weights)
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": len(errors)}
+
+
+def with_intervals(measured: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Means by name, and beside them their intervals, [low, high] by the same names."""
+    means: dict[str, Any] = {name: found["mean"] for name, found in measured.items()}
+    return {**means, "intervals": {name: [found["low"], found["high"]] for name, found in measured.items()}}
+
+
+def vae_scores(pipeline: TextToVideoPipeline, tier: int, budget: Budget, ledger: Ledger) -> dict[str, Any]:
     """Reconstruction of test clips: PSNR, SSIM, and what the judge reads afterwards: the ceiling of every score."""
-    clips = _clips(pipeline, "test", tier, budget.clips)
-    originals = np.stack([clip.frames for clip in clips])
-    masks = torch.from_numpy(np.stack([clip.masks for clip in clips]))
-    restored = np.concatenate(
-        [reconstruct(pipeline, part, progress) for part in chunks(originals, budget.batch)], axis=0
-    )
-    first, second = torch.from_numpy(originals), torch.from_numpy(restored)
+    world = SpriteWorld("test", tier, **canvas(pipeline))
+
+    def measure(part: range) -> list[Row]:
+        clips = [world.sample(index) for index in part]
+        restored = reconstruct(pipeline, np.stack([clip.frames for clip in clips]))
+        return [_restored(clip, made) for clip, made in zip(clips, restored, strict=True)]
+
+    rows = ledger.rows(f"VAE, tier {tier}", budget.clips, budget.batch, measure)
+    pixels = {
+        "psnr": decibels([row["error"] for row in rows]),
+        "object_psnr": decibels([row["object_error"] for row in rows], [row["object_pixels"] for row in rows]),
+        "first_frame_psnr": decibels([row["first_error"] for row in rows]),
+    }
     return {
-        "psnr": psnr(first, second),
-        "object_psnr": psnr(first, second, masks),
-        "ssim": ssim(first, second),
-        "first_frame_psnr": psnr(first[:, :1], second[:, :1]),
-        "judged": rates([score(made, clip.key) for made, clip in zip(restored, clips, strict=True)]),
-        "judged_originals": rates([score(clip.frames, clip.key) for clip in clips]),
+        **with_intervals(pixels),
+        "ssim": float(np.mean([row["ssim"] for row in rows])),
+        "judged": rates(rows),
+        "judged_originals": rates([row["original"] for row in rows]),
+    }
+
+
+def _restored(clip: SpriteClip, made: Clips) -> Row:
+    errors = squared_error(clip.frames, made)
+    inside = errors[clip.masks]
+    return {
+        "error": float(errors.mean()),
+        "object_error": float(inside.mean()) if inside.size else 0.0,
+        "object_pixels": int(clip.masks.sum()),
+        "first_error": float(errors[0].mean()),
+        "ssim": ssim(torch.from_numpy(clip.frames[None]), torch.from_numpy(made[None])),
+        "original": row_of(score(clip.frames, clip.key)),
+        **row_of(score(made, clip.key)),
     }
 
 
@@ -77,10 +110,13 @@ def text_to_video_scores(
     triples: str,
     budget: Budget,
     seed: int,
-    progress: Progress,
+    ledger: Ledger,
+    *,
+    split: str = "test",
+    name: str = "text to video",
     **settings: Any,
 ) -> dict[str, Any]:
-    """Clips from prompts of the test split, judged by what the prompts say; floors beside them.
+    """Clips from prompts of a split, judged by what the prompts say; floors beside them.
 
     Args:
         pipeline: the model.
@@ -88,36 +124,42 @@ def text_to_video_scores(
         triples: "seen" or "withheld".
         budget: how many.
         seed: of the first clip; the clips after it count up.
-        progress: told after every batch.
+        ledger: keeps what is measured.
+        split: of SpriteWorld.
+        name: of the measure in the ledger.
         **settings: handed to the pipeline (guidance_scale, num_inference_steps ...).
     """
-    asked = answer_prompts("test", tier, budget.prompts, triples)
-    jobs = [(prompt, key, seed + repeat * len(asked) + i) for repeat in range(budget.seeds)
-            for i, (prompt, key) in enumerate(asked)]  # fmt: skip
-    made: list[Clips] = []
-    for part in chunks(jobs, budget.batch):
-        generators = [torch.Generator().manual_seed(number) for _, _, number in part]
-        frames = pipeline([prompt for prompt, _, _ in part], generator=generators, output_type="np", **settings).frames
-        made.extend(to_uint8(frames))
-        progress.advance(f"text to video, tier {tier}, {triples}", len(part))
-    keys = [key for _, key, _ in jobs]
-    judged = [score(clip, key) for clip, key in zip(made, keys, strict=True)]
-    shifted = keys[len(keys) // 2 :] + keys[: len(keys) // 2]
-    still = [np.repeat(clip[:1], len(clip), axis=0) for clip in made]
+    asked = answer_prompts(split, tier, budget.prompts, triples)
+    jobs = asked * budget.seeds
+    others = [key for _, key in asked[len(asked) // 2 :] + asked[: len(asked) // 2]] * budget.seeds
+
+    def measure(part: range) -> list[Row]:
+        generators = [torch.Generator().manual_seed(seed + number) for number in part]
+        prompts = [jobs[number][0] for number in part]
+        made = to_uint8(pipeline(prompts, generator=generators, output_type="np", **settings).frames)
+        return [_obeyed(clip, jobs[number][1], others[number]) for clip, number in zip(made, part, strict=True)]
+
+    rows = ledger.rows(f"{name}, tier {tier}, {triples}", len(jobs), budget.batch, measure)
     return {
-        **rates(judged),
-        "acceleration": float(np.mean([item.acceleration for item in judged])),
-        "flicker": float(np.mean([item.flicker for item in judged])),
-        "by_motion": _by_motion(judged, keys),
-        "floors": {
-            "shuffled_captions": rates([score(clip, key) for clip, key in zip(made, shifted, strict=True)])["joint"],
-            "still_video": rates([score(clip, key) for clip, key in zip(still, keys, strict=True)])["joint"],
-        },
+        **rates(rows, budget.seeds),
+        "acceleration": float(np.mean([row["acceleration"] for row in rows])),
+        "flicker": float(np.mean([row["flicker"] for row in rows])),
+        "by_motion": _by_motion(rows, [key for _, key in jobs]),
+        "floors": {floor: share([row[floor] for row in rows], budget.seeds) for floor in FLOORS},
+    }
+
+
+def _obeyed(clip: Clips, key: AnswerKey, other: AnswerKey) -> Row:
+    still = np.repeat(clip[:1], len(clip), axis=0)
+    return {
+        **row_of(score(clip, key)),
+        "shuffled_captions": bool(score(clip, other).joint),
+        "still_video": bool(score(still, key).joint),
     }
 
 
 def image_to_video_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """First frames of test clips animated by their captions: how well frame 0 is kept, whether the motion obeys."""
     animate = ImageToVideoPipeline(**pipeline.components)
@@ -125,42 +167,56 @@ def image_to_video_scores(
     world = SpriteWorld("test", tier, **canvas(pipeline))
     # A first frame that shows nothing of the object (it appears later) says nothing about the motion.
     clips = [clip for clip in (world.sample(i) for i in range(budget.prompts)) if clip.masks[0].any()]
-    made: list[Clips] = []
-    for begin, part in enumerate(chunks(clips, budget.batch)):
-        generators = [torch.Generator().manual_seed(seed + begin * budget.batch + i) for i in range(len(part))]
-        prompts = [full_prompt(clip) for clip in part]
-        images = torch.from_numpy(np.stack([clip.frames[0] for clip in part])).permute(0, 3, 1, 2).float() / 255
+    jobs = clips * budget.seeds
+
+    def measure(part: range) -> list[Row]:
+        chosen = [jobs[number] for number in part]
+        generators = [torch.Generator().manual_seed(seed + number) for number in part]
+        prompts = [full_prompt(clip) for clip in chosen]
+        firsts = np.stack([clip.frames[:1] for clip in chosen])
+        images = torch.from_numpy(firsts[:, 0]).permute(0, 3, 1, 2).float() / 255
         frames = animate(
             image=images, prompt=prompts, generator=generators, output_type="np", keep_known_pixels=False, **settings
         ).frames
-        made.extend(to_uint8(frames))
-        progress.advance(f"image to video, tier {tier}", len(part))
-    firsts = np.stack([clip.frames[:1] for clip in clips])
-    restored = np.concatenate([reconstruct(pipeline, part) for part in chunks(firsts, budget.batch)])
-    given = torch.from_numpy(firsts)
-    return {
-        "first_frame_psnr": psnr(given, torch.from_numpy(np.stack(made)[:, :1])),
-        "vae_first_frame_psnr": psnr(given, torch.from_numpy(restored)),
-        **rates([score(clip, item.key) for clip, item in zip(made, clips, strict=True)]),
+        restored = reconstruct(pipeline, firsts)
+        return [
+            {
+                **row_of(score(made, clip.key)),
+                "error": float(squared_error(clip.frames[0], made[0]).mean()),
+                "vae_error": float(squared_error(clip.frames[0], coded[0]).mean()),
+            }
+            for made, clip, coded in zip(to_uint8(frames), chosen, restored, strict=True)
+        ]
+
+    rows = ledger.rows(f"image to video, tier {tier}", len(jobs), budget.batch, measure)
+    pixels = {
+        "first_frame_psnr": decibels([row["error"] for row in rows]),
+        "vae_first_frame_psnr": decibels([row["vae_error"] for row in rows]),
     }
+    return {**with_intervals(pixels), **rates(rows, budget.seeds)}
 
 
 def image_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """Pictures (one frame) from prompts without motion: colour and shape."""
     world = SpriteWorld("test", tier, num_frames=1)
     keys = [world.scene(index).key for index in range(budget.prompts)]
-    made: list[Clips] = []
-    for begin in range(0, len(keys), budget.batch):
-        part = range(begin, min(begin + budget.batch, len(keys)))
-        prompts = [caption(keys[i], stream("prompt", "test", tier, i), require=("colour", "shape")) for i in part]
-        generators = [torch.Generator().manual_seed(seed + i) for i in part]
-        made.extend(
-            to_uint8(pipeline(prompts, num_frames=1, generator=generators, output_type="np", **settings).frames)
-        )
-        progress.advance(f"pictures, tier {tier}", len(part))
-    return rates([score(clip, key) for clip, key in zip(made, keys, strict=True)])
+
+    def measure(part: range) -> list[Row]:
+        places = [number % len(keys) for number in part]
+        prompts = [caption(keys[i], stream("prompt", "test", tier, i), require=("colour", "shape")) for i in places]
+        generators = [torch.Generator().manual_seed(seed + number) for number in part]
+        made = pipeline(prompts, num_frames=1, generator=generators, output_type="np", **settings).frames
+        return [row_of(score(clip, keys[i])) for clip, i in zip(to_uint8(made), places, strict=True)]
+
+    rows = ledger.rows(f"pictures, tier {tier}", len(keys) * budget.seeds, budget.batch, measure)
+    return rates(rows, budget.seeds)
+
+
+def squared_error(first: Clips, second: Clips) -> NDArray[np.float64]:
+    """[..., 3] against [..., 3] -> [...], mean over the colours, as 8-bit images."""
+    return np.square(first.astype(np.float64) - second.astype(np.float64)).mean(-1)
 
 
 def to_uint8(frames: NDArray[np.floating[Any]]) -> Clips:
@@ -174,10 +230,10 @@ def full_prompt(clip: SpriteClip) -> str:
     return caption(clip.key, rng, require=("colour", "shape", "motion"))
 
 
-def _by_motion(judged: Sequence[Score], keys: Sequence[AnswerKey]) -> dict[str, float]:
+def _by_motion(rows: Sequence[Row], keys: Sequence[AnswerKey]) -> dict[str, float]:
     groups: dict[str, list[float]] = {}
-    for item, key in zip(judged, keys, strict=True):
-        groups.setdefault(str(key.objects[0].motion), []).append(float(item.joint))
+    for row, key in zip(rows, keys, strict=True):
+        groups.setdefault(str(key.objects[0].motion), []).append(float(row["joint"]))
     return {motion: float(np.mean(values)) for motion, values in sorted(groups.items())}
 
 
@@ -187,20 +243,13 @@ def canvas(pipeline: TextToVideoPipeline) -> dict[str, Any]:
     return {name: defaults[name] for name in ("num_frames", "height", "width", "frame_rate") if name in defaults}
 
 
-def _clips(pipeline: TextToVideoPipeline, split: str, tier: int, count: int) -> list[SpriteClip]:
-    world = SpriteWorld(split, tier, **canvas(pipeline))
-    return [world.sample(index) for index in range(count)]
-
-
 @torch.no_grad()
-def reconstruct(pipeline: TextToVideoPipeline, clips: Clips, progress: Progress | None = None) -> Clips:
+def reconstruct(pipeline: TextToVideoPipeline, clips: Clips) -> Clips:
     """Clips through the VAE."""
     vae = pipeline.vae
     video = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).to(vae.device, torch.float32) / 127.5 - 1
     timestep = torch.zeros(len(video), device=vae.device) if vae.config.timestep_conditioning else None
     restored = vae.decode(vae.encode(video.to(vae.dtype)).latent_dist.mode(), timestep).sample
-    if progress is not None:
-        progress.advance("VAE", len(clips))
     return to_uint8((restored.float().permute(0, 2, 3, 4, 1).cpu().numpy() + 1) / 2)
 
 

@@ -17,11 +17,12 @@ from vgen.training.data.sprites.keys import DIRECTIONS, AnswerKey
 from vgen.training.data.sprites.splits import stream
 from vgen.training.data.sprites.world import SpriteWorld, answer_prompts
 from vgen.training.judge import Verdict, judge, score
-from vgen.training.scores import Budget, Clips, Progress, canvas, chunks, rates, to_uint8
-from vgen.training.statistics import bootstrap_interval
+from vgen.training.ledger import Ledger, Row
+from vgen.training.scores import Budget, canvas, rates, row_of, share, to_uint8
 from vgen.windows import Window, plan_windows
 
 LENGTHS: Final = (1, 5, 9, 17, 33, 65)
+STORY_PROMPTS: Final = 4
 OVERLAP: Final = 5  # frames that a window of a story is given
 NEAR: Final = 2  # frames from a seam that do not count as inside a window
 
@@ -48,7 +49,7 @@ class Collected:
 
 
 def story_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """Stories of four prompts about one object: it goes one way, back, rests, and goes again.
 
@@ -62,47 +63,49 @@ def story_scores(
     lengths = [length, *[length - 1] * 3]
     stride = pipeline.vae.strides.temporal
     windows = plan_windows(lengths, length, OVERLAP, stride)
-    told = [_story(tier, index) for index in range(max(1, budget.prompts // 4))]
-    stories: list[Clips] = []
-    for number, keys in enumerate(told):
-        taken = Collected()
-        parts = [Part(prompt) for prompt, _ in keys]
-        make_windows(make, parts, windows, taken, seed + 1000 * number, reference="first", **settings)
-        stories.append(taken.frames)
-        progress.advance(f"stories, tier {tier}", 1)
-    asked = [entry for keys in told for entry in keys]
-    single = _single_clips(pipeline, asked, budget, seed, progress, **settings)
+    told = [_story(tier, index) for index in range(max(1, budget.prompts // STORY_PROMPTS))]
     ends = np.cumsum(lengths)
-    pieces = [frames[max(0, end - length) : end] for frames in stories for end in ends]
-    seen = [judge(piece) for piece in pieces]
-    segments = _share([found.motion == key.objects[0].motion for found, (_, key) in zip(seen, asked, strict=True)])
-    alone = _share([score(clip, key).motion for clip, (_, key) in zip(single, asked, strict=True)])
+
+    def measure(part: range) -> list[Row]:
+        rows = []
+        for number in part:
+            taken = Collected()
+            prompts = [Part(prompt) for prompt, _ in told[number]]
+            make_windows(make, prompts, windows, taken, seed + 1000 * number, reference="first", **settings)
+            seen = [judge(taken.frames[max(0, end - length) : end]) for end in ends]
+            obeyed = [found.motion == key.objects[0].motion for found, (_, key) in zip(seen, told[number], strict=True)]
+            track = [None if np.isnan(place).any() else place.tolist() for place in judge(taken.frames).centres]
+            rows.append({"motion": obeyed, "constant": _is_constant(seen), "track": track})
+        return rows
+
+    rows = ledger.rows(f"stories, tier {tier}", len(told), 1, measure)
+    asked = [entry for keys in told for entry in keys]
+    single = _single_clips(pipeline, asked, budget, seed, ledger, f"clips of stories, tier {tier}", **settings)
     return {
-        "segment_motion": segments,
-        "single_clip_motion": alone,
-        "constant": _share([_is_constant(seen[at : at + 4]) for at in range(0, len(seen), 4)]),
-        "acceleration": _accelerations([judge(frames).centres for frames in stories], windows),
+        "segment_motion": share([obeyed for row in rows for obeyed in row["motion"]]),
+        "single_clip_motion": share([row["motion"] for row in single]),
+        "constant": share([row["constant"] for row in rows]),
+        "acceleration": _accelerations([_track(row["track"]) for row in rows], windows),
     }
+
+
+def _track(places: list[list[float] | None]) -> NDArray[np.float32]:
+    """[F, 2], NaN where nothing was seen."""
+    return np.asarray([(np.nan, np.nan) if place is None else place for place in places], np.float32)
 
 
 def length_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """Text to video at several lengths from the same weights: what the judge finds at each."""
     asked = answer_prompts("test", tier, budget.prompts)
-    return {
-        str(length): rates(
-            [
-                score(clip, _still(key) if length == 1 else key)
-                for clip, (_, key) in zip(
-                    _single_clips(pipeline, asked, budget, seed, progress, **{**settings, "num_frames": length}),
-                    asked,
-                    strict=True,
-                )
-            ]
-        )
-        for length in LENGTHS
-    }
+    found = {}
+    for length in LENGTHS:
+        named = f"{length} frames, tier {tier}"
+        keys = [(prompt, _still(key) if length == 1 else key) for prompt, key in asked]
+        rows = _single_clips(pipeline, keys, budget, seed, ledger, named, **{**settings, "num_frames": length})
+        found[str(length)] = rates(rows)
+    return found
 
 
 def _still(key: AnswerKey) -> AnswerKey:
@@ -131,21 +134,17 @@ def _single_clips(
     asked: list[tuple[str, AnswerKey]],
     budget: Budget,
     seed: int,
-    progress: Progress,
+    ledger: Ledger,
+    name: str,
     **settings: Any,
-) -> list[Clips]:
-    made: list[Clips] = []
-    for part in chunks(list(enumerate(asked)), budget.batch):
-        generators = [torch.Generator().manual_seed(seed + number) for number, _ in part]
-        frames = pipeline([entry[0] for _, entry in part], generator=generators, output_type="np", **settings).frames
-        made.extend(to_uint8(frames))
-        progress.advance("single clips", len(part))
-    return made
+) -> list[Row]:
+    def measure(part: range) -> list[Row]:
+        generators = [torch.Generator().manual_seed(seed + number) for number in part]
+        prompts = [asked[number][0] for number in part]
+        made = to_uint8(pipeline(prompts, generator=generators, output_type="np", **settings).frames)
+        return [row_of(score(clip, asked[number][1])) for clip, number in zip(made, part, strict=True)]
 
-
-def _share(values: list[bool]) -> dict[str, float]:
-    interval = bootstrap_interval([float(value) for value in values])
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": len(values)}
+    return ledger.rows(name, len(asked), budget.batch, measure)
 
 
 def _is_constant(segments: list[Verdict]) -> bool:

@@ -5,7 +5,7 @@ Pixels are never pasted back. Centres are the judge's, in made clips and in real
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -15,8 +15,18 @@ from numpy.typing import NDArray
 from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
 from vgen.training.data.sprites.world import SpriteClip, SpriteWorld
 from vgen.training.judge import judge
-from vgen.training.losses.pixels import psnr
-from vgen.training.scores import Budget, Clips, Progress, canvas, chunks, full_prompt, reconstruct, to_uint8
+from vgen.training.ledger import Ledger, Row
+from vgen.training.scores import (
+    Budget,
+    Clips,
+    canvas,
+    decibels,
+    full_prompt,
+    reconstruct,
+    squared_error,
+    to_uint8,
+    with_intervals,
+)
 from vgen.training.statistics import bootstrap_interval
 
 GIVEN: Final = (5, 9)  # frames that a prediction is given
@@ -27,7 +37,7 @@ Centres = NDArray[np.float32]
 
 
 def prediction_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """Error of the centre in the last frame, of moving clips of which the first frames are given."""
     clips = _moving(pipeline, tier, budget.prompts)
@@ -35,10 +45,13 @@ def prediction_scores(
     found = {}
     for given in GIVEN:
         conditions = [[VideoCondition(clip.frames[:given])] for clip in clips]
-        made = _make(pipeline, clips, conditions, budget, seed, progress, f"prediction, tier {tier}", **settings)
+        made = _make(
+            pipeline, clips, conditions, budget, seed, ledger, f"prediction of {given}, tier {tier}",
+            lambda clip, number: {"centre": _listed(judge(clip).centres[-1])}, **settings,
+        )  # fmt: skip
         steady = [_extrapolated(track[:given], len(track) - 1) for track in real]
         found[f"given_{given}"] = {
-            "error": _errors([judge(clip).centres[-1] for clip in made], [track[-1] for track in real], clips),
+            "error": _errors([_centre(row) for row in made], [track[-1] for track in real], clips),
             "nearest_copy": _errors([track[given - 1] for track in real], [track[-1] for track in real], clips),
             "constant_velocity": _errors(steady, [track[-1] for track in real], clips),
         }
@@ -46,17 +59,20 @@ def prediction_scores(
 
 
 def interpolation_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """Error of the centre in the middle frame, of moving clips of which first and last frame are given."""
     clips = _moving(pipeline, tier, budget.prompts)
     real = [judge(clip.frames).centres for clip in clips]
     middle = len(clips[0].frames) // 2
     conditions = [[VideoCondition(c.frames[0]), VideoCondition(c.frames[-1], frame_index=-1)] for c in clips]
-    made = _make(pipeline, clips, conditions, budget, seed, progress, f"interpolation, tier {tier}", **settings)
+    made = _make(
+        pipeline, clips, conditions, budget, seed, ledger, f"interpolation, tier {tier}",
+        lambda clip, number: {"centre": _listed(judge(clip).centres[middle])}, **settings,
+    )  # fmt: skip
     true = [track[middle] for track in real]
     return {
-        "error": _errors([judge(clip).centres[middle] for clip in made], true, clips),
+        "error": _errors([_centre(row) for row in made], true, clips),
         "nearest_copy": _errors([track[0] for track in real], true, clips),
         "linear_blend": _errors([judge(_blended(clip.frames)).centres[middle] for clip in clips], true, clips),
         "constant_velocity": _errors([(track[0] + track[-1]) / 2 for track in real], true, clips),
@@ -64,29 +80,40 @@ def interpolation_scores(
 
 
 def completion_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, progress: Progress, **settings: Any
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """PSNR of a hidden box in the middle of every frame, half as wide and high, and of what is known."""
     world = SpriteWorld("test", tier, **canvas(pipeline))
     clips = [world.sample(index) for index in range(budget.prompts)]
     known = hidden_box(*clips[0].frames.shape[1:3])
     conditions = [[VideoCondition(clip.frames, mask=known.astype(np.float32))] for clip in clips]
-    made = _make(pipeline, clips, conditions, budget, seed, progress, f"completion, tier {tier}", **settings)
-    originals = np.stack([clip.frames for clip in clips])
-    restored = np.concatenate([reconstruct(pipeline, part) for part in chunks(originals, budget.batch)])
-    inside = torch.from_numpy(np.broadcast_to(~known, originals.shape[:-1]).copy())
 
-    def measured(clips_made: Clips, where: torch.Tensor) -> float:
-        return psnr(torch.from_numpy(originals), torch.from_numpy(clips_made), where)
+    def measure(clip: Clips, number: int) -> Row:
+        original = clips[number].frames
+        restored = reconstruct(pipeline, original[None])[0]
+        made, coded = squared_error(original, clip), squared_error(original, restored)
+        return {
+            "error": float(made[:, ~known].mean()),
+            "known_error": float(made[:, known].mean()),
+            "vae_error": float(coded[:, ~known].mean()),
+            "vae_known_error": float(coded[:, known].mean()),
+        }
 
-    return {
-        "psnr": measured(np.stack(made), inside),
-        "nearest_copy": measured(fill_nearest(originals, known), inside),
-        "linear_blend": measured(fill_linear(originals, known), inside),
-        "vae": measured(restored, inside),
-        "known_psnr": measured(np.stack(made), ~inside),
-        "vae_known_psnr": measured(restored, ~inside),
-    }
+    rows = _make(pipeline, clips, conditions, budget, seed, ledger, f"completion, tier {tier}", measure, **settings)
+
+    def filled(fill: Callable[[Clips, NDArray[np.bool_]], Clips]) -> dict[str, float]:
+        return decibels([float(squared_error(c.frames, fill(c.frames, known))[:, ~known].mean()) for c in clips])
+
+    return with_intervals(
+        {
+            "psnr": decibels([row["error"] for row in rows]),
+            "nearest_copy": filled(fill_nearest),
+            "linear_blend": filled(fill_linear),
+            "vae": decibels([row["vae_error"] for row in rows]),
+            "known_psnr": decibels([row["known_error"] for row in rows]),
+            "vae_known_psnr": decibels([row["vae_known_error"] for row in rows]),
+        }
+    )
 
 
 def hidden_box(height: int, width: int) -> NDArray[np.bool_]:
@@ -133,14 +160,16 @@ def _make(
     conditions: Sequence[list[VideoCondition]],
     budget: Budget,
     seed: int,
-    progress: Progress,
+    ledger: Ledger,
     name: str,
+    measure: Callable[[Clips, int], Row],
     **settings: Any,
-) -> list[Clips]:
+) -> list[Row]:
+    """Make every clip from what is known of it, and measure it; `measure` is given the clip made and its number."""
     predict = MaskedPredictionPipeline(**pipeline.components)
     predict.set_progress_bar_config(disable=True)
-    made: list[Clips] = []
-    for part in chunks(list(range(len(clips))), budget.batch):
+
+    def rows(part: range) -> list[Row]:
         frames = predict(
             conditions=[conditions[i] for i in part],
             prompt=[full_prompt(clips[i]) for i in part],
@@ -149,9 +178,18 @@ def _make(
             output_type="np",
             **settings,
         ).frames
-        made.extend(to_uint8(frames))
-        progress.advance(name, len(part))
-    return made
+        return [measure(clip, number) for clip, number in zip(to_uint8(frames), part, strict=True)]
+
+    return ledger.rows(name, len(clips), budget.batch, rows)
+
+
+def _listed(centre: Centres) -> list[float] | None:
+    """[2] as a ledger keeps it; None where nothing was found."""
+    return [float(value) for value in centre] if np.isfinite(centre).all() else None
+
+
+def _centre(row: Row) -> Centres:
+    return np.full(2, np.nan, np.float32) if row["centre"] is None else np.asarray(row["centre"], np.float32)
 
 
 def _extrapolated(track: Centres, frame: int) -> Centres:

@@ -13,8 +13,10 @@ import torch
 from vgen.hub import resolve_model
 from vgen.io.video import read_video
 from vgen.pipelines import TextToVideoPipeline
-from vgen.training.evaluate import evaluate_model
-from vgen.training.scores import Budget, Progress, text_to_video_scores
+from vgen.training.evaluate import evaluate_model, expected
+from vgen.training.ledger import Ledger
+from vgen.training.score_report import render
+from vgen.training.scores import Budget, text_to_video_scores
 
 LIMIT_MIB = 24
 PROMPTS = 24
@@ -51,12 +53,11 @@ def test_it_obeys_where_random_weights_do_not(folder: Path) -> None:
     """The same measurement, with the shipped transformer and with a freshly initialised one."""
     shipped = TextToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     shipped.set_progress_bar_config(disable=True)
-    silent = Progress(lambda what, count: None)
     budget = Budget(clips=0, prompts=PROMPTS, seeds=1, batch=12)
     settings = {"num_inference_steps": 12}
-    obeyed = text_to_video_scores(shipped, 1, "seen", budget, 0, silent, **settings)
+    obeyed = text_to_video_scores(shipped, 1, "seen", budget, 0, Ledger(), **settings)
     shipped.transformer.init_weights(torch.Generator().manual_seed(0))
-    random = text_to_video_scores(shipped, 1, "seen", budget, 0, silent, **settings)
+    random = text_to_video_scores(shipped, 1, "seen", budget, 0, Ledger(), **settings)
     assert obeyed["colour"]["mean"] >= 0.9
     assert random["colour"]["mean"] <= 0.4
     assert obeyed["shape"]["mean"] >= 0.75
@@ -69,7 +70,12 @@ def test_it_obeys_where_random_weights_do_not(folder: Path) -> None:
 def test_evaluate_prints_and_writes_every_score(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     target = tmp_path / "scores.json"
     budget = Budget(clips=2, prompts=2, seeds=1, batch=2)
-    report = evaluate_model(folder, output=target, budget=budget, num_inference_steps=2)
+    page = tmp_path / "README.md"
+    report = evaluate_model(
+        folder, output=target, budget=budget, report=page, guidance=(2.0, 4.0), command="vgen", num_inference_steps=2
+    )
+    assert page.read_text() == render(report) and not list(tmp_path.glob("*.jsonl"))
+    assert report["guidance"]["chosen"] == report["settings"]["guidance_scale"] in (2.0, 4.0)
     assert json.loads(target.read_text()) == json.loads(json.dumps(report))
     printed = capsys.readouterr().out
     for row in ("VAE: PSNR", "text to video, seen", "text to video, withheld", "image to video", "ceiling", "floors"):
@@ -78,9 +84,14 @@ def test_evaluate_prints_and_writes_every_score(folder: Path, tmp_path: Path, ca
     assert "prediction" not in printed
 
 
-def test_evaluate_scores_what_is_known_in_part(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluate_scores_what_is_known_in_part(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     budget = Budget(clips=1, prompts=2, seeds=1, batch=2)
+    planned, ran = expected(budget, (1,), "all"), []
+    monkeypatch.setattr("vgen.training.evaluate._speaker", lambda: lambda text: ran.append(text.split(":")[0]))
     report = evaluate_model(folder, budget=budget, tiers=(1,), tasks="all", num_inference_steps=2)
+    assert set(ran) == set(planned), "the time left counts what is measured, and nothing else"
     printed = capsys.readouterr().out
     for row in ("prediction, 5", "prediction, 9", "interpolation: error", "completion: hidden", "completion: known"):
         assert row in printed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,18 @@ def evaluate(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer clips: minutes in place of an hour.")] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the scores as JSON.")
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option("--report", metavar="FILE", help="Write the scores as a page (.md), with intervals and aims."),
+    ] = None,
+    report_from: Annotated[
+        str | None,
+        typer.Option("--report-from", metavar="FILE", help="Make the page from scores measured before."),
+    ] = None,
+    choose_guidance: Annotated[
+        str | None,
+        typer.Option("--choose-guidance", metavar="LIST", help="2,3,4: take the best on the validation split."),
     ] = None,
     tasks: Annotated[
         str,
@@ -43,8 +56,12 @@ def evaluate(
         ),
     ] = None,
     num_prompts: Annotated[
-        int, typer.Option("--num-prompts", metavar="N", min=1, help="Of SpriteWorld's.", rich_help_panel=_VBENCH)
-    ] = 64,
+        int | None,
+        typer.Option("--num-prompts", metavar="N", min=1, help="Of SpriteWorld's: a split (256; 32), or in all (64)."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="N", min=1, help="Clips a prompt, to be scored (3; quick 1).")
+    ] = None,
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", min=1, help="Clips a prompt.", rich_help_panel=_VBENCH)
     ] = 5,
@@ -62,50 +79,123 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a model: how often a judge finds what was asked for; or a RUN: what it learnt, and its best checkpoint."""
-    from pathlib import Path
-
     if run is not None:
         from vgen.training.evaluate_run import evaluate_run
 
         evaluate_run(Path(run), typer.echo, device=device or "auto")
         return
-
-    from vgen.cli.jobs import Model, choose_device
-    from vgen.errors import OutputError, RequestError
-    from vgen.io.atomic import exists_message
-    from vgen.io.output import check_writable
-    from vgen.request import GenerateRequest
+    from vgen.errors import RequestError
 
     if tasks not in ("basic", "all"):
         raise RequestError(f"tasks={tasks!r} is not known: use basic or all.")
+    if report_from is not None:
+        _report_again(report_from, report, overwrite)
+        return
     if export is not None:
-        if output is not None or tasks != "basic" or quick or clip_model or fvd_model or lpips:
+        scored = (output, report, choose_guidance, seeds, clip_model, fvd_model, lpips)
+        if tasks != "basic" or quick or any(value is not None for value in scored):
             raise RequestError("--export-vbench makes clips and scores nothing: leave the options for scores out.")
         from vgen.cli.vbench import export_vbench
 
         fields = {"model": model, "seed": seed, **({"device": device} if device is not None else {})}
-        export_vbench(export, fields, prompts, num_prompts, samples, overwrite)
+        export_vbench(export, fields, prompts, num_prompts or 64, samples, overwrite)
         return
     if prompts is not None:
         raise RequestError("--prompts is for --export-vbench; scores are of SpriteWorld's prompts.")
+    for name, target, ending in (("output", output, ".json"), ("report", report, ".md")):
+        if target is not None:
+            _check_target(name, target, ending, overwrite)
+    _score(
+        model, seed, device, tasks, quick, num_prompts, seeds, choose_guidance,
+        output=output, report=report, weights=(clip_model, fvd_model, lpips),
+    )  # fmt: skip
+
+
+def _score(
+    model: str,
+    seed: str,
+    device: str | None,
+    tasks: str,
+    quick: bool,
+    num_prompts: int | None,
+    seeds: int | None,
+    choose_guidance: str | None,
+    *,
+    output: str | None,
+    report: str | None,
+    weights: tuple[str | None, str | None, str | None],
+) -> None:
+    from vgen.cli.jobs import Model, choose_device
+    from vgen.request import GenerateRequest
+
     request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
-    if output is not None:
-        target = Path(output)
-        if target.suffix != ".json":
-            raise OutputError(f"output={output!r} must end in .json.")
-        if not target.absolute().parent.is_dir():
-            raise OutputError(f"the folder {target.absolute().parent} does not exist; make it first.")
-        check_writable(target.absolute().parent)
-        if target.exists() and not overwrite:
-            raise OutputError(exists_message(target))
+    guidance = _scales(choose_guidance)
     Model.find(request.model)
     device = choose_device(request.device or "auto")
-    from vgen.training.evaluate import evaluate_model
+    from vgen.training.evaluate import FULL, QUICK, evaluate_model
 
-    field = _field_weights(clip_model, fvd_model, lpips)
+    usual = QUICK if quick else FULL
+    budget = usual._replace(prompts=num_prompts or usual.prompts, seeds=seeds or usual.seeds)
     evaluate_model(
-        request.model, quick=quick, output=output, device=device, seed=request.seed or 0, tasks=tasks, **field
-    )
+        request.model, output=output, device=device, seed=request.seed or 0, tasks=tasks, budget=budget, report=report,
+        guidance=guidance, command=_command(model, seed, tasks, quick, num_prompts, seeds, choose_guidance),
+        **_field_weights(*weights),
+    )  # fmt: skip
+
+
+def _command(
+    model: str, seed: str, tasks: str, quick: bool, num_prompts: int | None, seeds: int | None, guidance: str | None
+) -> str:
+    """What repeats the scores; files to write and the device do not matter to them."""
+    words = ["vgen", "evaluate", "--model", model, "--tasks", tasks, "--seed", seed, *(["--quick"] if quick else [])]
+    for name, value in (("--num-prompts", num_prompts), ("--seeds", seeds), ("--choose-guidance", guidance)):
+        words += [] if value is None else [name, str(value)]
+    return shlex.join(words)
+
+
+def _scales(text: str | None) -> tuple[float, ...]:
+    """Guidance scales from "2,3,4"."""
+    from vgen.errors import RequestError
+
+    if text is None:
+        return ()
+    try:
+        scales = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        scales = ()
+    if not scales or not all(0 <= scale < float("inf") for scale in scales):
+        raise RequestError(f"choose_guidance={text!r} must be guidance scales, parted by commas, such as 2,3,4.")
+    return scales
+
+
+def _check_target(name: str, text: str, ending: str, overwrite: bool) -> None:
+    from vgen.errors import OutputError
+    from vgen.io.atomic import exists_message
+    from vgen.io.output import check_writable
+
+    target = Path(text)
+    if target.suffix != ending:
+        raise OutputError(f"{name}={text!r} must end in {ending}.")
+    if not target.absolute().parent.is_dir():
+        raise OutputError(f"the folder {target.absolute().parent} does not exist; make it first.")
+    check_writable(target.absolute().parent)
+    if target.exists() and not overwrite:
+        raise OutputError(exists_message(target))
+
+
+def _report_again(scores: str, report: str | None, overwrite: bool) -> None:
+    """The page of scores measured before, to a file or to the screen."""
+    if report is not None:
+        _check_target("report", report, ".md", overwrite)
+    from vgen.training.data.footage.records import write_text
+    from vgen.training.evaluate import report_from
+
+    page = report_from(scores)
+    if report is None:
+        typer.echo(page)
+    else:
+        write_text(Path(report), page)
+        typer.echo(f"wrote {report}")
 
 
 def _field_weights(clip_model: str | None, fvd_model: str | None, lpips: str | None) -> dict[str, Any]:

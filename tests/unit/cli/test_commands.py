@@ -293,6 +293,10 @@ def test_evaluate_checks_first(tmp_path: Path, paper_model: Path, run_cli: Run) 
         (("--model", paper_model, "-o", tmp_path / "scores.txt"), "must end in .json"),
         (("--model", paper_model, "-o", tmp_path / "no" / "scores.json"), "does not exist"),
         (("--model", paper_model, "-o", tmp_path / "there.json"), "exists already"),
+        (("--model", paper_model, "--report", tmp_path / "scores.txt"), "must end in .md"),
+        (("--model", paper_model, "--choose-guidance", "2,x"), "choose_guidance='2,x' must be guidance scales"),
+        (("--report-from", tmp_path / "there.json"), "holds no scores"),
+        (("--report-from", tmp_path / "there.json", "--report", tmp_path / "there.json"), "must end in .md"),
     ):
         done = run_cli("evaluate", *words)
         assert done.code == 2
@@ -307,8 +311,17 @@ def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, mo
     words = ("--model", paper_model, "--quick", "--device", "cpu", "--seed", 4, "-o", tmp_path / "scores.json")
     assert run_cli("evaluate", *words, "--tasks", "al").code == 2
     assert run_cli("evaluate", *words, "--tasks", "all").code == 0
-    expected = {"quick": True, "output": str(tmp_path / "scores.json"), "device": "cpu", "seed": 4, "tasks": "all"}
-    assert seen == [((str(paper_model),), expected)]
+    more = ("--report", tmp_path / "README.md", "--choose-guidance", "2,3.5,2", "--num-prompts", 9, "--seeds", 2)
+    assert run_cli("evaluate", *words, *more).code == 0
+    expected = {
+        "output": str(tmp_path / "scores.json"), "device": "cpu", "seed": 4, "tasks": "all", "budget": scoring.QUICK,
+        "report": None, "guidance": (),
+        "command": f"vgen evaluate --model {paper_model} --tasks all --seed 4 --quick",
+    }  # fmt: skip
+    assert seen[0] == ((str(paper_model),), expected)
+    assert seen[1][1]["budget"] == scoring.QUICK._replace(prompts=9, seeds=2)
+    assert seen[1][1]["guidance"] == (2.0, 3.5) and seen[1][1]["report"] == str(tmp_path / "README.md")
+    assert seen[1][1]["command"].endswith("--num-prompts 9 --seeds 2 --choose-guidance 2,3.5,2")
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

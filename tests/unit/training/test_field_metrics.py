@@ -20,11 +20,8 @@ from vgen.training.clip_score import ClipScore
 from vgen.training.evaluate import evaluate_model
 from vgen.training.field_metrics import FieldWeights, I3d, field_scores
 from vgen.training.frechet import frechet_distance, frechet_of_features
-from vgen.training.scores import Budget, Progress
-
-
-def _quiet() -> Progress:
-    return Progress(lambda what, count: None)
+from vgen.training.ledger import Ledger
+from vgen.training.scores import Budget
 
 
 def test_the_frechet_distance_is_that_of_normal_distributions() -> None:
@@ -152,10 +149,10 @@ def test_scores_stand_beside_those_of_the_originals(
     pipeline.set_progress_bar_config(disable=True)
     weights = FieldWeights(clip_folder, _i3d(tmp_path))
     weights.check()
-    found = field_scores(pipeline, weights, Budget(2, 3, 1, 2), 0, _quiet(), num_inference_steps=1)
+    found = field_scores(pipeline, weights, Budget(2, 3, 1, 2), 0, Ledger(), num_inference_steps=1)
     assert found["clips"] == 3 and found["frames"] == 9
     assert found["fvd"] > 0
     assert {"clip_score", "clip_score_of_originals"} <= found.keys()
     assert "lpips_of_reconstructions" not in found
-    only = field_scores(pipeline, FieldWeights(clip_folder), Budget(2, 3, 1, 2), 0, _quiet(), num_inference_steps=1)
+    only = field_scores(pipeline, FieldWeights(clip_folder), Budget(2, 3, 1, 2), 0, Ledger(), num_inference_steps=1)
     assert "fvd" not in only and only["clip_score"] == pytest.approx(found["clip_score"])

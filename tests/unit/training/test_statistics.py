@@ -1,4 +1,4 @@
-"""Bootstrap intervals."""
+"""Intervals of scores."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vgen.errors import RequestError
-from vgen.training.statistics import bootstrap_interval
+from vgen.training.statistics import bootstrap_interval, psnr_interval, share_interval, wilson_interval
 
 
 def test_the_interval_of_a_coin_is_that_of_the_binomial() -> None:
@@ -33,3 +33,37 @@ def test_a_lower_level_is_narrower_and_equal_values_have_no_width() -> None:
 def test_what_has_no_interval_is_refused(values: list[float], level: float) -> None:
     with pytest.raises(RequestError):
         bootstrap_interval(values, level=level)
+
+
+def test_wilsons_interval_is_that_of_the_tables() -> None:
+    """Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29."""
+    for passed, count, low, high in (
+        (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)
+    ):  # fmt: skip
+        found = wilson_interval(passed, count)
+        assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    for wrong in ((3, 2), (-1, 2), (0, 0)):
+        with pytest.raises(RequestError):
+            wilson_interval(*wrong)
+
+
+def test_repeats_that_say_the_same_count_once() -> None:
+    rng = np.random.default_rng(0)
+    prompts = rng.random(200) < 0.8
+    alone = share_interval(prompts.tolist())
+    copied = share_interval(np.tile(prompts, 3).tolist(), repeats=3)
+    assert copied == pytest.approx(alone, abs=2e-3)
+    independent = share_interval((rng.random(600) < 0.8).tolist(), repeats=3)
+    assert independent.high - independent.low < 0.75 * (alone.high - alone.low)
+    assert share_interval([True] * 30, repeats=3) == wilson_interval(10, 10), "where all agree prompts count"
+    with pytest.raises(RequestError):
+        share_interval([True] * 4, repeats=3)
+
+
+def test_the_interval_of_a_psnr_is_in_decibels_and_weighs_pixels() -> None:
+    assert psnr_interval([1.0, 1.0, 1.0]) == pytest.approx((48.1308, 48.1308, 48.1308), abs=1e-3)
+    found = psnr_interval([1.0, 100.0], weights=[99.0, 1.0])
+    assert found.mean == pytest.approx(10 * np.log10(255**2 / 1.99))
+    assert found.low == pytest.approx(10 * np.log10(255**2 / 100)) and found.high == pytest.approx(48.1308, abs=1e-3)
+    with pytest.raises(RequestError):
+        psnr_interval([1.0], weights=[0.0])

@@ -10,7 +10,8 @@ import pytest
 
 from vgen.training.data.sprites.world import SpriteWorld
 from vgen.training.judge import judge
-from vgen.training.scores import Budget, Progress
+from vgen.training.ledger import Ledger
+from vgen.training.scores import Budget
 from vgen.training.task_scores import (
     completion_scores,
     fill_linear,
@@ -21,7 +22,6 @@ from vgen.training.task_scores import (
 )
 
 BUDGET = Budget(clips=0, prompts=4, seeds=1, batch=3)
-SILENT = Progress(lambda what, count: None)
 
 
 def test_filling_is_exact_where_a_clip_is_flat_or_a_slope() -> None:
@@ -70,15 +70,15 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_model_that_is_right_has_no_error_and_baselines_have(model: Any) -> None:
-    predicted = prediction_scores(model(0), 1, BUDGET, 0, SILENT)
-    between = interpolation_scores(model(0), 1, BUDGET, 0, SILENT)
+    predicted = prediction_scores(model(0), 1, BUDGET, 0, Ledger())
+    between = interpolation_scores(model(0), 1, BUDGET, 0, Ledger())
     for found in (*predicted.values(), between):
         assert found["error"]["mean"] < 1e-6
         assert found["nearest_copy"]["mean"] > 3
         assert found["error"]["count"] == 4
     assert predicted["given_9"]["nearest_copy"]["mean"] < predicted["given_5"]["nearest_copy"]["mean"]
     assert between["constant_velocity"]["mean"] < between["nearest_copy"]["mean"]
-    box = completion_scores(model(0), 1, BUDGET, 0, SILENT)
+    box = completion_scores(model(0), 1, BUDGET, 0, Ledger())
     assert box["psnr"] > 60 and box["known_psnr"] > 60
     assert box["nearest_copy"] < 30 and box["linear_blend"] < 30
 
@@ -87,6 +87,6 @@ def test_a_model_that_is_off_by_three_pixels_is_measured_so(model: Any) -> None:
     world = SpriteWorld("test", 1, num_frames=17, height=64, width=64, frame_rate=8.0)
     inner = [judge(world.sample(index).frames).centres[:, 0].max() < 50 for index in range(8)]
     assert sum(inner) >= 4, "so that few objects wrap round"
-    error = prediction_scores(model(3), 1, BUDGET, 0, SILENT)["given_5"]["error"]["mean"]
+    error = prediction_scores(model(3), 1, BUDGET, 0, Ledger())["given_5"]["error"]["mean"]
     assert 2 < error < 12
-    assert completion_scores(model(3), 1, BUDGET, 0, SILENT)["psnr"] < 40
+    assert completion_scores(model(3), 1, BUDGET, 0, Ledger())["psnr"] < 40

@@ -1,0 +1,242 @@
+"""The scores of `vgen evaluate` as a Markdown page: intervals, aims, ceilings, floors, and what made the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+Rate = dict[str, float]
+JOINT_AIMS: Final = {"tier 1": {"seen": 0.90, "withheld": 0.75}, "tier 2": {"seen": 0.80, "withheld": 0.60}}
+VAE_AIMS: Final = {"psnr": 34.0, "object_psnr": 28.0, "ssim": 0.97, "judged": 0.99}
+MOTION_AIM: Final = 0.85  # of animated pictures
+PICTURES_AIM: Final = 0.90
+PREDICTION_AIM: Final = 2.0  # pixels of 64
+INTERPOLATION_AIM: Final = 1.5  # pixels of 64
+BELOW_VAE: Final = 0.5  # dB that a known part may lie below its reconstruction
+
+
+class Line(NamedTuple):
+    """A row of the table of a tier, as text."""
+
+    measure: str
+    score: str
+    interval: str = ""
+    aim: str = ""
+    ceiling: str = ""
+    floors: str = ""
+    clips: str = ""
+
+
+def render(report: dict[str, Any]) -> str:
+    """The page of a report that `evaluate_model` made; what an older one does not tell is said to be unknown.
+
+    Args:
+        report: as in the JSON file.
+    """
+    budget, settings = report["budget"], report["settings"]
+    about = {
+        "weights": f"`{report['hash']}` (SHA-256 of the folder's weights, configurations and tokenizer)",
+        "trained by": _trained(report.get("training")),
+        "measured": f"{report.get('date') or 'on an unknown day'}, in {duration(report['seconds'])}"
+        f" on {report.get('device') or 'an unknown device'}",
+        "versions": _versions(report),
+        "how much": f"{budget['prompts']} prompts a split, {budget['seeds']} {_seeds(budget['seeds'])} each for text to"
+        f" video, image to video and pictures, one for the rest; seed {report['seed']}",
+        "settings": ", ".join(f"{name} {value}" for name, value in sorted(settings.items())),
+        "command": f"`{report['command']}`" if report.get("command") else "unknown",
+    }
+    parts = [f"# {report['model']}: what it does, measured", "", "Written by `vgen evaluate`; not by hand.", ""]
+    parts += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in about.items()), ""]
+    for name, tier in report["scores"].items():
+        parts += [f"## {name.capitalize()}", "", *_table(_lines(name, tier)), "", *_by_motion(tier), ""]
+    if "guidance" in report:
+        parts += [*_guidance(report["guidance"]), ""]
+    shares = _WILSON if report.get("intervals_of_shares") == "wilson" else "bootstrap over clips, also of shares"
+    return "\n".join([*parts, _READING.format(shares=shares), ""])
+
+
+_WILSON: Final = (
+    "Wilson's for shares, with as many independent clips as the spread between prompts tells where a prompt has"
+    " several seeds; bootstrap over clips for means and PSNR"
+)
+_READING: Final = """## How to read it
+
+- A judge without learned weights (`training/judge.py`) reads presence, colour, shape and motion from the pixels of a
+  clip; *joint* means all of them are what the prompt asked for. *Withheld*: combinations of colour, shape and motion
+  that training never showed. No pixels are pasted back anywhere.
+- Intervals cover 95 %: {shares}.
+- *Ceilings*: the same judge on the original clips after the VAE. *Floors*: captions swapped among clips; a clip's
+  first frame held; the same model with freshly drawn weights; the nearest known frame or pixel; a linear blend of what
+  is known; a centre that goes on at a constant velocity.
+- Errors of centres are in pixels of a short side of 64. A clip in which nothing is found counts as 32 pixels off.
+- *Aims* are compared with the score, not with an end of its interval."""
+
+
+def duration(seconds: float | None) -> str:
+    """In words."""
+    if seconds is None:
+        return "an unknown time"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _trained(record: dict[str, Any] | None) -> str:
+    """One run after the other, the last one first."""
+    if record is None:
+        return "unknown: the folder holds no training.json"
+    said = (
+        f"`{record['recipe']}` (recipe SHA-256 {record['recipe_sha256'][:16]}), {record['steps']:,} of "
+        f"{record['total_steps']:,} steps, {duration(record['seconds'])} on {record['device']}"
+    )
+    threads = record["threads"] if record["device"] == "cpu" else None
+    said += f" with {threads} {'thread' if threads == 1 else 'threads'}" if threads else ""
+    for name, origin in record.get("from", {}).items():
+        said += f"; its {'start' if name == 'init' else name} by " + (_trained(origin) if origin else "an unknown run")
+    return said
+
+
+def _versions(report: dict[str, Any]) -> str:
+    found = {"vgen": report["vgen"], "torch": report["torch"], **report.get("versions", {})}
+    return ", ".join(f"{name} {value}" for name, value in found.items())
+
+
+def _seeds(count: int) -> str:
+    return "seed" if count == 1 else "seeds"
+
+
+def _table(lines: Iterator[Line]) -> list[str]:
+    head = ["measure", "score", "95 % interval", "aim", "ceiling", "floors", "clips"]
+    rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return rows + ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _lines(name: str, tier: dict[str, Any]) -> Iterator[Line]:
+    yield from _vae_lines(tier["vae"])
+    for triples, found in tier["text_to_video"].items():
+        yield from _text_lines(tier, triples, found, JOINT_AIMS.get(name, {}).get(triples))
+    animated, pictures = tier["image_to_video"], tier["images"]
+    vae = animated["vae_first_frame_psnr"]
+    yield _decibels(
+        "image to video: PSNR of frame 0", animated, "first_frame_psnr", vae - BELOW_VAE, f"VAE {vae:.1f} dB"
+    )
+    yield _share("image to video: motion", animated["motion"], MOTION_AIM)
+    yield _share("pictures: colour", pictures["colour"], PICTURES_AIM)
+    yield _share("pictures: shape", pictures["shape"], PICTURES_AIM)
+    if "prediction" in tier:
+        yield from _known_lines(tier)
+        yield from _long_lines(tier)
+
+
+def _vae_lines(vae: dict[str, Any]) -> Iterator[Line]:
+    yield _decibels("VAE: PSNR", vae, "psnr", VAE_AIMS["psnr"])
+    yield _decibels("VAE: PSNR on the objects' pixels", vae, "object_psnr", VAE_AIMS["object_psnr"])
+    yield Line("VAE: SSIM", f"{vae['ssim']:.3f}", "", _aim(vae["ssim"] >= VAE_AIMS["ssim"], f"{VAE_AIMS['ssim']}"))
+    for part in ("colour", "shape"):
+        ceiling = f"originals {_percent(vae['judged_originals'][part])}"
+        yield _share(f"VAE: {part} judged afterwards", vae["judged"][part], VAE_AIMS["judged"], ceiling)
+
+
+def _text_lines(tier: dict[str, Any], triples: str, found: dict[str, Any], aim: float | None) -> Iterator[Line]:
+    vae = tier["vae"]["judged"]
+    floors = {name.replace("_", " "): rate for name, rate in found["floors"].items()}
+    if "untrained" in tier:
+        floors["untrained"] = tier["untrained"]["joint"]
+    said = ", ".join(f"{name} {_percent(rate)}" for name, rate in floors.items())
+    name = f"text to video, {triples}"
+    yield _share(f"{name}: joint", found["joint"], aim, f"VAE {_percent(vae['joint'])}", said)
+    for part in ("presence", "colour", "shape", "motion"):
+        floor = f"untrained {_percent(tier['untrained'][part])}" if "untrained" in tier else ""
+        yield _share(f"{name}: {part}", found[part], None, f"VAE {_percent(vae[part])}", floor)
+
+
+def _known_lines(tier: dict[str, Any]) -> Iterator[Line]:
+    for given, found in tier["prediction"].items():
+        name = f"prediction, {given.removeprefix('given_')} frames given: centre of the last"
+        yield _error(name, found, PREDICTION_AIM)
+    between = tier["interpolation"]
+    better = between["error"]["mean"] < between["linear_blend"]["mean"]
+    line = _error(
+        "interpolation: centre of the middle frame", between, INTERPOLATION_AIM, better, "and below the blend"
+    )
+    yield line
+    box = tier["completion"]
+    floors = f"nearest copy {box['nearest_copy']:.1f} dB, linear blend {box['linear_blend']:.1f} dB"
+    beaten = box["psnr"] > max(box["nearest_copy"], box["linear_blend"])
+    hidden = _decibels("completion: PSNR of the hidden part", box, "psnr", None, f"VAE {box['vae']:.1f} dB", floors)
+    yield hidden._replace(aim=_aim(beaten, "above the floors"))
+    vae = box["vae_known_psnr"]
+    yield _decibels("completion: PSNR of the known part", box, "known_psnr", vae - BELOW_VAE, f"VAE {vae:.1f} dB")
+
+
+def _long_lines(tier: dict[str, Any]) -> Iterator[Line]:
+    told = tier["stories"]
+    alone = f"single clips {_percent(told['single_clip_motion'])}"
+    yield _share("stories of four prompts: motion of a segment", told["segment_motion"], None, alone)
+    yield _share("stories: colour and shape constant", told["constant"])
+    bends = told["acceleration"]
+    inside = f"inside windows {bends['inside']:.2f} px"
+    yield Line("stories: acceleration where windows meet", f"{bends['seam']:.2f} px a frame²", "", "", inside)
+    for length, found in tier["lengths"].items():
+        yield _share(f"{length} {'frame' if length == '1' else 'frames'}: joint", found["joint"])
+
+
+def _share(name: str, rate: Rate, aim: float | None = None, ceiling: str = "", floors: str = "") -> Line:
+    interval = f"{100 * rate['low']:.1f} – {100 * rate['high']:.1f} %"
+    said = "" if aim is None else _aim(rate["mean"] >= aim, f"{100 * aim:.0f} %")
+    return Line(name, _percent(rate), interval, said, ceiling, floors, f"{rate['count']:.0f}")
+
+
+def _decibels(
+    name: str, found: dict[str, Any], key: str, aim: float | None, ceiling: str = "", floors: str = ""
+) -> Line:
+    low, high = found.get("intervals", {}).get(key, (None, None))
+    interval = "unknown" if low is None else f"{low:.1f} – {high:.1f} dB"
+    said = "" if aim is None else _aim(found[key] >= aim, f"{aim:.1f} dB")
+    return Line(name, f"{found[key]:.1f} dB", interval, said, ceiling, floors)
+
+
+def _error(name: str, found: dict[str, Rate], aim: float, also: bool = True, said: str = "") -> Line:
+    error = found["error"]
+    floors = {key.replace("_", " "): rate for key, rate in found.items() if key != "error"}
+    return Line(
+        name,
+        f"{error['mean']:.2f} px",
+        f"{error['low']:.2f} – {error['high']:.2f} px",
+        _aim(error["mean"] <= aim and also, f"at most {aim} px {said}".strip()),
+        "",
+        ", ".join(f"{key} {rate['mean']:.2f} px" for key, rate in floors.items()),
+        f"{error['count']:.0f}",
+    )
+
+
+def _by_motion(tier: dict[str, Any]) -> list[str]:
+    """Joint share of every motion, seen and withheld."""
+    motions = sorted({motion for found in tier["text_to_video"].values() for motion in found["by_motion"]})
+    rows = ["Joint share by motion:", "", "| motion | " + " | ".join(tier["text_to_video"]) + " |", "|---|---|---|"]
+    for motion in motions:
+        shares = (found["by_motion"].get(motion) for found in tier["text_to_video"].values())
+        rows.append(f"| {motion} | " + " | ".join("" if s is None else f"{100 * s:.0f} %" for s in shares) + " |")
+    return rows
+
+
+def _guidance(found: dict[str, Any]) -> list[str]:
+    tiers = next(iter(found["joint"].values()))
+    rows = [
+        "## Choice of the guidance scale", "",
+        f"On the {found['split']} split, {found['prompts']} prompts a tier, one seed, seen triples; "
+        f"**{found['chosen']:g}** was chosen, and everything above is measured with it.", "",
+        "| scale | " + " | ".join(f"joint, {tier}" for tier in tiers) + " |", "|---|" + "---|" * len(tiers),
+    ]  # fmt: skip
+    for scale, rates in found["joint"].items():
+        cells = (f"{_percent(r)} ({100 * r['low']:.1f} – {100 * r['high']:.1f})" for r in rates.values())
+        rows.append(f"| {scale} | " + " | ".join(cells) + " |")
+    return rows
+
+
+def _percent(rate: Rate) -> str:
+    return f"{100 * rate['mean']:.1f} %"
+
+
+def _aim(met: bool, said: str) -> str:
+    return f"{said}: {'met' if met else '**missed**'}"
