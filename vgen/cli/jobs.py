@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vgen.cli import processes
 from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.errors import OutOfMemoryError, RequestError
@@ -77,6 +78,9 @@ def ask(task: str, output: str, overwrite: bool, fields: Mapping[str, Any]) -> G
 def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, video_frames: int | None = None) -> Job:
     """Resolve a request and check that its output can hold the clip."""
     resolved = request.resolve(model.defaults, model.strides, video_frames)
+    processes.check(resolved)
+    if request.seed is None:
+        resolved = resolved.model_copy(update={"seed": processes.agree(resolved.seed)})
     check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
     find_text_encoder(model.folder, resolved.text_encoder)
     notes = [*check_loras(resolved, model.folder), *check_upscale(resolved, model.folder, model.strides)]
@@ -91,7 +95,7 @@ def load_pipeline(class_name: str, job: Job) -> Any:
 
     import vgen.pipelines
 
-    device = choose_device(job.request.device)
+    device = processes.place(job.request.device) if processes.count() > 1 else choose_device(job.request.device)
     dtype = (
         job.request.dtype if job.request.dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
     )
@@ -106,6 +110,8 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     )
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     load_loras(pipe, job.request)
+    if processes.count() > 1:
+        processes.spread(pipe, job.request)
     return pipe
 
 
@@ -180,6 +186,8 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(request, error) from None
     frames = _to_bytes(result.frames[0])
+    if not processes.leads():
+        return
     frames = frames if finish is None else finish(frames)
     metadata = request.to_metadata(model_hash(job.model.folder), versions())
     path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)

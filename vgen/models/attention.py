@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -89,12 +90,17 @@ class VideoAttentionProcessor:
         self, attention: VideoAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         """[B, N, D], [B, L, D], [B, L, D] -> [B, N, D]."""
-        attended = dispatch_attention_fn(
-            *(part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)),
-            attn_mask=_mask_for(self._attention_backend, mask),
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
+
+        def by_heads(*states: Tensor) -> Tensor:
+            return dispatch_attention_fn(
+                *states,
+                attn_mask=_mask_for(self._attention_backend, mask),
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
+
+        states = [part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)]
+        attended = by_heads(*states) if attention.sequence is None else attention.sequence.attend(*states, by_heads)
         return attended.flatten(2, 3).to(query.dtype)
 
     def _to_text(
@@ -130,6 +136,13 @@ class VideoAttentionProcessor:
         return attended
 
 
+class SpreadTokens(Protocol):
+    """Tokens on several processes, see vgen.engine.sequence_parallel."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, attention: Callable[..., Tensor]) -> Tensor:
+        """[B, n, heads, D] of this process's tokens -> the same, after `attention` to those of all processes."""
+
+
 class VideoAttention(nn.Module, AttentionModuleMixin):
     """Multi-head attention with an RMS norm of queries and keys across all heads.
 
@@ -145,6 +158,8 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
 
     memo: Memo | None = None
     """Of the loop under way, see VideoDiT.hoisting; None outside."""
+    sequence: SpreadTokens | None = None
+    """Where each of several processes has a part of the tokens: how they attend to all of them."""
     _default_processor_cls = VideoAttentionProcessor
     _available_processors: ClassVar[list[type]] = [VideoAttentionProcessor]
 
