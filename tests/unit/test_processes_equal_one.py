@@ -10,8 +10,10 @@ PROGRAM = """
 import sys
 import torch
 import torch.distributed as dist
+from diffusers import FirstBlockCacheConfig
 from vgen.engine.sequence_parallel import SequenceParallel
 from vgen.engine.vae_parallel import VaeParallel
+from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.types import SkipLayers
 
@@ -65,6 +67,25 @@ for batch, tokens, by_token, grid in ((2, 15, False, None), (1, 16, True, None),
         parts = [tokens] if tokens < 2 else [tokens - tokens // 2, tokens // 2]
         assert worked_on[0] == tokens and worked_on[-1] == parts[min(rank, len(parts) - 1)]
         worked_on.clear()
+
+def refused(what):
+    try:
+        what()
+    except RequestError as error:
+        return str(error)
+
+
+parallel = SequenceParallel(model)
+assert "split over processes already" in refused(lambda: SequenceParallel(model))
+with torch.enable_grad():
+    assert "no gradients" in refused(lambda: model(**call))
+model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+assert "step cache" in refused(lambda: model(**call))
+model.disable_cache()
+parallel.detach()
+one_head = VideoDiT(in_channels=8, out_channels=8, num_attention_heads=1, attention_head_dim=12, cross_attention_dim=12,
+                    num_layers=1, caption_channels=12)
+assert "2 processes cannot share the 1 heads" in refused(lambda: SequenceParallel(one_head))
 
 common = dict(latent_channels=4, block_out_channels=(8, 8, 16), layers_per_block=(1, 1, 1, 1), patch_size=2,
               decoder_block_out_channels=(8, 16, 16), decoder_layers_per_block=(1, 1, 1, 1))

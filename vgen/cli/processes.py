@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
+
+import typer
 
 from vgen.errors import RequestError, VgenError
 from vgen.layouts import Layout, choose_layout
@@ -26,6 +29,8 @@ _NEEDED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTE
 _FAILED: Final = "vgen/failed"
 _PATIENCE: Final = timedelta(hours=1)
 """How long a process waits for another one that is neither done nor dead."""
+_CONNECTING: Final = threading.Lock()
+_MEETINGS: Final = itertools.count()
 _GRACE: Final = 5.0
 """Seconds that a process has to leave by itself after another has failed."""
 
@@ -116,23 +121,28 @@ def wait_for_all() -> None:
 
 
 @functools.cache
-def _store() -> Any:
-    """What all processes can read and write, even when one of them no longer answers."""
+def _connect() -> Any:
     from torch.distributed import PrefixStore, rendezvous
 
     store, _, _ = next(rendezvous("env://"))
     return PrefixStore("vgen", store)
 
 
+def _store() -> Any:
+    """What all processes can read and write, even when one of them no longer answers."""
+    with _CONNECTING:
+        return _connect()
+
+
 def _meet() -> None:
-    """Form the group, once."""
+    """Form the group, if there is none."""
     import torch
     import torch.distributed as dist
 
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         rank = int(os.environ["RANK"])
-        store = dist.PrefixStore("group", _store().clone())
+        store = dist.PrefixStore(f"group {next(_MEETINGS)}", _store().clone())
         dist.init_process_group(backend, store=store, rank=rank, world_size=count(), timeout=_PATIENCE)
 
 
@@ -149,20 +159,34 @@ def together() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if not leads():
             silence = stack.enter_context(open(os.devnull, "w"))
-            sys.stdout = sys.stderr = silence
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
         done = threading.Event()
-        threading.Thread(target=_watch, args=(done,), daemon=True).start()
+        watcher = threading.Thread(target=_watch, args=(done,), daemon=True)
+        watcher.start()
         try:
             yield
         except VgenError as error:
             done.set()
             _fail(f"vgen: {error}", error.exit_code, speaking)
+        except KeyboardInterrupt:  # all are interrupted, and one says so
+            raise (KeyboardInterrupt if leads() else SystemExit(1)) from None
+        except (typer.Exit, typer.Abort):
+            raise
         except Exception as error:
             done.set()
             where = f"process {os.environ['RANK']} of {count()}"
+            if _is_lost(error):
+                _fail(
+                    f"vgen: {where} lost another one: it ended without a word, perhaps killed for want of memory. "
+                    f"({str(error)[:200]})",
+                    1,
+                    speaking,
+                )
             _fail(f"vgen: {where} failed: {type(error).__name__}: {error}", 1, speaking, error)
         finally:
             done.set()
+            watcher.join(_GRACE)  # the interpreter must not end under a thread that is inside torch
         _leave()
 
 
@@ -178,6 +202,13 @@ def _fail(message: str, code: int, speaking: Any, error: Exception | None = None
             traceback.print_exception(error, file=speaking)
         print(message, file=speaking, flush=True)
     raise SystemExit(code)
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an error is that another process no longer answers."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "onnection" in str(error))
 
 
 def _leave() -> None:
