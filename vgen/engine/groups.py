@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -43,13 +42,15 @@ class Group:
             dim: from 0.
         """
         shape = list(part.shape)
-        shape[dim] = max(counts)
-        sent = part.new_zeros(shape)  # parts of one size are sent; what is too much is cut off below
-        sent.narrow(dim, 0, counts[self.rank]).copy_(part)
-        parts = part.new_empty(self.size, *shape)
-        if sent.numel():
-            dist.all_gather(list(parts.unbind()), sent, group=self.group)
-        return torch.cat([parts[rank].narrow(dim, 0, count) for rank, count in enumerate(counts)], dim=dim)
+        shape[dim] = sum(counts)
+        whole, start = part.new_empty(shape), 0
+        for rank, count in enumerate(counts if whole.numel() else ()):
+            shape[dim] = count
+            theirs = part.contiguous() if rank == self.rank else part.new_empty(shape)
+            dist.broadcast(theirs, src=self.peer(rank), group=self.group)
+            whole.narrow(dim, start, count).copy_(theirs)
+            start += count
+        return whole
 
 
 def shares(count: int, parts: int) -> list[int]:

@@ -21,20 +21,23 @@ from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE
 from vgen.models.causal_conv import FramePaddedConv3d
 from vgen.models.vae_blocks import ResnetBlock
+from vgen.models.vae_decoder import Decoder
+from vgen.models.vae_encoder import Encoder
 
 
 class Stripes(Group):
     """Cuts the pictures of an encoder or a decoder into stripes, until `detach`.
 
     Pictures with fewer latents along their longer side than there are processes are coded whole by each of them.
+    There are no gradients: where they are wanted, a RequestError says so.
 
     Args:
         coder: of a CausalVideoVAE.
-        scale: positions that come in at `conv_in` for each latent: rows, columns.
+        scale: rows and columns at `conv_in` for each latent.
         group: see Group.
     """
 
-    def __init__(self, coder: nn.Module, scale: tuple[int, int], group: Any = None) -> None:
+    def __init__(self, coder: Encoder | Decoder, scale: tuple[int, int], group: Any = None) -> None:
         super().__init__("Coding pictures in stripes", group)
         self.scale = scale
         self._axis: int | None = None
@@ -77,6 +80,8 @@ class Stripes(Group):
         if latents[axis - 3] < self.size:
             self._cut_along(None)
             return args
+        if torch.is_grad_enabled():
+            raise RequestError("A VAE spread over processes gives no gradients: call it in torch.no_grad().")
         self._cut_along(axis)
         scale = self.scale[axis - 3]
         self._stripes = [count * scale for count in shares(latents[axis - 3], self.size)]
