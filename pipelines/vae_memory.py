@@ -26,4 +26,6 @@ def within_memory(
     if asked is None:
         return nullcontext()
     budget = None if asked == "auto" else parse_bytes(asked) if isinstance(asked, str) else asked
+    if budget is None and vae.spread is not None:
+        budget = vae.spread.room()  # the same on all processes, or they would not code in the same pieces
     return (encoding_within if encode else decoding_within)(vae, shape, batch, budget)

@@ -29,6 +29,7 @@ from vgen.fields import (
     text,
     whole_number,
 )
+from vgen.layouts import WAYS
 from vgen.passes import PLAIN, preset_for, preset_named
 from vgen.steps import check_guidance, settle_steps, skipped_steps
 from vgen.story import Segment
@@ -56,6 +57,7 @@ _Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000)
 _Crf = Annotated[int, BeforeValidator(whole_number("input_crf", 0, 51))]
 _Memory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
 _Dtype = Annotated[str, BeforeValidator(choice("dtype", ("float32", "bfloat16", "float16")))]
+_Parallel = Annotated[str, BeforeValidator(choice("parallel", WAYS))]
 _Fit = Annotated[str, BeforeValidator(choice("fit", ("cover", "contain", "stretch")))]
 _TaskName = Annotated[str, BeforeValidator(choice("task", TASKS))]
 _Device = Annotated[str, BeforeValidator(device_name)]
@@ -124,6 +126,7 @@ class _Job(BaseModel):
     lora: _Lora | None = Field(None, description="LoRA files, each FILE or FILE:SCALE.")
     upscale: _Upscale | None = Field(None, description="Latent upsampler of a call in two passes: a file or folder.")
     upscale_preset: _UpscalePreset | None = Field(None, description="What the passes do: plain, dev, distilled ...")
+    parallel: _Parallel | None = Field(None, description="How several processes share a clip; auto if left out.")
 
     @classmethod
     def create(cls, **fields: Any) -> Self:

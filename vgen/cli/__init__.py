@@ -26,12 +26,13 @@ from vgen.cli import (
     models,
     outpaint,
     predict,
+    processes,
     restyle,
     story,
     train,
     train_footage,
 )
-from vgen.errors import VgenError
+from vgen.errors import RequestError, VgenError
 from vgen.version import __version__
 
 INTERRUPTED = 130
@@ -53,11 +54,19 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+_ALONE = ("info", "models", "convert", "data", "lora", "evaluate", "bench")
+"""Commands that would do the same in every process."""
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(False, "--version", is_eager=True, callback=_show_version, help="Print the version."),
 ) -> None:
     """Text, pictures and known frames to video, on this machine."""
+    if context.invoked_subcommand in _ALONE and processes.count() > 1:
+        with processes.together():
+            raise RequestError(f"vgen {context.invoked_subcommand} is work for one process: start it without torchrun.")
 
 
 app.command("generate")(generate.generate)

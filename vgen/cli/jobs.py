@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vgen.cli import processes
 from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.errors import OutOfMemoryError, RequestError
@@ -77,6 +78,9 @@ def ask(task: str, output: str, overwrite: bool, fields: Mapping[str, Any]) -> G
 def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, video_frames: int | None = None) -> Job:
     """Resolve a request and check that its output can hold the clip."""
     resolved = request.resolve(model.defaults, model.strides, video_frames)
+    processes.check(resolved)
+    if request.seed is None:
+        resolved = resolved.model_copy(update={"seed": processes.agree(resolved.seed)})
     check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
     find_text_encoder(model.folder, resolved.text_encoder)
     notes = [*check_loras(resolved, model.folder), *check_upscale(resolved, model.folder, model.strides)]
@@ -91,7 +95,7 @@ def load_pipeline(class_name: str, job: Job) -> Any:
 
     import vgen.pipelines
 
-    device = choose_device(job.request.device)
+    device = processes.place(job.request.device) if processes.count() > 1 else choose_device(job.request.device)
     dtype = (
         job.request.dtype if job.request.dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
     )
@@ -110,6 +114,8 @@ def load_pipeline(class_name: str, job: Job) -> Any:
         from vgen.engine.compile import compile_blocks
 
         compile_blocks(pipe.transformer)
+    if processes.count() > 1:
+        processes.spread(pipe, job.request)
     return pipe
 
 
@@ -183,6 +189,8 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
         )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(request, error) from None
+    if not processes.leads():
+        return
     frames = result.frames[0]
     frames = frames if finish is None else finish(frames)
     metadata = request.to_metadata(model_hash(job.model.folder), versions())

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vgen.cli import processes
 from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, say_fit, versions
+from vgen.cli.shared_take import open_take
 from vgen.errors import OutputError, RequestError
 from vgen.hub import model_hash
 from vgen.windows import Window, plan_windows
@@ -45,7 +47,7 @@ def make_long(
         RequestError: the overlap does not fit, or two passes were asked for.
         OutputError: there is no room on the disk.
     """
-    from vgen.io.take import Take, take_folder
+    from vgen.io.take import take_folder
     from vgen.io.video import write_video
 
     started, request, stride = time.monotonic(), job.request, job.model.strides.temporal
@@ -59,7 +61,7 @@ def make_long(
     shape = (before + sum(lengths), request.height, request.width)
     _check_room(Path(job.output), shape)
     hashed = model_hash(job.model.folder)
-    take = Take(
+    take = open_take(
         take_folder(job.output), _plan(job, parts, windows, [given, looks], asked_seed, hashed), shape, request.seed
     )
     if take.windows_done:
@@ -70,6 +72,8 @@ def make_long(
     pipe = load_pipeline("MaskedPredictionPipeline", job)
     pipe.encode_ahead([prompt for prompt, _, _ in parts], job.request.negative_prompt)
     _make(pipe, job, windows, parts, take, before, looks if looks is not None else request.reference)
+    if not processes.leads():
+        return
     metadata = job.request.to_metadata(hashed, versions())
     path = write_video(job.output, take.frames, request.frame_rate, metadata, job.overwrite)
     report(path, job, take.frames, time.monotonic() - started)

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vgen.cli import processes
+
 _MODEL = "Model"
 _SAMPLING = "Sampling"
 _SIZE = "Size"
@@ -110,6 +112,12 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         help="Memory for decoding, such as 4GB; by what is free.",
         panel=_MACHINE,
     ),
+    "parallel": _text(
+        "--parallel",
+        metavar="WAY",
+        help="How the processes that torchrun started share a clip: auto, branches or sequence.",
+        panel=_MACHINE,
+    ),
 }
 
 
@@ -173,7 +181,8 @@ def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
         output, overwrite = values.pop("output"), values.pop("overwrite")
         given = {name: values.pop(name) for name in _REQUEST_OPTIONS}
         fields = {name: value for name, value in given.items() if value is not None and value != []}
-        function(**values, options=JobOptions(output, overwrite, fields))
+        with processes.together():
+            function(**values, options=JobOptions(output, overwrite, fields))
 
     command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}

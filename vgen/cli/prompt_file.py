@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import typer
 
+from vgen.cli import processes
 from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.cli.options import JobOptions
 from vgen.errors import MediaError, OutputError, RequestError, VgenError
@@ -75,8 +76,9 @@ def generate_all(path: str, options: JobOptions) -> None:
         raise RequestError(f"--prompts {path}: none of its {len(lines)} prompts can be used.")
     pipe = load_pipeline("TextToVideoPipeline", jobs[0])
     pipe.encode_ahead([job.request.prompt for job in jobs], jobs[0].request.negative_prompt)
-    made = not folder.exists()
-    folder.mkdir(exist_ok=True)
+    made = processes.leads() and not folder.exists()
+    if processes.leads():
+        folder.mkdir(exist_ok=True)
     try:
         for job in jobs:
             settled = {"device": jobs[0].request.device, "dtype": jobs[0].request.dtype}
@@ -97,7 +99,7 @@ def _plan_all(lines: list[Line], folder: Path, options: JobOptions) -> tuple[lis
     common = GenerateRequest.create(**{"prompt": "a prompt", **options.fields})
     model = Model.find(common.model)
     plan(common, model, str(folder / "0000.mp4"), options.overwrite)
-    seed = common.seed if common.seed is not None else secrets.randbelow(2**32)
+    seed = common.seed if common.seed is not None else processes.agree(secrets.randbelow(2**32))
     GenerateRequest.create(prompt="the last one", seed=seed + len(lines) - 1)
     jobs, faults = [], []
     for line in lines:

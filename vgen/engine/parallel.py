@@ -1,4 +1,4 @@
-"""One clip on several processes: the branches of a guidance, each on its own."""
+"""One clip on several processes: the branches of a guidance, each on its own; and setting a pipeline up for a grid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vgen.engine.groups import Group
+from vgen.engine.sequence_parallel import SequenceParallel
+from vgen.engine.vae_parallel import VaeParallel
 from vgen.errors import RequestError
+from vgen.layouts import Layout
 
 
 class Named(Protocol):
@@ -21,7 +25,7 @@ class Named(Protocol):
 AnyBranch = TypeVar("AnyBranch", bound=Named)
 
 
-class BranchParallel:
+class BranchParallel(Group):
     """Spreads the branches of every step over the processes of a group, and gives all of them every prediction.
 
     All processes make the same call with the same seed; each computes its share of the branches, and everything else
@@ -34,13 +38,7 @@ class BranchParallel:
     """
 
     def __init__(self, group: Any = None) -> None:
-        if not (dist.is_available() and dist.is_initialized()):
-            raise RequestError(
-                "branch_parallel needs several processes: start them with torchrun, and call "
-                "torch.distributed.init_process_group first."
-            )
-        self.group = group
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        super().__init__("branch_parallel", group)
 
     def mine(self, branches: Sequence[AnyBranch]) -> list[AnyBranch]:
         """The branches that this process computes."""
@@ -60,7 +58,33 @@ class BranchParallel:
         for index, branch in enumerate(branches):
             owner = index % self.size
             prediction = predictions[branch.name].contiguous() if owner == self.rank else torch.empty_like(like)
-            source = owner if self.group is None else dist.get_global_rank(self.group, owner)
-            dist.broadcast(prediction, src=source, group=self.group)
+            dist.broadcast(prediction, src=self.peer(owner), group=self.group)
             found[branch.name] = prediction
         return found
+
+
+def spread(pipeline: Any, layout: Layout) -> None:
+    """Set a pipeline up to share every call with the other processes; all of them call this, and then the same calls.
+
+    The VAE codes pictures by stripes on all processes. Every process gets the whole result.
+
+    Args:
+        pipeline: has `transformer` (a VideoDiT) and `vae` (a CausalVideoVAE).
+        layout: of all processes of torch.distributed, see vgen.layouts; one process changes nothing.
+    Raises:
+        RequestError: torch.distributed has not been set up for so many processes, or see SequenceParallel.
+    """
+    if layout == (1, 1):
+        return
+    world = Group("A pipeline on several processes")
+    if world.size != layout.branches * layout.sequence:
+        raise RequestError(
+            f"A layout of {layout.branches} x {layout.sequence} needs as many processes, and there are {world.size}."
+        )
+    numbers = torch.arange(world.size).view(layout)
+    rows, columns = ([dist.new_group(members.tolist()) for members in grid] for grid in (numbers, numbers.T))
+    if layout.sequence > 1:
+        SequenceParallel(pipeline.transformer, rows[world.rank // layout.sequence])
+    if layout.branches > 1:
+        pipeline.branch_parallel = BranchParallel(columns[world.rank % layout.sequence])
+    VaeParallel(pipeline.vae)

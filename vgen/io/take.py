@@ -15,7 +15,7 @@ from vgen.errors import OutputError
 if TYPE_CHECKING:
     import numpy as np
 
-_FRAMES, _STATE = "frames.rgb", "state.json"
+_STATE = "state.json"
 
 
 class FramesOnDisk:
@@ -61,6 +61,8 @@ class Take:
         OutputError: the folder cannot be written.
     """
 
+    FRAMES = "frames.rgb"
+
     def __init__(self, folder: Path, plan: Mapping[str, Any], shape: tuple[int, int, int], seed: int) -> None:
         self.folder = folder
         self.seed = seed
@@ -74,7 +76,7 @@ class Take:
 
     def _open(self) -> None:
         self.folder.mkdir(exist_ok=True)
-        self.frames = FramesOnDisk(self.folder / _FRAMES, self.shape)
+        self.frames = FramesOnDisk(self.folder / self.FRAMES, self.shape)
         file, size, state = self.frames.path, self.frames.nbytes, self._read_state()
         fits = state.get("plan") == self._plan and file.is_file() and file.stat().st_size == size
         self.frames_done: int = state["frames"] if fits else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -121,18 +121,25 @@ class VideoAttentionProcessor:
         self, attention: VideoAttention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     ) -> Tensor:
         """[B, N, D], [B, L, D], [B, L, D] -> [B, N, D]."""
-        by_head = [part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)]
-        backend = self._attention_backend
-        if backend is None and self._parallel_config is None and not torch.compiler.is_compiling():
-            chooser = _chooser.get()
-            chosen = None if chooser is None else chooser(*by_head, mask)
-            backend = None if chosen is None else AttentionBackendName(chosen)
-        attended = dispatch_attention_fn(
-            *by_head,
-            attn_mask=mask_for(backend, mask),
-            backend=backend,
-            parallel_config=self._parallel_config,
-        )
+
+
+        def by_heads(*states: Tensor) -> Tensor:
+            backend = self._attention_backend
+            # Measuring takes its own time in every process, and these go in step: what is spread is not measured.
+            alone = self._parallel_config is None and attention.sequence is None
+            if backend is None and alone and not torch.compiler.is_compiling():
+                chooser = _chooser.get()
+                chosen = None if chooser is None else chooser(*states, mask)
+                backend = None if chosen is None else AttentionBackendName(chosen)
+            return dispatch_attention_fn(
+                *states,
+                attn_mask=mask_for(backend, mask),
+                backend=backend,
+                parallel_config=self._parallel_config,
+            )
+
+        states = [part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)]
+        attended = by_heads(*states) if attention.sequence is None else attention.sequence.attend(*states, by_heads)
         return attended.flatten(2, 3).to(query.dtype)
 
     def _to_text(self, attention: VideoAttention, kept: KeptText, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
@@ -150,6 +157,13 @@ class VideoAttentionProcessor:
         return attended
 
 
+class SpreadTokens(Protocol):
+    """Tokens on several processes, see vgen.engine.sequence_parallel."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, attention: Callable[..., Tensor]) -> Tensor:
+        """[B, n, heads, D] of this process's tokens -> the same, after `attention` to those of all processes."""
+
+
 class VideoAttention(nn.Module, AttentionModuleMixin):
     """Multi-head attention with an RMS norm of queries and keys across all heads.
 
@@ -165,6 +179,8 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
 
     memo: Memo | None = None
     """Of the loop under way, see VideoDiT.hoisting; None outside."""
+    sequence: SpreadTokens | None = None
+    """Where each of several processes has a part of the tokens: how they attend to all of them."""
     _default_processor_cls = VideoAttentionProcessor
     _available_processors: ClassVar[list[type]] = [VideoAttentionProcessor]
 

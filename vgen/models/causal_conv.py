@@ -70,7 +70,10 @@ class FramePaddedConv3d(nn.Conv3d):
         count = max(0, (frames.shape[2] - kernel) // step + 1)
         stream.keep(self, frames[:, :, count * step :])
         if count == 0:
-            rows, columns = ((n + s - 1) // s for n, s in zip(frames.shape[3:], self.stride[1:], strict=True))
+            rows, columns = (
+                (frames.shape[axis + 2] + 2 * self.padding[axis] - self.kernel_size[axis]) // self.stride[axis] + 1
+                for axis in (1, 2)
+            )
             return frames.new_empty(frames.shape[0], self.out_channels, 0, rows, columns)
         return ops.conv3d(frames, self.weight, self.bias, self.stride, self.padding)
 

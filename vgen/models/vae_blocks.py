@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -51,6 +52,16 @@ def modulation(embedding: Tensor, table: Tensor) -> tuple[Tensor, ...]:
     return tuple(part[..., None, None, None] for part in values.unbind(dim=1))
 
 
+class PictureStripes(Protocol):
+    """Pictures cut into stripes over several processes, see vgen.engine.vae_parallel."""
+
+    def whole(self, stripe: Tensor) -> tuple[int, int]:
+        """Rows and columns of the picture that `stripe` [..., H, W] belongs to."""
+
+    def mine(self, picture: Tensor) -> Tensor:
+        """This process's stripe of a picture [..., H, W]."""
+
+
 class ResnetBlock(nn.Module):
     """norm, SiLU, convolution, twice, added to the input.
 
@@ -63,6 +74,9 @@ class ResnetBlock(nn.Module):
             by channel.
         timestep_conditioning: scale and shift after each norm by the time embedding.
     """
+
+    stripes: PictureStripes | None = None
+    """Where each of several processes has a part of the pictures."""
 
     def __init__(
         self,
@@ -98,13 +112,13 @@ class ResnetBlock(nn.Module):
         """
         if self.per_channel_scale1 is None:
             return None
-        size = tuple(hidden_states.shape[-2:])
+        size = tuple(hidden_states.shape[-2:]) if self.stripes is None else self.stripes.whole(hidden_states)
         sources = generator if isinstance(generator, list) else [generator]
         fields = [
             torch.stack([randn_tensor(size, source, hidden_states.device, hidden_states.dtype) for _ in range(2)])
             for source in sources
         ]
-        return torch.stack(fields)
+        return torch.stack(fields) if self.stripes is None else self.stripes.mine(torch.stack(fields))
 
     def forward(
         self,

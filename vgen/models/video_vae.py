@@ -60,6 +60,8 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, ModelMixin, ConfigMixin, F
             high resolution first); None: "spatiotemporal" everywhere. Not written to a config where None.
     """
 
+    spread: Any = None
+    """How several processes share the work, see vgen.engine.vae_parallel; None: this one does all of it."""
     _supports_gradient_checkpointing = True
     _optional_config_keys: ClassVar[dict[str, Any]] = {"decoder_upsample_type": None}
 
