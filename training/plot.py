@@ -10,7 +10,11 @@ from typing import Any
 from vgen.errors import MediaError, RequestError
 
 _SMOOTHED = 20
-"""The mean line of the loss is over a twentieth of its rows."""
+"""Lines of the training loss are means over a twentieth of their rows, once there are twice as many."""
+_BUCKET = 0.25
+"""Width of a bucket of sigma."""
+_SHOWN_SHARE = 0.98
+"""Of a panel's values; the first ones, far above the rest, may lie outside."""
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -60,22 +64,46 @@ def plot_run(run: Path, output: Path) -> None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True)[:, 0]
     for panel, (title, names) in zip(panels, groups.items(), strict=True):
+        shown: list[float] = []
         for name in names:
             points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-            steps, values = zip(*points, strict=True)
-            label = name.removeprefix("validation/").removeprefix("loss/")
-            if name == "loss" and len(points) > 2 * _SMOOTHED:
-                panel.plot(steps, values, linewidth=0.5, alpha=0.4, color="tab:blue")
-                panel.plot(steps, _smooth(values), label="loss, mean of a twentieth", color="tab:blue")
-            else:
-                panel.plot(steps, values, label=label, linewidth=1.2, marker="." if len(points) < 40 else None)
+            shown += _draw(panel, name, *zip(*points, strict=True))
         panel.set_title(title, loc="left", fontsize=10)
+        panel.set_ylabel("dB" if title.endswith("dB") else "loss" if "loss" in title else "")
         panel.grid(alpha=0.3)
+        _set_limits(panel, shown)
         if len(names) > 1:
-            panel.legend(fontsize=8, ncols=2)
+            panel.legend(fontsize=8, ncols=1, loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False)
     panels[-1].set_xlabel("step")
     figure.suptitle((run if run.is_dir() else run.parent).resolve().name, fontsize=11)
     figure.savefig(output, dpi=120)
+
+
+def _draw(panel: Any, name: str, steps: tuple[int, ...], values: tuple[float, ...]) -> list[float]:
+    """Draw a curve, a noisy one as its mean, and return the values drawn."""
+    label = name.rpartition("/")[2].replace("_", " ").replace("loss at", "sigma")
+    if name == "validation/loss":
+        label = "mean"
+    if name.startswith("loss/sigma"):
+        low = float(label.removeprefix("sigma "))
+        label = f"sigma {low:g} to {low + _BUCKET:g}"
+    line: dict[str, Any] = {"label": label, "linewidth": 1.3}
+    if not name.startswith("loss") or len(values) <= 2 * _SMOOTHED:
+        panel.plot(steps, values, marker="." if len(values) < 40 else None, **line)
+        return list(values)
+    smooth = _smooth(values)
+    if name == "loss":
+        panel.plot(steps, values, linewidth=0.5, alpha=0.4, color="tab:blue")
+        line["color"] = "tab:blue"
+    panel.plot(steps, smooth, **line)
+    return smooth
+
+
+def _set_limits(panel: Any, values: list[float]) -> None:
+    """Leave the few largest values out where they would press all others together."""
+    top = sorted(values)[min(len(values) - 1, int(_SHOWN_SHARE * len(values)))]
+    if max(values) > 2 * top > 0:
+        panel.set_ylim(bottom=min(0.0, *values), top=1.2 * top)
 
 
 def _groups(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -84,6 +112,7 @@ def _groups(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     wanted = {
         "training loss": ["loss"],
         "training loss by sigma": [name for name in names if name.startswith("loss/sigma")],
+        "training loss by task": [name for name in names if name.startswith("loss/") and "sigma" not in name],
         "validation loss at fixed sigma": sorted(name for name in names if name.startswith("validation/loss")),
         "validation PSNR in dB": [name for name in names if name.startswith("validation/") and "psnr" in name],
         "validation SSIM": [name for name in names if name.startswith("validation/") and "ssim" in name],
@@ -95,6 +124,11 @@ def _groups(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:
-    """Mean over a window that ends at each value."""
-    window = max(1, len(values) // _SMOOTHED)
-    return [sum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]
+    """Mean over a window round each value, narrower towards both ends."""
+    reach = len(values) // _SMOOTHED // 2
+    means = []
+    for place in range(len(values)):
+        half = min(reach, place, len(values) - 1 - place)
+        window = values[place - half : place + half + 1]
+        means.append(sum(window) / len(window))
+    return means

@@ -18,7 +18,7 @@ def _root() -> None:
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(metavar="FILE", help="A YAML recipe, see configs/train/.")],
+    recipe: Annotated[str, typer.Argument(metavar="FILE", help="A YAML recipe, or a chain; see configs/train/.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, e.g. optimizer.lr=1e-3."),
@@ -41,8 +41,12 @@ def run(
         if "=" not in override:
             raise RequestError(f"override {override!r} is not of the form KEY=VALUE, for instance optimizer.lr=1e-3.")
     from vgen.engine.allocator import keep_freed_memory
+    from vgen.training.chain import is_chain
 
     keep_freed_memory()
+    if is_chain(Path(recipe)):
+        train_tools.run_links(Path(recipe), None, list(overrides or []), resume=resume, dry_run=dry_run)
+        return
     if dry_run:
         train_tools.show_estimate(recipe, list(overrides or []))
         return
@@ -51,6 +55,40 @@ def run(
     folder = run_recipe(recipe, list(overrides or []), resume=resume)
     leave_processes()
     typer.echo(f"The run is in {folder}.")
+
+
+@app.command()
+def sprites(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[[RECIPE:]KEY=VALUE]...", help="Changes to all recipes, or to one; e.g. num_threads=4."
+        ),
+    ] = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FOLDER", help="Where the runs go, one a recipe.")
+    ] = "runs",
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="A run-through in minutes: a step of each stage; the model is worth nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on where the chain was stopped, or refuse if it was begun.")
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing; say how much memory and time it will take.")
+    ] = False,
+) -> None:
+    """Train the embedded model from nothing: its recipes one after the other; stopped, the same command goes on."""
+    from pathlib import Path
+
+    from vgen.engine.allocator import keep_freed_memory
+    from vgen.training.chain import embedded_chain
+
+    keep_freed_memory()
+    root = Path(output)
+    if tiny and output == "runs":
+        root = Path("runs") / "tiny"
+    train_tools.run_links(embedded_chain(), root, list(overrides or []), tiny=tiny, resume=resume, dry_run=dry_run)
 
 
 app.command("plot")(train_tools.plot)

@@ -1,10 +1,13 @@
-"""`vgen train plot` and `vgen train replay`: looking at a run."""
+"""`vgen train plot` and `vgen train replay`: looking at a run; and running a chain of recipes."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def plot(
@@ -49,3 +52,20 @@ def show_estimate(recipe: str, overrides: list[str]) -> None:
 
     for line in dry_run(load_recipe(recipe, overrides)).lines():
         typer.echo(line)
+
+
+def run_links(
+    chain: Path, root: Path | None, overrides: list[str], *, tiny: bool = False, resume: bool = True, dry_run: bool
+) -> None:
+    """Run a chain of recipes, or print what it will take."""
+    from vgen.training.chain import dry_run_chain, read_chain, run_chain
+    from vgen.training.run import leave_processes
+
+    links = read_chain(chain, root, overrides, tiny)
+    if dry_run:
+        dry_run_chain(links, typer.echo)
+        return
+    finished = run_chain(links, typer.echo, resume)
+    leave_processes()
+    if finished:
+        typer.echo(f"The model is {links[-1].export}; `vgen generate PROMPT --model {links[-1].export}` uses it.")
