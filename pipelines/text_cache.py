@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vgen.hub import check_text_encoder, model_hash
+from vgen.hub import check_text_encoder, model_hash, user_cache
 from vgen.pipelines.text import (
     PreTrainedTokenizerBase,
     T5EncoderModel,
@@ -43,9 +43,7 @@ _ENDING = ".safetensors"
 
 def cache_folder() -> Path:
     """Where embeddings are kept: $VGEN_CACHE/text, else vgen/text in the user's cache folder."""
-    home = os.environ.get("VGEN_CACHE")
-    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vgen"
-    return base.expanduser() / "text"
+    return user_cache("text")
 
 
 @dataclass(frozen=True)

@@ -341,6 +341,13 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
     return strides
 
 
+def user_cache(kind: str) -> Path:
+    """Where things that can be made again are kept: $VGEN_CACHE/kind, else vgen/kind in the user's cache folder."""
+    home = os.environ.get("VGEN_CACHE")
+    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vgen"
+    return base.expanduser() / kind
+
+
 def model_hash(folder: str | os.PathLike[str]) -> str:
     """A SHA-256 over a model's weights, configurations and tokenizer: the same folder content, the same hash.
 

@@ -18,6 +18,7 @@ _MODEL = "Model"
 _SAMPLING = "Sampling"
 _SIZE = "Size"
 _MACHINE = "Machine"
+_LOSSY = "Lossy: faster or smaller, and another clip"
 
 
 def _text(*names: str, metavar: str, help: str, panel: str) -> Any:
@@ -101,6 +102,24 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         metavar="SIZE",
         help="Memory for decoding, such as 4GB; by what is free.",
         panel=_MACHINE,
+    ),
+    "quantize": _text(
+        "--quantize",
+        metavar="KIND",
+        help="Linear layers in 8 bits: int8, int8-weights (memory only) or fp8 (GPUs from 8.9 on).",
+        panel=_LOSSY,
+    ),
+    "step_cache": _text(
+        "--step-cache",
+        metavar="NAME[:NUMBER]",
+        help="Leave out what hardly changes: first-block[:THRESHOLD], taylorseer[:INTERVAL] or magcache[:THRESHOLD].",
+        panel=_LOSSY,
+    ),
+    "guidance_interval": _text(
+        "--guidance-interval",
+        metavar="LOW,HIGH",
+        help="Guidance only at these noise levels, such as 0.5,1; elsewhere a step takes half the time.",
+        panel=_LOSSY,
     ),
 }
 
