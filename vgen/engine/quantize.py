@@ -6,6 +6,7 @@ and last layer, norms, modulation) stays as it is, except that "int8-weights" al
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -70,11 +71,13 @@ class Int8Linear(QuantizedLinear):
         super().__init__(linear)
         narrow, scale = rowwise_int8(linear.weight)
         zero = torch.zeros(len(scale), dtype=torch.long)
-        weight = torch.quantize_per_channel(narrow.float() * scale[:, None], scale, zero, 0, torch.qint8)
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
         before = torch.backends.quantized.engine
         torch.backends.quantized.engine = "onednn"
         try:
+            with warnings.catch_warnings():  # tensors of torch.qint8 are deprecated; what else there is takes longer
+                warnings.filterwarnings("ignore", message=".*quantized tensor creation.*")
+                weight = torch.quantize_per_channel(narrow.float() * scale[:, None], scale, zero, 0, torch.qint8)
             self._packed = torch.ops.quantized.linear_prepack(weight, bias)
         finally:
             torch.backends.quantized.engine = before
@@ -204,8 +207,13 @@ def check_device(kind: str, device: torch.device, layers: dict[str, nn.Linear]) 
             raise RequestError(
                 f"quantize='fp8' needs sizes that divide by 16, and {odd[0]} has none: use int8-weights."
             )
-    if kind == "int8" and device.type == "cpu" and "onednn" not in torch.backends.quantized.supported_engines:
-        raise RequestError("quantize='int8' needs oneDNN, which this torch was built without: use int8-weights.")
+    if kind == "int8" and device.type == "cpu":
+        known = hasattr(torch, "quantize_per_channel") and hasattr(torch.ops.quantized, "linear_dynamic")
+        if not known or "onednn" not in torch.backends.quantized.supported_engines:
+            raise RequestError(
+                f"quantize='int8' needs oneDNN's integer products, which torch {torch.__version__} is without: use "
+                "int8-weights, or --dtype bfloat16."
+            )
     if kind == "int8" and device.type not in ("cpu", "cuda"):
         raise RequestError(f"quantize='int8' does not work on {device.type}: use int8-weights.")
 
