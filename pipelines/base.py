@@ -19,9 +19,11 @@ from vgen.diffusion.conditions import ConditionSet, arrange, token_sigmas
 from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
 from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
+from vgen.engine.cache import cached_steps
 from vgen.engine.parallel import BranchParallel
 from vgen.engine.session import denoising, inference_session
 from vgen.errors import NonFiniteError, RequestError
+from vgen.magnitudes import Magnitudes
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.checks import check_settings
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
@@ -63,6 +65,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     branch_parallel: BranchParallel | None = None
     """Where given, the branches of a guidance are spread over several processes."""
+    magnitudes: Magnitudes | None = None
+    """Of the model, for the step cache magcache; see `vgen.engine.cache.measure_magnitudes`."""
     _conditions_anywhere: ClassVar[bool] = False
     """Whether the task takes conditions at any frame; picks the convention of such tasks."""
 
@@ -254,7 +258,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         noise, known = self.prepare_latents(settings, shape, given, device)
         set_schedule(self.scheduler, settings, noise.shape[1], self.convention, device)
         start = self.noise_clip(noise, known, clip, settings)
-        with sampling(self.scheduler, settings.stochastic_sampling):
+        sigmas = (self.scheduler.timesteps / self.scheduler.config.num_train_timesteps).tolist()
+        caching = cached_steps(self.transformer, settings.step_cache, guidance, sigmas, self.magnitudes)
+        with sampling(self.scheduler, settings.stochastic_sampling), caching:
             tokens = self._denoise(start, known, text, guidance, settings)
         latents = unpack(tokens, shape, self.patch_size)
         latents = renew_known(self.vae, latents, given, settings, self.convention, self.transformer.dtype)

@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vgen.engine.quantize import refuse_quantized
 from vgen.errors import CheckpointError, RequestError
 from vgen.io.lora_file import DEFAULTS_KEY, METADATA_KEY, WEIGHT_NAME, LoraFile
 from vgen.io.lora_keys import LoraKeys, map_lora_keys, settled_alpha
@@ -130,6 +131,7 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:  # type: ignore[override]
         """Bring back the weights as they were before `fuse_lora`, to the bit, also if its adapters were unloaded."""
+        refuse_quantized(self.transformer, "unfuse_lora")
         super().unfuse_lora(components=components or ["transformer"], **kwargs)
         kept = getattr(self.transformer, _KEPT, {})
         for name, weight in kept.items():
@@ -192,6 +194,7 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         return found
 
     def _check_adapter(self, name: str | None, hotswap: bool) -> None:
+        refuse_quantized(self.transformer, "load_lora_weights")
         taken = getattr(self.transformer, "peft_config", {})
         if name is not None and (not name or "." in name):
             raise RequestError(f"adapter_name={name!r} is no name for an adapter; use one without dots.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vgen.diffusion.guidance import Guidance
 from vgen.errors import RequestError
+from vgen.lossy import StepCache
 from vgen.steps import check_guidance, settle_steps
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class GenerationSettings:
         two_pass: a first pass at a smaller size, and a second that refines it enlarged; see vgen.pipelines.two_pass.
         vae_memory: memory that coding may take, in bytes or as "4GB"; a clip is coded in pieces where it needs
             more, exactly as long as pieces in time suffice. "auto": most of what is free; None: as the VAE is set up.
+        guidance_interval: guidance only at the steps whose sigma is from the first to the second; None at all. Lossy.
+        step_cache: leaves out what hardly changes, see vgen.lossy.StepCache; as text, "first-block:0.05". Lossy.
         attention_kwargs: handed to the transformer (for instance {"scale": 0.8} for LoRA).
         output_type: "pil", "np", "pt", "uint8" or "latent", see vgen.pipelines.output.
         return_dict: False returns a tuple.
@@ -113,6 +116,8 @@ class GenerationSettings:
     tone_map_compression_ratio: float = 0.0
     two_pass: TwoPass | None = None
     vae_memory: int | str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    step_cache: StepCache | str | None = None
     attention_kwargs: dict[str, Any] | None = None
     output_type: str = "pil"
     return_dict: bool = True

@@ -13,9 +13,13 @@ from vgen.diffusion.guidance import BySigma, ClassifierFreeGuidance, ComposedGui
 from vgen.diffusion.guidance.values import every
 from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas, resolution_shift_mu
 from vgen.errors import RequestError
+from vgen.lossy import read_interval
 from vgen.pipelines.conventions import Convention
 from vgen.pipelines.settings import GenerationSettings
 from vgen.steps import skipped_steps
+
+_JUST_ABOVE = 1e-5
+"""So that a step at the upper end itself still has guidance."""
 
 
 def guidance_of(settings: GenerationSettings) -> Guidance:
@@ -24,6 +28,8 @@ def guidance_of(settings: GenerationSettings) -> Guidance:
     Raises:
         RequestError: a number out of its range, or spatiotemporal guidance without blocks.
     """
+    if settings.guidance_interval is not None:
+        return _within(settings)
     if settings.guidance is not None:
         return settings.guidance
 
@@ -44,6 +50,26 @@ def guidance_of(settings: GenerationSettings) -> Guidance:
         )
     spatiotemporal = SpatioTemporalGuidance(values("stg_blocks"), values("stg_scale"), settings.stg_mode)
     return ComposedGuidance((ClassifierFreeGuidance(scale, star=settings.cfg_star), spatiotemporal), rescale)
+
+
+def _within(settings: GenerationSettings) -> Guidance:
+    """Classifier-free guidance between two sigmas and none elsewhere.
+
+    Source: Kynkäänniemi et al. 2024, eq. 5.
+    """
+    low, high = read_interval(settings.guidance_interval)
+    for name, off in (("guidance", None), ("guidance_sigmas", None), ("stg_scale", 0.0)):
+        if getattr(settings, name) != off:
+            raise RequestError(f"guidance_interval={low:g},{high:g} and {name} contradict each other: leave one out.")
+    if isinstance(settings.guidance_scale, (list, tuple)) or isinstance(settings.guidance_rescale, (list, tuple)):
+        raise RequestError(
+            f"guidance_interval={low:g},{high:g} needs one guidance_scale and one guidance_rescale, not a list a step."
+        )
+    above, within, below = 1.0, settings.guidance_scale, 1.0
+    scale = BySigma((high + _JUST_ABOVE, low, 0.0), (above, within, below)) if low > 0 else BySigma(
+        (high + _JUST_ABOVE, 0.0), (above, within)
+    )  # fmt: skip
+    return ClassifierFreeGuidance(scale, settings.guidance_rescale, settings.cfg_star)
 
 
 def largest_scale(settings: GenerationSettings) -> float:

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from vgen.errors import RequestError, ShapeError
@@ -30,6 +30,7 @@ from vgen.fields import (
     whole_number,
 )
 from vgen.layouts import WAYS
+from vgen.lossy import LossyFields
 from vgen.passes import PLAIN, preset_for, preset_named
 from vgen.steps import check_guidance, settle_steps, skipped_steps
 from vgen.story import Segment
@@ -97,7 +98,7 @@ DENOISE_STRENGTH = 0.6
 """What restyle takes where nothing is said."""
 
 
-class _Job(BaseModel):
+class _Job(LossyFields):
     """What is the same before and after resolving."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -269,6 +270,7 @@ class ResolvedRequest(_Job):
             versions: of the libraries that took part.
         """
         found = {key: value for key, value in self.model_dump().items() if value is not None}
+        found |= {"lossy": list(self.lossy)} if self.lossy else {}
         return {**found, "model_hash": model_hash, "versions": dict(versions or {})}
 
     @classmethod
@@ -278,7 +280,7 @@ class ResolvedRequest(_Job):
         Raises:
             RequestError: something is missing, wrong or unknown.
         """
-        fields = {key: value for key, value in metadata.items() if key not in ("model_hash", "versions")}
+        fields = {key: value for key, value in metadata.items() if key not in ("model_hash", "versions", "lossy")}
         return cls.create(**fields)
 
 

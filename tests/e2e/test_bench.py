@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vgen.bench.arms import LOSSY, make_arms
+from vgen.bench.arms import make_arms
 from vgen.bench.build import build, peer_components
+from vgen.bench.lossy import LOSSY, error_of
 from vgen.bench.parity import ParityError, check_parity
 from vgen.bench.report import plot
-from vgen.bench.run import lossy_error
 from vgen.bench.scenarios import ARCHITECTURES, scenario_named
 from vgen.cli import main
 from vgen.engine import autotune
@@ -105,17 +105,40 @@ def test_bad_words_are_input_errors(words, said, capsys):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("way", LOSSY)
-def test_lossy_ways_say_so_and_how_wrong_they_are(way, monkeypatch):
+WAYS = ("int8", "int8-weights", "bfloat16", "first-block:10", "taylorseer:3", "magcache:9", "guidance-interval:0.9,1")
+
+
+def test_every_lossy_way_is_tried_here():
+    assert {way.partition(":")[0] for way in WAYS} == set(LOSSY) - {"fp8"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_lossy_ways_say_so_and_how_wrong_they_are(way):
     """On equal noise. Random weights change too much for a cache: its threshold is raised until it skips."""
-    monkeypatch.setattr("vgen.bench.arms.FIRST_BLOCK_THRESHOLD", 10.0)
     arms = make_arms(scenario_named("cpu-tiny", num_inference_steps=6), (f"lossy:{way}",), CPU, 0)
     assert arms[0].lossy == () and arms[1].lossy == (way,)
     exact = arms[0].stage("denoise")()
-    assert lossy_error(exact, arms[0])["largest"] == 0
-    error = lossy_error(exact, arms[1])
-    assert 1e-5 < error["relative_rms"] < 1
+    same = error_of(arms[0], arms[0])
+    assert same["largest"] == 0 and same["psnr"] == float("inf") and same["other_seed"] > 0.1
+    error = error_of(arms[0], arms[1])
+    assert 1e-5 < error["relative_rms"] < 2 and 5 < error["psnr"] < 100
     assert torch.equal(exact, arms[0].stage("denoise")())  # the exact arm is not touched by the other
+
+
+def test_lossy_arms_have_a_table_of_their_own(tmp_path, capsys):
+    file = tmp_path / "lossy.json"
+    words = ["bench", "--scenario", "cpu-tiny", "--rounds", 1, "--device", "cpu", "--stages", "denoise,end_to_end"]
+    assert _vgen(*words, "--against", "lossy:int8", "--against", "lossy:taylorseer:2", "-o", file) == 0
+    arms = json.loads(file.read_text())["arms"]
+    assert arms["vgen"]["lossy"] == [] and "error" not in arms["vgen"]
+    assert arms["lossy:int8"]["lossy"] == ["int8"] and 0 < arms["lossy:int8"]["error"]["relative_rms"] < 0.2
+    assert "LOSSY: error against the exact clips" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["first-block:-1", "int8:3", "guidance-interval:1", "fp8"])
+def test_a_lossy_way_that_cannot_be_had_is_refused(way):
+    with pytest.raises(RequestError, match=r"use"):
+        make_arms(scenario_named("cpu-tiny"), (f"lossy:{way}",), CPU, 0)
 
 
 def test_unequal_results_are_not_timed():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vgen.bench import lossy
 from vgen.bench.build import DTYPES, Components, build, peer_components
+from vgen.bench.lossy import noise_tokens, prompts_of
 from vgen.bench.scenarios import Scenario
 from vgen.diffusion.tokens import pack
 from vgen.engine.compile import compile_blocks
@@ -21,10 +23,6 @@ from vgen.ops import parts
 from vgen.pipelines import TextToVideoPipeline
 from vgen.pipelines.decoding import to_output
 
-LOSSY = ("first-block-cache", "guidance-gating")
-"""Ways that change the result; never in a default, always in a table of their own with their error."""
-FIRST_BLOCK_THRESHOLD = 0.1
-"""Relative change of the first block's output below which the others are skipped."""
 _PROMPT = "a red ball moves slowly to the left across a blue background, and the camera follows it"
 _NEGATIVE = "blurry, worst quality"
 
@@ -37,6 +35,7 @@ class Inputs:
     text: dict[str, Tensor]
     clean: Tensor
     decode_timestep: Tensor | None
+    prompts: list[str] | None = None
 
 
 @dataclass
@@ -100,9 +99,13 @@ class Arm:
         }
         return {**arguments, **self.settings}
 
+    def _words(self) -> tuple[str, str]:
+        """A prompt that the model knows, and a negative one."""
+        return (self.inputs.prompts[0], "") if self.inputs.prompts else (_PROMPT, _NEGATIVE)
+
     def _text_encode(self) -> Any:
         guided = self.scenario.guidance_scale > 1
-        return self.pipeline.encode_prompt(_PROMPT, _NEGATIVE, guided, 1, max_sequence_length=self.scenario.text_tokens)
+        return self.pipeline.encode_prompt(*self._words(), guided, 1, max_sequence_length=self.scenario.text_tokens)
 
     def _step(self) -> Tensor:
         """One forward of the transformer by itself, with nothing computed beforehand; guidance as a batch of two."""
@@ -142,6 +145,31 @@ class Arm:
             text = {name: value for name, value in text.items() if not name.startswith("negative")}
         return self.pipeline(**self._arguments(), **text, output_type="latent", return_dict=False)[0]
 
+    def clips(self, seed: int) -> Tensor:
+        """Latents [P, C, f, h, w] of real prompts where there are any; the first noise is `seed`'s."""
+        scenario, prompts = self.scenario, self.inputs.prompts
+        vae, transformer = self.pipeline.vae, self.pipeline.transformer
+        sizes = (vae.strides, vae.config.latent_channels, transformer.config.patch_size)
+        noise = noise_tokens(scenario, *sizes, seed, len(prompts or "1")).to(self.inputs.latents)
+        text: dict[str, Any] = dict(self.inputs.text)
+        if prompts is not None:
+            text = {"prompt": prompts, "negative_prompt": ""}
+        with self.active():
+            return self.pipeline(
+                **{**self._arguments(), "latents": noise}, **text, output_type="latent", return_dict=False
+            )[0].float()
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Latents of `clips` as pixels in [0, 1]."""
+        vae, timestep = self.pipeline.vae, self.inputs.decode_timestep
+        with inference_session(self.pipeline), torch.no_grad():
+            pixels = vae.decode(
+                vae.denormalize(latents).to(vae.dtype),
+                None if timestep is None else timestep.to(vae.dtype).expand(len(latents)),
+                return_dict=False,
+            )[0]
+        return (pixels.float() / 2 + 0.5).clamp(0, 1)
+
     def _decode(self) -> Tensor:
         with inference_session(self.pipeline) if self.ours else nullcontext():
             dtype, timestep = self.pipeline.vae.dtype, self.inputs.decode_timestep
@@ -160,28 +188,20 @@ class Arm:
         if self.pipeline.text_encoder is None:
             text = self.inputs.text
         else:
-            text = {"prompt": _PROMPT, "negative_prompt": _NEGATIVE}
+            text = dict(zip(("prompt", "negative_prompt"), self._words(), strict=True))
         return self.pipeline(**self._arguments(), **text, output_type="np", return_dict=False)[0]
 
 
 def _lossy(way: str, components: Components, scenario: Scenario, inputs: Inputs) -> Arm:
     """Ours with one lossy way, on a transformer of its own that shares the weights."""
     fresh = _sharing(components.transformer)
-    arm = Arm(f"lossy:{way}", None, scenario, inputs, lossy=(way,))
-    if way == "first-block-cache":
-        from diffusers import FirstBlockCacheConfig
-
-        fresh.enable_cache(FirstBlockCacheConfig(threshold=FIRST_BLOCK_THRESHOLD))
-    else:
-        arm.settings = {"guidance_scale": _gated(scenario)}
-    arm.pipeline = _our_pipeline(Components(fresh, *list(vars(components).values())[1:]))
-    return arm
-
-
-def _gated(scenario: Scenario) -> list[float]:
-    """Guidance in the first half of the steps alone: the second needs no negative prompt."""
-    steps = scenario.num_inference_steps
-    return [scenario.guidance_scale if step < (steps + 1) // 2 else 1.0 for step in range(steps)]
+    settings = lossy.settings_of(way)
+    lossy.apply(way, fresh)
+    pipeline = _our_pipeline(replace(components, transformer=fresh))
+    pipeline.set_progress_bar_config(disable=True)
+    text = {"prompt": inputs.prompts} if inputs.prompts else inputs.text
+    pipeline.magnitudes = lossy.magnitudes_for(way, pipeline, scenario, text)
+    return Arm(f"lossy:{way}", pipeline, scenario, inputs, lossy=(way,), settings=settings)
 
 
 def _sharing(transformer: Any) -> Any:
@@ -212,7 +232,11 @@ def make_inputs(scenario: Scenario, components: Components, device: torch.device
     if vae.config.timestep_conditioning:
         timestep = torch.full((1,), 0.05, device=device, dtype=dtype)
     return Inputs(
-        pack(noise(1, channels, *latent), transformer.config.patch_size), text, noise(1, channels, *latent), timestep
+        pack(noise(1, channels, *latent), transformer.config.patch_size),
+        text,
+        noise(1, channels, *latent),
+        timestep,
+        prompts_of(scenario),
     )
 
 
@@ -231,6 +255,11 @@ def make_arms(scenario: Scenario, against: tuple[str, ...], device: torch.device
     components = build(scenario, device, seed)
     inputs = make_inputs(scenario, components, device, seed)
     arms = [Arm("vgen", _our_pipeline(components), scenario, inputs)]
+    if inputs.prompts:
+        encoded = arms[0].pipeline.encode_prompt(
+            inputs.prompts[0], "", True, 1, max_sequence_length=scenario.text_tokens
+        )
+        inputs.text = {name: getattr(encoded, name) for name in inputs.text}
     for peer in against:
         arms.append(_peer(peer, components, scenario, inputs))
     for arm in arms:
@@ -240,7 +269,7 @@ def make_arms(scenario: Scenario, against: tuple[str, ...], device: torch.device
 
 def _our_pipeline(components: Components) -> TextToVideoPipeline:
     parts_of = (components.scheduler, components.vae, components.text_encoder, components.tokenizer)
-    return TextToVideoPipeline(*parts_of, components.transformer, convention="ltx")
+    return TextToVideoPipeline(*parts_of, components.transformer, convention=components.convention)
 
 
 def _peer(name: str, components: Components, scenario: Scenario, inputs: Inputs) -> Arm:
@@ -265,15 +294,15 @@ def _peer(name: str, components: Components, scenario: Scenario, inputs: Inputs)
         off = tuple(name.removeprefix("without:").split(","))
         with parts.without(*off):
             return Arm(name, _our_pipeline(components), scenario, inputs, off=off)
-    if name.removeprefix("lossy:") in LOSSY:
+    if name.startswith("lossy:") and lossy.is_lossy(name.removeprefix("lossy:")):
         return _lossy(name.removeprefix("lossy:"), components, scenario, inputs)
     if name in attention_backends():
         fresh = _sharing(components.transformer)
         fresh.set_attention_backend(name)
-        other = Components(fresh, *list(vars(components).values())[1:])
+        other = replace(components, transformer=fresh)
         return Arm(name, _our_pipeline(other), scenario, inputs)
     raise RequestError(
         f"against={name!r} is not known: use diffusers, diffusers-compiled, compiled, plain, without:PART with a "
-        f"part of {', '.join(parts.PARTS)}, lossy:WAY with a way of {', '.join(LOSSY)}, or an attention "
+        f"part of {', '.join(parts.PARTS)}, lossy:WAY with a way of {', '.join(lossy.LOSSY)}, or an attention "
         f"backend of {', '.join(attention_backends())}."
     )

@@ -29,6 +29,7 @@ class Components:
     scheduler: FlowMatchEulerDiscreteScheduler
     text_encoder: T5EncoderModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    convention: str = "ltx"
 
 
 def build(scenario: Scenario, device: torch.device, seed: int = 0) -> Components:
@@ -45,7 +46,7 @@ def build(scenario: Scenario, device: torch.device, seed: int = 0) -> Components
     if scenario.config not in ARCHITECTURES:
         pipeline = TextToVideoPipeline.from_pretrained(resolve_model(scenario.config), torch_dtype=dtype).to(device)
         parts = (pipeline.transformer, pipeline.vae, pipeline.scheduler, pipeline.text_encoder, pipeline.tokenizer)
-        return Components(*parts)
+        return Components(*parts, pipeline.config.convention)
     architecture = ARCHITECTURES[scenario.config]
     generator = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vgen.bench.arms import Arm, make_arms
 from vgen.bench.build import DTYPES
 from vgen.bench.choose import STAGES
+from vgen.bench.lossy import error_of
 from vgen.bench.measure import (
     CLOCKS,
     attention_used,
@@ -109,10 +110,9 @@ def run(
     work_done = _flops(arms[0])
     for arm in arms:
         report["arms"][arm.name] = _arm_report(arm, timed[arm.name], cold[arm.name], work_done, rate, device)
-    exact = arms[0].stage("denoise")
     for arm in arms[1:]:
-        if arm.lossy and exact is not None:
-            report["arms"][arm.name]["error"] = lossy_error(exact(), arm)
+        if arm.lossy:
+            report["arms"][arm.name]["error"] = error_of(arms[0], arm)
     ours = arms[0].name
     report["ratios"] = {
         arm.name: {
@@ -123,22 +123,6 @@ def run(
         for arm in arms[1:]
     }
     return report
-
-
-def lossy_error(exact: torch.Tensor, arm: Arm) -> dict[str, float]:
-    """How far the latents of a lossy arm are from the exact ones of the same noise.
-
-    Args:
-        exact: latents of the exact arm.
-        arm: the lossy one.
-    Returns:
-        Root mean square of the difference over that of the exact latents, and the largest difference.
-    """
-    work = arm.stage("denoise")
-    assert work is not None
-    difference = work().float() - exact.float()
-    size = exact.float().square().mean().sqrt()
-    return {"relative_rms": float(difference.square().mean().sqrt() / size), "largest": float(difference.abs().max())}
 
 
 def _cold(arm: Arm, device: torch.device, built: float) -> dict[str, float]:

@@ -30,7 +30,8 @@ def bench(
         typer.Option(
             "--against",
             metavar="PEER",
-            help="diffusers, diffusers-compiled, plain, without:PART, or an attention backend; may be given again.",
+            help="diffusers, diffusers-compiled, plain, without:PART, lossy:WAY, or an attention backend; may be given "
+            "again.",
         ),
     ] = None,
     height: Annotated[
@@ -173,3 +174,38 @@ def list_scenarios() -> None:
             f"{entry.num_inference_steps} steps, {guided}, {entry.dtype}"
         )
     typer.echo(f"\n--config: {', '.join(ARCHITECTURES)}, or a model folder")
+
+
+@app.command("calibrate")
+def calibrate(
+    model: Annotated[str, typer.Option("--model", metavar="NAME|FOLDER", help="Whose.")] = "sprites",
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="Clips to measure on; two examples if left out."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Denoising steps; the model's own.")] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the first clip.")] = 0,
+    device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")] = None,
+) -> None:
+    """Measure what --step-cache magcache needs of a model, once; it is kept in the user's cache folder."""
+    from importlib.resources import files
+
+    from vgen.cli.jobs import Model, call_settings, load_pipeline, plan
+    from vgen.magnitudes import magnitudes_file, write_magnitudes
+    from vgen.request import GenerateRequest
+
+    examples = files("vgen.assets").joinpath("prompts/eight.txt").read_text(encoding="utf-8").splitlines()[:2]
+    asked = prompts or examples
+    given = {"num_inference_steps": steps, "seed": seed, "device": device}
+    fields = {name: value for name, value in given.items() if value is not None}
+    found = Model.find(model)
+    job = plan(GenerateRequest.create(prompt=asked[0], model=model, **fields), found, "unwritten.mp4", True)
+    pipe = load_pipeline("TextToVideoPipeline", job)
+
+    from vgen.engine.cache import measure_magnitudes
+
+    settings = {"num_frames": job.request.num_frames, **call_settings(job.request)}
+    measured = measure_magnitudes(pipe, asked, seed, **settings)
+    file = magnitudes_file(found.folder)
+    write_magnitudes(measured, file)
+    typer.echo(f"{file}: {len(measured.sigmas)} steps, ratios {min(measured.ratios):.3f} to {max(measured.ratios):.3f}")

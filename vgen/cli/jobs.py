@@ -21,6 +21,7 @@ from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.hub import find_text_encoder, model_defaults, model_hash, model_strides, resolve_model, text_encoder_bytes
 from vgen.io.output import check_output, check_output_size
+from vgen.magnitudes import find_magnitudes
 from vgen.types import Strides
 
 if TYPE_CHECKING:
@@ -83,7 +84,11 @@ def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, v
         resolved = resolved.model_copy(update={"seed": processes.agree(resolved.seed)})
     check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
     find_text_encoder(model.folder, resolved.text_encoder)
+    if resolved.step_cache is not None and resolved.step_cache.startswith("magcache"):
+        find_magnitudes(model.folder)
     notes = [*check_loras(resolved, model.folder), *check_upscale(resolved, model.folder, model.strides)]
+    if resolved.lossy:
+        notes.append(f"Lossy, not the exact clip of this seed: {', '.join(resolved.lossy)}.")
     return Job(resolved, model, output, overwrite, notes)
 
 
@@ -110,6 +115,7 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     )
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     load_loras(pipe, job.request)
+    set_lossy(pipe, job)
     if job.request.compile:
         from vgen.engine.compile import compile_blocks
 
@@ -117,6 +123,19 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     if processes.count() > 1:
         processes.spread(pipe, job.request)
     return pipe
+
+
+def set_lossy(pipe: Any, job: Job) -> None:
+    """Quantise a loaded pipeline if its request says so, and give it what its step cache needs."""
+    from vgen.engine.quantize import quantize
+
+    request = job.request
+    if request.step_cache is not None and request.step_cache.startswith("magcache"):
+        pipe.magnitudes = find_magnitudes(job.model.folder)
+    if request.quantize is not None:
+        if request.lora:
+            pipe.fuse_lora()
+        quantize(pipe.transformer, request.quantize)
 
 
 def text_cache_for(request: ResolvedRequest, folder: Path) -> Any:
@@ -209,6 +228,7 @@ def call_settings(request: ResolvedRequest) -> dict[str, Any]:
         "guidance_scale": request.guidance_scale,
         "guidance_rescale": request.guidance_rescale,
         **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength", "input_crf"),
+        **_given(request, "guidance_interval", "step_cache"),
         "vae_memory": request.vae_memory or "auto",
     }
 

@@ -20,6 +20,7 @@ _MODEL = "Model"
 _SAMPLING = "Sampling"
 _SIZE = "Size"
 _MACHINE = "Machine"
+_LOSSY = "Lossy: faster or smaller, and another clip"
 
 
 def _text(*names: str, metavar: str, help: str, panel: str) -> Any:
@@ -117,6 +118,24 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         metavar="WAY",
         help="How the processes that torchrun started share a clip: auto, branches or sequence.",
         panel=_MACHINE,
+    ),
+    "quantize": _text(
+        "--quantize",
+        metavar="KIND",
+        help="Linear layers in 8 bits: int8, int8-weights (memory only) or fp8 (GPUs from 8.9 on).",
+        panel=_LOSSY,
+    ),
+    "step_cache": _text(
+        "--step-cache",
+        metavar="NAME[:NUMBER]",
+        help="Leave out what hardly changes: first-block[:THRESHOLD], taylorseer[:INTERVAL] or magcache[:THRESHOLD].",
+        panel=_LOSSY,
+    ),
+    "guidance_interval": _text(
+        "--guidance-interval",
+        metavar="LOW,HIGH",
+        help="Guidance only at these noise levels, such as 0.5,1; elsewhere a step takes half the time.",
+        panel=_LOSSY,
     ),
 }
 

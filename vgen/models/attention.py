@@ -122,7 +122,6 @@ class VideoAttentionProcessor:
     ) -> Tensor:
         """[B, N, D], [B, L, D], [B, L, D] -> [B, N, D]."""
 
-
         def by_heads(*states: Tensor) -> Tensor:
             backend = self._attention_backend
             # Measuring takes its own time in every process, and these go in step: what is spread is not measured.
