@@ -54,7 +54,8 @@ _StgMode = Annotated[str, BeforeValidator(choice("stg_mode", SKIP_MODES))]
 _Strength = Annotated[float, BeforeValidator(number("denoise_strength", 0.001, 1.0))]
 _Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000))]
 _Crf = Annotated[int, BeforeValidator(whole_number("input_crf", 0, 51))]
-_Memory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
+_VaeMemory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
+_Memory = Annotated[int, BeforeValidator(memory_amount("memory"))]
 _Dtype = Annotated[str, BeforeValidator(choice("dtype", ("float32", "bfloat16", "float16")))]
 _Fit = Annotated[str, BeforeValidator(choice("fit", ("cover", "contain", "stretch")))]
 _TaskName = Annotated[str, BeforeValidator(choice("task", TASKS))]
@@ -90,6 +91,12 @@ _TASKS_OF = {
 _NEEDED = {"image": ("animate",), "first": ("interpolate",), "last": ("interpolate",), "mask": ("inpaint",)}
 _NEEDED |= {"video": _TASKS_OF["video"], "seconds": ("extend",), "segments": ("story",)}
 """What a task cannot do without."""
+
+_UNPLANNED = {
+    "vae_memory": "memory plans what the VAE may take as well; leave vae_memory out.",
+    "upscale": "two passes are not planned for; leave one of them out.",
+}
+"""Why a field does not go with `memory`."""
 
 DENOISE_STRENGTH = 0.6
 """What restyle takes where nothing is said."""
@@ -161,7 +168,8 @@ class GenerateRequest(_Job):
     device: _Device | None = Field(None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
     dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
     text_cache: bool | None = Field(None, description="Prompts are cached on disk; if left out, for large encoders.")
-    vae_memory: _Memory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
+    vae_memory: _VaeMemory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
+    memory: _Memory | None = Field(None, description="Bytes of the device that all may take; planned beforehand.")
 
     @model_validator(mode="after")
     def _check_task(self) -> GenerateRequest:
@@ -171,6 +179,13 @@ class GenerateRequest(_Job):
             )
         if self.upscale_preset is not None and self.upscale is None:
             raise PydanticCustomError("vgen", "upscale_preset does nothing without upscale: give an upsampler too.")
+        for field in ("vae_memory", "upscale") if self.memory is not None else ():
+            if getattr(self, field) is not None:
+                raise PydanticCustomError(
+                    "vgen",
+                    "{message}",
+                    {"message": f"memory and {field} cannot be given together: {_UNPLANNED[field]}"},
+                )
         for field, tasks in _TASKS_OF.items():
             value = getattr(self, field)
             if value is not None and self.task not in tasks:
@@ -254,7 +269,8 @@ class ResolvedRequest(_Job):
     device: str
     dtype: str
     text_cache: bool | None = None
-    vae_memory: _Memory | None = None
+    vae_memory: _VaeMemory | None = None
+    memory: _Memory | None = None
 
     def to_metadata(self, model_hash: str | None = None, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The JSON object that is written into an output.

@@ -155,7 +155,7 @@ def test_what_cannot_be_offloaded_is_refused(transformer: VideoDiT) -> None:
         pass
 
     layer = nn.Linear(2, 2)
-    layer.weight.data = layer.weight.data.as_subclass(Odd)
+    layer.weight = nn.Parameter(torch.ones(2, 2).as_subclass(Odd))
     with pytest.raises(RequestError, match="type Odd, such as quantised ones"):
         BlockOffload([layer], "cpu")
 

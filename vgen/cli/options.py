@@ -102,6 +102,12 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         help="Memory for decoding, such as 4GB; by what is free.",
         panel=_MACHINE,
     ),
+    "memory": _text(
+        "--memory",
+        metavar="SIZE",
+        help="Memory of the device for everything, such as 8GB: the fastest way that fits is planned beforehand.",
+        panel=_MACHINE,
+    ),
 }
 
 
