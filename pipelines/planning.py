@@ -115,7 +115,7 @@ def _with_remedy(
         remedy = f" {pixels.width} x {pixels.height} x {pixels.num_frames} frames would take {plan.peak / 1e9:.2f} GB."
         break
     else:
-        remedy = " No smaller size fits either: the weights alone are too large."
+        remedy = " Smaller sizes do not fit either: it is the weights and the runtime that need it."
     found = OutOfMemoryError(str(error) + remedy)
     found.least = error.least
     return found
