@@ -21,7 +21,7 @@ from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
 from vgen.engine.cache import cached_steps
 from vgen.engine.parallel import BranchParallel
-from vgen.engine.session import denoising, inference_session
+from vgen.engine.session import Placement, denoising, inference_session
 from vgen.errors import NonFiniteError, RequestError
 from vgen.magnitudes import Magnitudes
 from vgen.models import CausalVideoVAE, VideoDiT
@@ -67,6 +67,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     """Where given, the branches of a guidance are spread over several processes."""
     magnitudes: Magnitudes | None = None
     """Of the model, for the step cache magcache; see `vgen.engine.cache.measure_magnitudes`."""
+    placement: Placement | None = None
+    """Where given, not all models lie on the device, see `vgen.pipelines.planning.place_models`."""
     _conditions_anywhere: ClassVar[bool] = False
     """Whether the task takes conditions at any frame; picks the convention of such tasks."""
 
@@ -101,6 +103,11 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         return convention_named(convention.conditions_name) if self._conditions_anywhere else convention
 
     @property
+    def _execution_device(self) -> torch.device:
+        """Where a call works; diffusers' own where the models lie there."""
+        return super()._execution_device if self.placement is None else self.placement.device
+
+    @property
     def patch_size(self) -> int:
         """Latents per token along rows and columns."""
         return self.transformer.config.patch_size
@@ -133,8 +140,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     def fill_settings(self, given: Mapping[str, Any]) -> GenerationSettings:
         """The settings of a call: the caller's, then the model's defaults, then the convention's."""
         of_scheduler = {name: self.scheduler.config.get(name) for name in ("sigmas", "allowed_inference_steps")}
+        planned = self.placement.settings if self.placement is not None else {}
         return GenerationSettings.fill(
-            given, self.lora_defaults(), self.config.defaults, of_scheduler, self.convention.defaults
+            given, planned, self.lora_defaults(), self.config.defaults, of_scheduler, self.convention.defaults
         )
 
     def check_inputs(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ __all__ = [
     "PreTrainedTokenizerBase",
     "T5EncoderModel",
     "TextEmbeddings",
+    "empty_text_encoder",
     "encode_texts",
     "load_text_encoder",
     "truncation_notes",
@@ -93,6 +94,23 @@ def load_text_encoder(folder: Path, dtype: torch.dtype | None) -> tuple[T5Encode
         if bars:
             transformers_logging.enable_progress_bar()
     return encoder.eval(), tokenizer
+
+
+def empty_text_encoder(config: Path | Mapping[str, Any]) -> T5EncoderModel:
+    """A text encoder whose weights take no memory.
+
+    Args:
+        config: folder with its config.json, or arguments of T5's configuration.
+    Raises:
+        CheckpointError: the configuration makes no T5.
+    """
+    try:
+        kind = T5EncoderModel.config_class
+        found = kind.from_pretrained(config) if isinstance(config, Path) else kind(**config)
+        with torch.device("meta"):
+            return T5EncoderModel(found).eval()
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the config of the text encoder makes no T5: {error}") from None
 
 
 def encode_texts(

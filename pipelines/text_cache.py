@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vgen.engine.offload import offload_blocks
 from vgen.hub import check_text_encoder, model_hash
 from vgen.io.cache_home import cache_home
 from vgen.pipelines.text import (
@@ -127,12 +128,16 @@ class DeferredText:
         folder: has text_encoder/ and tokenizer/.
         dtype: of the encoder; None keeps what is stored.
         cache: of what was encoded before.
+        way: what of the encoder is on the device: "dropped": all of it; "blocks": two blocks; "host": nothing.
+        texts_at_once: encoded as one batch; None: all.
         loads: how often the encoder was loaded.
     """
 
     folder: Path
     dtype: torch.dtype | None
     cache: TextCache
+    way: str = field(default="dropped", init=False)
+    texts_at_once: int | None = field(default=None, init=False)
     loads: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -170,9 +175,21 @@ class DeferredText:
         self, texts: list[str], max_sequence_length: int, masked: bool, device: torch.device | str
     ) -> list[EncodedText]:
         encoder, tokenizer = self.load()
+        if self.way == "host":
+            device = "cpu"
         try:
-            encoder.to(device)
-            embeds, mask = encode_texts(tokenizer, encoder, texts, max_sequence_length, masked=masked, device=device)
+            if self.way == "blocks":
+                offload_blocks(encoder, encoder.encoder.block, device)
+            else:
+                encoder.to(device)
+            count = self.texts_at_once or len(texts)
+            batches = [
+                encode_texts(
+                    tokenizer, encoder, texts[start : start + count], max_sequence_length, masked=masked, device=device
+                )
+                for start in range(0, len(texts), count)
+            ]
+            embeds, mask = (torch.cat(parts) for parts in zip(*batches, strict=True))
             notes = truncation_notes(tokenizer, texts, mask, max_sequence_length)
             return [EncodedText(*row) for row in zip(embeds.cpu(), mask.cpu(), notes, strict=True)]
         finally:
@@ -182,6 +199,6 @@ class DeferredText:
                 torch.cuda.empty_cache()
 
     def _key(self, text: str, max_sequence_length: int, masked: bool, device: torch.device | str) -> str:
-        kind = torch.device(device).type
+        kind = "cpu" if self.way == "host" else torch.device(device).type
         parts = ["1", self.identity, kind, max_sequence_length, masked, text]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -39,4 +39,10 @@ class NonFiniteError(VgenError, RuntimeError):
 
 
 class OutOfMemoryError(VgenError, RuntimeError):
-    """The device ran out of memory; the message says what would fit."""
+    """The device ran out of memory, or would; the message says what would fit.
+
+    Attributes:
+        least: bytes that would do; 0 where that is not known.
+    """
+
+    least: int = 0

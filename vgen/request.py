@@ -34,9 +34,8 @@ from vgen.lossy import LossyFields
 from vgen.passes import PLAIN, preset_for, preset_named
 from vgen.steps import check_guidance, settle_steps, skipped_steps
 from vgen.story import Segment
+from vgen.tasks import NEEDED, TASKS, TASKS_OF
 from vgen.types import SKIP_MODES, Strides, VideoShape
-
-TASKS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle")
 
 MAX_VIDEO_BYTES = 16e9
 """Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
@@ -56,7 +55,8 @@ _StgMode = Annotated[str, BeforeValidator(choice("stg_mode", SKIP_MODES))]
 _Strength = Annotated[float, BeforeValidator(number("denoise_strength", 0.001, 1.0))]
 _Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000))]
 _Crf = Annotated[int, BeforeValidator(whole_number("input_crf", 0, 51))]
-_Memory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
+_VaeMemory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
+_Memory = Annotated[int, BeforeValidator(memory_amount("memory"))]
 _Dtype = Annotated[str, BeforeValidator(choice("dtype", ("float32", "bfloat16", "float16")))]
 _Parallel = Annotated[str, BeforeValidator(choice("parallel", WAYS))]
 _Fit = Annotated[str, BeforeValidator(choice("fit", ("cover", "contain", "stretch")))]
@@ -72,27 +72,11 @@ _Upscale = Annotated[str, BeforeValidator(text("upscale"))]
 _UpscalePreset = Annotated[str, BeforeValidator(refusing(preset_named))]
 
 
-_TASKS_OF = {
-    "image": ("animate", "loop", "story"),
-    "first": ("interpolate",),
-    "last": ("interpolate",),
-    "video": ("predict", "restyle", "inpaint", "outpaint", "extend"),
-    "seconds": ("extend",),
-    "overlap": ("extend", "story"),
-    "reference": ("extend", "story"),
-    "segments": ("story",),
-    "mask": ("inpaint",),
-    "keep_frames": ("predict",),
-    "backward": ("predict",),
-    "keyframes": ("interpolate",),
-    "denoise_strength": ("restyle",),
-    "input_crf": ("animate", "interpolate", "predict", "loop"),
+_UNPLANNED = {
+    "vae_memory": "memory plans what the VAE may take as well; leave vae_memory out.",
+    "upscale": "two passes are not planned for; leave one of them out.",
 }
-"""Fields that only some tasks have."""
-
-_NEEDED = {"image": ("animate",), "first": ("interpolate",), "last": ("interpolate",), "mask": ("inpaint",)}
-_NEEDED |= {"video": _TASKS_OF["video"], "seconds": ("extend",), "segments": ("story",)}
-"""What a task cannot do without."""
+"""Why a field does not go with `memory`."""
 
 DENOISE_STRENGTH = 0.6
 """What restyle takes where nothing is said."""
@@ -166,7 +150,8 @@ class GenerateRequest(_Job):
     dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
     text_cache: bool | None = Field(None, description="Prompts are cached on disk; if left out, for large encoders.")
     compile: bool | None = Field(None, description="Compile the transformer's blocks; kept for later runs.")
-    vae_memory: _Memory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
+    vae_memory: _VaeMemory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
+    memory: _Memory | None = Field(None, description="Bytes of the device that all may take; planned beforehand.")
 
     @model_validator(mode="after")
     def _check_task(self) -> GenerateRequest:
@@ -176,14 +161,21 @@ class GenerateRequest(_Job):
             )
         if self.upscale_preset is not None and self.upscale is None:
             raise PydanticCustomError("vgen", "upscale_preset does nothing without upscale: give an upsampler too.")
-        for field, tasks in _TASKS_OF.items():
+        for field in ("vae_memory", "upscale") if self.memory is not None else ():
+            if getattr(self, field) is not None:
+                raise PydanticCustomError(
+                    "vgen",
+                    "{message}",
+                    {"message": f"memory and {field} cannot be given together: {_UNPLANNED[field]}"},
+                )
+        for field, tasks in TASKS_OF.items():
             value = getattr(self, field)
             if value is not None and self.task not in tasks:
                 owner = " or ".join(", ".join(map(repr, tasks)).rsplit(", ", 1))
                 raise PydanticCustomError(
                     "vgen", "{message}", {"message": f"{field}={value!r} belongs to task {owner}, not {self.task!r}."}
                 )
-            if value is None and self.task in _NEEDED.get(field, ()):
+            if value is None and self.task in NEEDED.get(field, ()):
                 raise PydanticCustomError(
                     "vgen",
                     "{message}",
@@ -260,7 +252,8 @@ class ResolvedRequest(_Job):
     dtype: str
     text_cache: bool | None = None
     compile: bool | None = None
-    vae_memory: _Memory | None = None
+    vae_memory: _VaeMemory | None = None
+    memory: _Memory | None = None
 
     def to_metadata(self, model_hash: str | None = None, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
         """The JSON object that is written into an output.

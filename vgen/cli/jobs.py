@@ -17,6 +17,7 @@ import typer
 
 from vgen.cli import processes
 from vgen.cli.lora import check_loras, load_loras
+from vgen.cli.memory import plan_memory
 from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.hub import find_text_encoder, model_defaults, model_hash, model_strides, resolve_model, text_encoder_bytes
@@ -106,12 +107,15 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     )
     job.request = job.request.model_copy(update={"device": device, "dtype": dtype})
     pipeline_class = getattr(vgen.pipelines, class_name)
+    text_cache, memory = text_cache_for(job.request, job.model.folder), None
+    if job.request.memory is not None:
+        memory = plan_memory(job.request, job.model.folder, keep_text=text_cache is None)
     pipe = pipeline_class.from_pretrained(
         job.request.model,
         dtype=getattr(torch, dtype),
-        device=device,
+        device=device if memory is None else "cpu",
         text_encoder_folder=job.request.text_encoder,
-        text_cache=text_cache_for(job.request, job.model.folder),
+        text_cache=text_cache,
     )
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
     load_loras(pipe, job.request)
@@ -122,6 +126,10 @@ def load_pipeline(class_name: str, job: Job) -> Any:
         compile_blocks(pipe.transformer)
     if processes.count() > 1:
         processes.spread(pipe, job.request)
+    if memory is not None:
+        from vgen.pipelines.planning import place_models
+
+        place_models(pipe, memory, device)
     return pipe
 
 
@@ -229,7 +237,7 @@ def call_settings(request: ResolvedRequest) -> dict[str, Any]:
         "guidance_rescale": request.guidance_rescale,
         **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength", "input_crf"),
         **_given(request, "guidance_interval", "step_cache"),
-        "vae_memory": request.vae_memory or "auto",
+        "vae_memory": request.vae_memory or ("auto" if request.memory is None else None),  # None: as planned
     }
 
 
@@ -237,7 +245,8 @@ def out_of_memory(request: ResolvedRequest, error: BaseException) -> OutOfMemory
     """The error that says what would help."""
     return OutOfMemoryError(
         f"{request.width} x {request.height} x {request.num_frames} frames in {request.dtype} did not fit in the "
-        f"memory of {request.device}; use fewer frames, a smaller size, or --dtype bfloat16. ({str(error)[:200]})"
+        f"memory of {request.device}; use fewer frames, a smaller size, --memory, or --dtype bfloat16. "
+        f"({str(error)[:200]})"
     )
 
 

@@ -137,6 +137,12 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         help="Guidance only at these noise levels, such as 0.5,1; elsewhere a step takes half the time.",
         panel=_LOSSY,
     ),
+    "memory": _text(
+        "--memory",
+        metavar="SIZE",
+        help="Memory of the device for everything, such as 8GB: the fastest way that fits is planned beforehand.",
+        panel=_MACHINE,
+    ),
 }
 
 

@@ -60,6 +60,11 @@ class LiveBytes(TorchDispatchMode):
         self._seen.discard(key)
         self._alive -= size
 
+    def overlook(self, *models: torch.nn.Module) -> None:
+        """Leave out the weights of models, which were there before; otherwise a view of one counts as new."""
+        for model in models:
+            self._seen.update(t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers()))
+
     def now(self) -> int:
         """Bytes that are alive now."""
         return self._alive
@@ -159,16 +164,18 @@ def _plan(
     peak: Callable[..., int], verb: str, vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int
 ) -> CodingPlan:
     least = 0
-    for frames, tile in _ways(vae, shape):
+    for frames, tile in ways_of_coding(vae, shape):
         plan = CodingPlan(frames, tile, 0)
         needed = peak(vae, shape, batch, plan=plan)
         if needed <= budget:
             return plan._replace(peak_bytes=needed)
         least = min(needed, least or needed)
-    raise OutOfMemoryError(
+    error = OutOfMemoryError(
         f"vae_memory={budget / 2**30:.2f} GiB is too little to {verb} {shape.frames} x {shape.height} x {shape.width} "
         f"latents of {batch} clips: the least is {least / 2**30:.2f} GiB; give that much, or fewer clips."
     )
+    error.least = least
+    raise error
 
 
 @contextmanager
@@ -229,7 +236,8 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _ways(vae: CausalVideoVAE, shape: LatentShape) -> Iterator[tuple[int | None, tuple[int, int] | None]]:
+def ways_of_coding(vae: CausalVideoVAE, shape: LatentShape) -> Iterator[tuple[int | None, tuple[int, int] | None]]:
+    """Pixel frames at a time and pixels of a tile, the way that changes least first; see `CodingPlan`."""
     yield None, None
     stride, rows, columns = vae.strides
     yield stride, None

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vgen.engine.allocator import memory_kept
 from vgen.engine.autotune import AttentionTuner, chosen_combination
 from vgen.engine.compile import compile_blocks, is_compiled, release_blocks
 from vgen.engine.graph import blocks_recorded
+from vgen.engine.offload import offload_of
 from vgen.models.attention import attention_chosen_by
 from vgen.models.fusing import move_together, plain
 from vgen.ops import parts
+
+
+@dataclass
+class Placement:
+    """Where a pipeline works whose models do not all lie on its device.
+
+    Attributes:
+        device: to work on.
+        hooks: of accelerate, one a model that is brought to the device when it is called, and sent back after a call.
+        settings: of every call that does not say otherwise.
+    """
+
+    device: torch.device
+    hooks: Sequence[Any] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def leave(self) -> None:
+        """Send back to the host what was brought in."""
+        for hook in self.hooks:
+            hook.offload()
 
 
 @contextmanager
@@ -22,12 +45,20 @@ def inference_session(pipeline: Any) -> Iterator[None]:
     """Inside, a pipeline's models work on the fast path: see `vgen.ops.parts` for what that is, and how to leave it.
 
     Args:
-        pipeline: has `transformer` (a VideoDiT) and `vae` (a CausalVideoVAE).
+        pipeline: has `transformer` (a VideoDiT) and `vae` (a CausalVideoVAE), and perhaps a `placement`.
     """
+    placement: Placement | None = getattr(pipeline, "placement", None)
+    offload = offload_of(pipeline.transformer)
+    device = pipeline.vae.device if placement is None else placement.device
+    moving = offload is not None or (placement is not None and placement.hooks)
     with ExitStack() as stack:
-        if pipeline.vae.device.type == "cpu" and parts.enabled("kept_memory"):
+        if placement is not None:
+            stack.callback(placement.leave)
+        if offload is not None:
+            offload.forget()  # the weights may have been changed since, as by fusing a LoRA
+        if device.type == "cpu" and parts.enabled("kept_memory"):
             stack.enter_context(memory_kept())
-        if parts.enabled("fused_qkv"):
+        if parts.enabled("fused_qkv") and not moving:  # moved weights do not stay together
             for block in pipeline.transformer.transformer_blocks:
                 move_together(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
         if parts.enabled("hoisting"):

@@ -1,0 +1,166 @@
+"""Memory is told beforehand, a budget is kept, and where models lie changes no clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from vgen.bench.build import build
+from vgen.bench.scenarios import ARCHITECTURES, Scenario
+from vgen.engine.memory import WORKSPACE, CodingPlan, LiveBytes
+from vgen.engine.memory_plan import PLACES, MemoryPlan, Sizes, choose_plan
+from vgen.engine.offload import offload_of, weight_bytes
+from vgen.engine.rehearsal import Work
+from vgen.errors import OutOfMemoryError, RequestError
+from vgen.pipelines import TextToVideoPipeline
+from vgen.pipelines.planning import place_models, plan_call, sizes_of_configs
+from vgen.types import VideoShape
+
+BUDGETS = [10**5 * size for size in (10, 30, 50, 80, 100, 120, 150, 180, 220, 250, 280, 400, 9000)]
+
+
+def _scenario(config: str, size: tuple[int, int, int], guidance: float = 3.0) -> Scenario:
+    return Scenario("test", config, *size, 2, guidance, text_tokens=32)
+
+
+def _pipeline(scenario: Scenario) -> TextToVideoPipeline:
+    made = build(scenario, torch.device("cpu"))
+    parts = (made.scheduler, made.vae, made.text_encoder, made.tokenizer, made.transformer)
+    pipe = TextToVideoPipeline(*parts, convention="ltx")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _sizes(config: str) -> Sizes:
+    architecture = ARCHITECTURES[config]
+    text = {**(architecture.text or {}), "feed_forward_proj": "relu"}
+    return sizes_of_configs(architecture.transformer, architecture.vae, torch.float32, text, keep_text=True)
+
+
+def _work(sizes: Sizes, scenario: Scenario) -> Work:
+    return Work(scenario.shape.latent(sizes.vae.strides), 2 if scenario.guidance_scale > 1 else 1, text_tokens=32)
+
+
+def _call(pipe: TextToVideoPipeline, scenario: Scenario) -> torch.Tensor:
+    return pipe(
+        prompt="a red ball",
+        height=scenario.height,
+        width=scenario.width,
+        num_frames=scenario.num_frames,
+        num_inference_steps=2,
+        guidance_scale=scenario.guidance_scale,
+        max_sequence_length=32,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).frames
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "guidance"),
+    [
+        ("tiny", (64, 96, 17), 3.0),
+        ("tiny", (128, 64, 41), 1.0),
+        ("ltx-50m", (96, 64, 17), 3.0),
+        ("ltx-50m", (128, 192, 33), 1.0),
+        ("ltx-50m-095", (128, 160, 25), 3.0),
+    ],
+)
+def test_what_is_told_is_what_is_taken(config: str, size: tuple[int, int, int], guidance: float) -> None:
+    scenario = _scenario(config, size, guidance)
+    sizes, pipe = _sizes(config), _pipeline(scenario)
+    plan = choose_plan(sizes, _work(sizes, scenario), 10**12, device="cpu", base=0)
+    models = [pipe.transformer, pipe.vae, pipe.text_encoder]
+    _call(pipe, scenario)  # the first call moves weights to be neighbours
+    held = sum(weight_bytes(model) for model in models)
+    with torch.no_grad(), LiveBytes() as live:
+        live.overlook(*models)
+        _call(pipe, scenario)
+    # What convolution libraries take beside tensors is no tensor: it comes on top of what is counted here.
+    stages = {**plan.stages, "decode": held + plan.decoding.peak_bytes / WORKSPACE}
+    assert max(stages.values()) == pytest.approx(held + live.peak, rel=0.2)
+    assert max(stages.values()) - held == pytest.approx(live.peak, rel=0.2)  # above the weights alone, too
+
+
+def test_a_smaller_budget_never_plans_more() -> None:
+    scenario = _scenario("tiny", (128, 192, 33))
+    sizes = _sizes("tiny")
+    work = _work(sizes, scenario)
+    found: list[MemoryPlan] = []
+    for budget in BUDGETS:
+        try:
+            found.append(choose_plan(sizes, work, budget, device="cuda", base=0))
+        except OutOfMemoryError as error:
+            assert not found
+            assert error.least > budget
+            continue
+        assert found[-1].peak <= budget
+    peaks = [plan.peak for plan in found]
+    assert peaks == sorted(peaks)
+    assert len(set(peaks)) > 1
+    exact = [plan.exact for plan in found]
+    assert exact == sorted(exact)  # blended tiles come last
+
+
+def test_every_place_is_chosen_by_some_budget() -> None:
+    sizes = _sizes("ltx-50m")
+    work = Work(VideoShape(9, 64, 64).latent(sizes.vae.strides), 2, text_tokens=32)
+    peaks, budget, chosen = [], 10**12, set()
+    while True:
+        try:
+            plan = choose_plan(sizes, work, budget, device="cuda", base=0)
+        except OutOfMemoryError:
+            break
+        chosen.add(plan.places)
+        peaks.append(plan.peak)
+        budget = plan.peak - 1
+    assert chosen == set(PLACES)
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def _by(places: str, room: int) -> MemoryPlan:
+    whole = CodingPlan(None, None, 0)
+    return MemoryPlan(places, "kept", "separate", whole, None, room, {"denoise": 0}, 0, 10**9)
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_where_models_lie_changes_no_clip(places: str) -> None:
+    scenario = _scenario("tiny", (64, 96, 17))
+    pipe = _pipeline(scenario)
+    expected = _call(pipe, scenario)
+    place_models(pipe, _by(places, 10**9), "cpu")
+    assert (offload_of(pipe.transformer) is not None) == (places == "blocks")
+    for _ in range(2):
+        made = _call(pipe, scenario)
+        torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
+    assert pipe.fill_settings({"prompt": "a", "height": 64, "width": 96, "num_frames": 17}).vae_memory == 10**9
+
+
+def test_what_fits_in_no_way_is_refused_with_a_remedy() -> None:
+    sizes = _sizes("tiny")
+    work = Work(VideoShape(49, 256, 256).latent(sizes.vae.strides), 2, text_tokens=32)
+    with pytest.raises(OutOfMemoryError, match=r"memory=0\.00 GB is too little: .* Smaller sizes do not") as found:
+        plan_call(sizes, work, 1000, "cuda", base=0)
+    least = found.value.least
+    with pytest.raises(OutOfMemoryError, match=r"\d+ x \d+ x \d+ frames would take 0\.\d+ GB"):
+        plan_call(sizes, work, least - 1, "cuda", base=0)
+    assert plan_call(sizes, work, least, "cuda", base=0).peak == least
+    with pytest.raises(RequestError, match="device='mps' cannot be planned for"):
+        plan_call(sizes, work, 10**9, "mps")
+
+
+def test_ltx_fits_8_gb_by_its_configuration_alone() -> None:
+    """With T5-XXL in bfloat16, 768 x 512 x 121 frames, with guidance: nothing of that size is allocated."""
+    text: dict[str, Any] = {
+        "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+    }  # fmt: skip
+    architecture = ARCHITECTURES["ltx-2b"]
+    sizes = sizes_of_configs(architecture.transformer, architecture.vae, torch.bfloat16, text)
+    plan = plan_call(sizes, Work(VideoShape(121, 512, 768).latent(sizes.vae.strides), 2), 8 * 10**9, "cuda")
+    assert weight_bytes(sizes.text) > 9e9
+    assert plan.exact
+    assert plan.peak <= 8 * 10**9
+    assert (plan.places, plan.text) == ("in turn", "blocks")
+    assert "8.00 GB" in plan.lines()[0]

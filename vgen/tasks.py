@@ -1,0 +1,27 @@
+"""The tasks of a request: their names, and which fields belong to which."""
+
+from __future__ import annotations
+
+TASKS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle")
+
+TASKS_OF = {
+    "image": ("animate", "loop", "story"),
+    "first": ("interpolate",),
+    "last": ("interpolate",),
+    "video": ("predict", "restyle", "inpaint", "outpaint", "extend"),
+    "seconds": ("extend",),
+    "overlap": ("extend", "story"),
+    "reference": ("extend", "story"),
+    "segments": ("story",),
+    "mask": ("inpaint",),
+    "keep_frames": ("predict",),
+    "backward": ("predict",),
+    "keyframes": ("interpolate",),
+    "denoise_strength": ("restyle",),
+    "input_crf": ("animate", "interpolate", "predict", "loop"),
+}
+"""Fields that only some tasks have."""
+
+NEEDED = {"image": ("animate",), "first": ("interpolate",), "last": ("interpolate",), "mask": ("inpaint",)}
+NEEDED |= {"video": TASKS_OF["video"], "seconds": ("extend",), "segments": ("story",)}
+"""What a task cannot do without."""
