@@ -157,7 +157,8 @@ class FineTuneObjectiveConfig(Strict):
     """Flow matching of a finished model on cached footage: a LoRA on its frozen transformer, or the whole transformer.
 
     Sizes and frame rates are those of the cache, the density of sigmas follows the model's own scheduler.
-    `base_weights` keeps the frozen linear layers of all blocks in 8 bits (LoRA only; needs torchao).
+    `base_weights` keeps the frozen linear layers of all blocks in 8 bits (LoRA only; needs torchao). `offload` keeps
+    the frozen weights of all blocks on the host, and brings two blocks at a time to the device (LoRA only).
     """
 
     kind: Literal["finetune"]
@@ -170,6 +171,7 @@ class FineTuneObjectiveConfig(Strict):
     explicit_attention: bool = False
     gradient_checkpointing: bool = False
     base_weights: Literal["keep", "int8", "float8"] = "keep"
+    offload: bool = False
     validation_samples: Count = 8
     sample_clips: int = Field(2, ge=0)
 
@@ -177,6 +179,10 @@ class FineTuneObjectiveConfig(Strict):
     def _check_base(self) -> FineTuneObjectiveConfig:
         if self.base_weights != "keep" and self.mode != "lora":
             raise ValueError(f"base_weights={self.base_weights} freezes the weights that mode=full trains; use keep")
+        if self.offload and self.mode != "lora":
+            raise ValueError("offload=true keeps frozen weights on the host, and mode=full trains all; use mode=lora")
+        if self.offload and self.base_weights != "keep":
+            raise ValueError(f"offload=true and base_weights={self.base_weights} cannot be combined; use keep")
         return self
 
 

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from vgen.engine.memory import LiveBytes
+from vgen.engine.offload import resident_bytes, weight_bytes
 
 _aten = torch.ops.aten
 
@@ -181,6 +182,7 @@ def transformer_memory(
     ema: bool = True,
     processes: int = 1,
     sharded: bool = False,
+    offload: bool = False,
 ) -> MemoryEstimate:
     """Memory to train a video transformer on cached latents and text, in bfloat16 with float32 trained weights.
 
@@ -196,6 +198,7 @@ def transformer_memory(
         frozen_bytes: a weight of the frozen base: 2 in bfloat16, 1 in int8 or fp8, about 0.56 in 4 bit.
         checkpointing: activations of a block are computed again in the backward.
         optimizer, ema, processes, sharded: see `memory_of`.
+        offload: the frozen weights of all blocks live on the host, and two blocks at a time on the device.
     """
     from vgen.models import VideoDiT
 
@@ -241,6 +244,9 @@ def transformer_memory(
         sharded=sharded,
         frozen_bytes=None if rank is None else frozen_bytes,
     )
+    if offload:
+        away = weight_bytes(model) - resident_bytes(model, model.transformer_blocks, frozen_only=True)
+        estimate = estimate._replace(weights=estimate.weights - away)
     if rank is not None and frozen_bytes < 2.0:  # one layer at a time is brought back to bfloat16
         largest = max(value.numel() for value in model.parameters())
         estimate = estimate._replace(workspace=estimate.workspace + 2 * largest)

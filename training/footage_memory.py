@@ -42,6 +42,7 @@ def run_memory(index: CacheIndex, asked: FineTune) -> int:
             frozen_bytes=_FROZEN_BYTES[asked.base_weights],
             checkpointing=asked.gradient_checkpointing,
             optimizer=asked.optimizer,  # type: ignore[arg-type]
+            offload=asked.offload,
         )
         wider = estimate.activations + (estimate.weights if asked.mode == "lora" else 0)
         worst = max(worst, estimate.total + (wider if asked.mixed_precision == "no" else 0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from vgen.errors import CheckpointError, RequestError
@@ -36,8 +38,27 @@ def build_on_footage(recipe: Recipe) -> tuple[Objective, Source]:
     if parts.vae_hash != index.vae_hash:
         raise CheckpointError(f"{data.cache} was made with another VAE than that of {config.model}: cache again.")
     source = footage_source(data, index, parts, config.text_drop)
+    if config.offload:
+        _check_offload(recipe)
     pipeline = load_pipeline(recipe, parts, source)
-    return FineTuneObjective(config, source, pipeline, BatchPlan(recipe.stages, recipe.seed), recipe.seed), source
+    plan = BatchPlan(recipe.stages, recipe.seed)
+    return FineTuneObjective(config, source, pipeline, plan, recipe.seed, training_device(recipe)), source
+
+
+def training_device(recipe: Recipe) -> torch.device:
+    """Where a run of one process trains."""
+    cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.accelerator.is_available())
+    return torch.device("cpu") if cpu else torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def _check_offload(recipe: Recipe) -> None:
+    """Refuse what block offload cannot be combined with: weights that others copy or divide."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.sharding != "none" or processes > 1:
+        raise RequestError(
+            f"objective.offload=true works in one process, and this run has {processes} with sharding="
+            f"{recipe.sharding}: leave offload out there; sharding=fsdp divides the weights among the processes."
+        )
 
 
 def footage_source(data: FootageConfig, index: CacheIndex, parts: ModelParts, text_drop: float) -> FootageLatents:

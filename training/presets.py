@@ -30,7 +30,7 @@ class FineTune:
         rank, alpha, targets: of the LoRA.
         tasks: shares of what is given, see `TaskMix`.
         weights: by folder.
-        seed, device, mixed_precision, gradient_accumulation, gradient_checkpointing, base_weights,
+        seed, device, mixed_precision, gradient_accumulation, gradient_checkpointing, base_weights, offload,
             optimizer: of the run, see the recipe.
         small_buckets: wrap repeats the samples of a bucket smaller than a batch, refuse stops.
     """
@@ -51,6 +51,7 @@ class FineTune:
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
     base_weights: str = "keep"
+    offload: bool = False
     optimizer: str = "adamw"
     small_buckets: str = "wrap"
 
@@ -66,6 +67,7 @@ _SAVINGS: tuple[tuple[str, Any], ...] = (
     ("gradient_checkpointing", True),
     ("optimizer", "adamw8bit"),
     ("base_weights", "int8"),
+    ("offload", True),
 )
 """What saves memory, the cheapest in time and exactness first."""
 
@@ -87,12 +89,20 @@ def fit_memory(asked: FineTune, preset: str, measure: Measure) -> FineTune:
         raise RequestError(f"preset={preset!r} is not known: use {', '.join(MEMORY_PRESETS)}.")
     allowed = MEMORY_PRESETS[preset] * HEADROOM
     needed = measure(asked)
+    quantised = asked.base_weights != "keep"
     for name, value in _SAVINGS:
         if needed <= allowed:
             return asked
-        if name == "base_weights" and asked.mode != "lora":
+        if name in ("base_weights", "offload") and asked.mode != "lora":
             continue
-        asked = replace(asked, **{name: value})
+        if (name == "base_weights" and asked.offload) or (name == "offload" and quantised):
+            continue  # they cannot be combined, and what was asked for stays
+        changed = replace(asked, **{name: value})
+        if name == "offload":
+            changed = replace(changed, base_weights="keep")
+            if measure(changed) >= needed:
+                continue
+        asked = changed
         needed = measure(asked)
     if needed > allowed:
         raise RequestError(
@@ -150,6 +160,7 @@ def fine_tune_recipe(name: str, folder: Path, cache: Path, index: CacheIndex, as
             "tasks": {name: asked.tasks.get(name, 0.0) for name in ("text", "first", "prefix", "other")},
             "gradient_checkpointing": asked.gradient_checkpointing,
             "base_weights": asked.base_weights,
+            **({"offload": True} if asked.offload else {}),
         },
         "stages": [
             {

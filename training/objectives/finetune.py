@@ -15,6 +15,7 @@ from torch import Tensor
 from vgen.diffusion.conditions import KnownLatents
 from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
 from vgen.diffusion.tokens import pack
+from vgen.engine.offload import offload_blocks
 from vgen.errors import CheckpointError, RequestError
 from vgen.models import VideoDiT
 from vgen.pipelines.conventions import Convention, convention_named
@@ -47,6 +48,7 @@ class FineTuneObjective(Objective):
         pipeline: the model; its transformer is what is trained, the rest is frozen.
         plan: says which stage of the recipe a step belongs to.
         seed: of the recipe; initialises the LoRA.
+        device: where it will be trained; needed for `offload` alone.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class FineTuneObjective(Objective):
         pipeline: TextToVideoPipeline,
         plan: BatchPlan,
         seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         self.config = config
@@ -71,6 +74,8 @@ class FineTuneObjective(Objective):
             self.transformer.requires_grad_(True)
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()
+        if config.offload:
+            offload_blocks(self.transformer, self.transformer.transformer_blocks, device, frozen_only=True)
         self._frozen: dict[str, Any] = {"pipeline": pipeline, "source": source}  # not among the trained modules
 
     @property

@@ -34,6 +34,9 @@ Checkpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="L
 BaseWeights = Annotated[
     str, typer.Option("--base", metavar="keep|int8|float8", help="The frozen weights in 8 bits; needs torchao.")
 ]
+Offload = Annotated[
+    bool, typer.Option("--offload", help="The frozen blocks live on the host, two at a time on the GPU; exact, slower.")
+]
 Optimizer = Annotated[
     str, typer.Option("--optimizer", metavar="NAME", help="adamw, adamw8bit (needs torchao) or muon.")
 ]
@@ -74,6 +77,7 @@ def lora(
     precision: Precision = "no",
     gradient_checkpointing: Checkpointing = False,
     base: BaseWeights = "keep",
+    offload: Offload = False,
     optimizer: Optimizer = "adamw",
     preset: Preset = None,
     settings: Set = None,
@@ -84,7 +88,7 @@ def lora(
         mode="lora", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, rank=rank, alpha=alpha,
         targets=tuple(part.strip() for part in targets.split(",")), small_buckets=small_buckets, seed=seed,
         device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing, base_weights=base,
-        optimizer=optimizer, preset=preset,
+        offload=offload, optimizer=optimizer, preset=preset,
     )  # fmt: skip
 
 

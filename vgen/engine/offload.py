@@ -62,7 +62,8 @@ class BlockOffload:
 
     While a block works, the next one is copied (on a GPU: from pinned memory, on a stream of its own). The result is
     that of the model without offload, to the bit. Outside a forward the weights are seen on the host, so that saving a
-    model and fusing a LoRA work as always; only where gradients are wanted they stay on the device until the backward.
+    model and fusing a LoRA work as always; where gradients are wanted they stay on the device until the backward, and
+    with `frozen_only` until they are saved.
 
     Args:
         blocks: in the order in which they run. Their weights are moved into memory of this object.
@@ -98,6 +99,8 @@ class BlockOffload:
                 module.register_forward_hook(self._after(index)),
                 module.register_state_dict_pre_hook(self._before_saving(index)),
             ]
+            if frozen_only:  # so that moving the whole model to the device finds nothing to move
+                self._show(index, self._slot(index).memory)
 
     @property
     def device_bytes(self) -> int:
@@ -147,8 +150,10 @@ class BlockOffload:
         return show
 
     def _show_host(self, index: int) -> None:
-        block = self._blocks[index]
-        for weight, view in zip(block.weights, block.views(block.memory), strict=True):
+        self._show(index, self._blocks[index].memory)
+
+    def _show(self, index: int, memory: Tensor) -> None:
+        for weight, view in zip(self._blocks[index].weights, self._blocks[index].views(memory), strict=True):
             weight.data = view
 
     def _bring(self, index: int, direction: int) -> None:
@@ -156,8 +161,7 @@ class BlockOffload:
         slot = self._fill(index)
         if slot.arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(slot.arrived)
-        for weight, view in zip(self._blocks[index].weights, self._blocks[index].views(slot.memory), strict=True):
-            weight.data = view
+        self._show(index, slot.memory)
         following = (index + direction) % len(self._blocks)
         if self._prefetch and self._slot(following) is not slot:
             self._fill(following)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from vgen.engine.rehearsal import Work
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.pipelines import TextToVideoPipeline
 from vgen.pipelines.planning import place_models, plan_call, sizes_of_configs
+from vgen.pipelines.text_cache import DeferredText, TextCache
+from vgen.request import GenerateRequest
 from vgen.types import VideoShape
 
 BUDGETS = [10**5 * size for size in (10, 30, 50, 80, 100, 120, 150, 180, 220, 250, 280, 400, 9000)]
@@ -135,6 +138,25 @@ def test_where_models_lie_changes_no_clip(places: str) -> None:
         made = _call(pipe, scenario)
         torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
     assert pipe.fill_settings({"prompt": "a", "height": 64, "width": 96, "num_frames": 17}).vae_memory == 10**9
+
+
+def test_how_texts_are_encoded_changes_no_embedding(tiny_pipeline_folder: Path) -> None:
+    found = {}
+    for way in ("dropped", "blocks", "host"):
+        deferred = DeferredText(tiny_pipeline_folder, torch.float32, TextCache(None))
+        deferred.way, deferred.texts_at_once = way, 2
+        texts = ["a red circle", "two blue squares", ""]
+        found[way] = deferred.encode(texts, 16, masked=False, device="cpu")
+        assert deferred.loads == 1
+    for way in ("blocks", "host"):
+        for made, expected in zip(found[way], found["dropped"], strict=True):
+            assert torch.equal(made, expected)
+
+
+def test_memory_and_vae_memory_contradict_each_other() -> None:
+    with pytest.raises(RequestError, match="memory and vae_memory cannot be given together"):
+        GenerateRequest.create(prompt="a", memory="8GB", vae_memory="1GB")
+    assert GenerateRequest.create(prompt="a", memory="8GB").memory == 8 * 10**9
 
 
 def test_what_fits_in_no_way_is_refused_with_a_remedy() -> None:
