@@ -168,7 +168,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         Scenario("cpu-tiny", "tiny", 64, 96, 17, 3, 3.0, text_tokens=32),
         Scenario("cpu-50m", "ltx-50m", 256, 384, 49, 4, 3.0, threads=2),
         Scenario("cpu-50m-095", "ltx-50m-095", 256, 384, 49, 4, 3.0, threads=2),
-        Scenario("cpu-sprites", "sprites", 64, 64, 17, 8, 3.0, text_tokens=32),
+        Scenario("cpu-sprites", "sprites", 64, 64, 17, 8, 3.0, text_tokens=32, frame_rate=8),
         _gpu("ltx-2b", "ltx-2b", (512, 768, 121), 20, 1.0),
         _gpu("ltx-2b-cfg", "ltx-2b", (512, 768, 121), 20, 3.0),
         _gpu("ltx-2b-8", "ltx-2b", (512, 768, 121), 8, 1.0),
