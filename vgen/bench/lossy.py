@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from vgen.magnitudes import Magnitudes
 LOSSY: Final = (*QUANTIZATIONS, *STEP_CACHES, "guidance-interval", "bfloat16")
 """Ways that change the result; never in a default, always in a table of their own with their error."""
 _INTERVAL = "0.5,1"
-Denoise = Callable[[dict[str, Any]], Tensor]
 
 
 def is_lossy(way: str) -> bool:
@@ -81,31 +79,50 @@ def prompts_of(scenario: Scenario) -> list[str] | None:
     return files("vgen.assets").joinpath("prompts/eight.txt").read_text(encoding="utf-8").splitlines()
 
 
-def error_of(exact: Any, arm: Any) -> dict[str, float]:
-    """How far a lossy arm's clips are from the exact ones of the same prompts and noise.
+class Reference(NamedTuple):
+    """What lossy arms are held against: see `reference_of`."""
 
-    With a trained model eight clips of eight prompts, else the one of the scenario's random text.
+    latents: Tensor
+    pixels: Tensor
+    other_seed: float
+
+
+def reference_of(exact: Any) -> Reference:
+    """The exact clips: with a trained model eight of eight prompts, else one of the scenario's random text.
 
     Args:
         exact: the exact arm.
+    Returns:
+        Their latents and pixels, and how far clips of another noise are from them.
+    """
+    latents, other = exact.clips(0), exact.clips(500)
+    return Reference(latents, exact.decoded(latents), _relative(other, latents))
+
+
+def error_of(reference: Reference, arm: Any) -> dict[str, float]:
+    """How far a lossy arm's clips are from the exact ones of the same prompts and noise.
+
+    Args:
+        reference: of the exact arm.
         arm: the lossy one.
     Returns:
         `relative_rms`: root mean square of the latents' difference over that of the exact latents. `largest`: the
         largest difference. `psnr`: of the decoded pixels, decibels (infinite where they are equal). `other_seed`:
         `relative_rms` of another noise, what "another clip altogether" comes to. `clips`: how many.
     """
-    reference, other = exact.clips(0), exact.clips(500)
     found = arm.clips(0)
-    size = reference.square().mean().sqrt()
-    pixels = [exact.decoded(latents) for latents in (reference, found)]
-    mean = float((pixels[0] - pixels[1]).square().mean())
+    mean = float((arm.decoded(found) - reference.pixels).square().mean())
     return {
-        "relative_rms": float((found - reference).square().mean().sqrt() / size),
-        "largest": float((found - reference).abs().max()),
+        "relative_rms": _relative(found, reference.latents),
+        "largest": float((found - reference.latents).abs().max()),
         "psnr": math.inf if mean == 0 else -10 * math.log10(mean),
-        "other_seed": float((other - reference).square().mean().sqrt() / size),
-        "clips": float(len(reference)),
+        "other_seed": reference.other_seed,
+        "clips": float(len(found)),
     }
+
+
+def _relative(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
 def noise_tokens(scenario: Scenario, strides: Any, channels: int, patch: int, seed: int, count: int) -> Tensor:

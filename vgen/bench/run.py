@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vgen.bench.arms import Arm, make_arms
 from vgen.bench.build import DTYPES
 from vgen.bench.choose import STAGES
-from vgen.bench.lossy import error_of
+from vgen.bench.lossy import error_of, reference_of
 from vgen.bench.measure import (
     CLOCKS,
     attention_used,
@@ -110,9 +110,11 @@ def run(
     work_done = _flops(arms[0])
     for arm in arms:
         report["arms"][arm.name] = _arm_report(arm, timed[arm.name], cold[arm.name], work_done, rate, device)
-    for arm in arms[1:]:
-        if arm.lossy:
-            report["arms"][arm.name]["error"] = error_of(arms[0], arm)
+    lossy = [arm for arm in arms if arm.lossy]
+    if lossy:
+        reference = reference_of(arms[0])
+        for arm in lossy:
+            report["arms"][arm.name]["error"] = error_of(reference, arm)
     ours = arms[0].name
     report["ratios"] = {
         arm.name: {

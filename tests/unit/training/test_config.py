@@ -24,7 +24,10 @@ def _write(path: Path, **changes: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+CHAINS = ("sprites_all",)  # names of recipes in a row, see vgen.training.chain
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.yaml")} - set(CHAINS)))
 def test_the_shipped_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(CONFIGS / f"{name}.yaml")
     assert recipe.name == name
