@@ -25,9 +25,10 @@ from vgen.training.data.clips import SpriteClips
 from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan, Source
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
-from vgen.training.meter import example_batches, shape_key
+from vgen.training.meter import example_batches, peak_memory, shape_key
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.flow import QUANTILES, FlowObjective
+from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import Parts, build_parts
 from vgen.training.randomness import Keys
@@ -53,6 +54,7 @@ class Estimate:
     Attributes:
         memory: of one process, for what is trained.
         base: bytes of everything else: libraries, frozen weights, cached data, batches loaded ahead.
+        seen: most bytes held while micro-batches were timed: a run holds no less.
         elsewhere: most bytes above `base` and the weights while encoding, validating or exporting.
         caching, training, validation: seconds.
         steps: seconds of a step of every kind.
@@ -62,6 +64,7 @@ class Estimate:
     memory: MemoryEstimate
     base: int
     elsewhere: int
+    seen: int = 0
     caching: float = 0.0
     training: float = 0.0
     validation: float = 0.0
@@ -72,7 +75,7 @@ class Estimate:
     def peak(self) -> int:
         """Most bytes a process holds."""
         held = self.memory.weights + self.memory.optimizer + self.memory.ema
-        return self.base + max(self.memory.total, held + self.elsewhere)
+        return max(self.base + max(self.memory.total, held + self.elsewhere), self.seen)
 
     @property
     def seconds(self) -> float:
@@ -117,14 +120,15 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         plan = BatchPlan(recipe.stages, recipe.seed, accelerator.process_index, accelerator.num_processes)
         objective, source = build_objective(recipe, folder, Control(folder), accelerator, blank=True)
         examples = example_batches(plan, source)
-        before = _held(accelerator.device)
         memory = _memory(recipe, objective, examples, accelerator.num_processes)
+        before = _held(accelerator.device)  # after the rehearsal, which loads the libraries that a run loads, too
         ahead = _PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
         data = _cached_bytes(objective, source) + (ahead if recipe.data.workers else 0)
         estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
         estimate.caching = _caching_seconds(recipe, objective, source, clock)
         parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
         _time_training(recipe, parts, plan, source, estimate, examples, clock)
+        estimate.seen = peak_memory(accelerator.device)
     return estimate
 
 
@@ -135,7 +139,7 @@ def _memory(recipe: Recipe, objective: Objective, examples: dict[Kind, Batch], w
         for part in objective.children():
             if hasattr(part, "enable_gradient_checkpointing"):
                 part.enable_gradient_checkpointing()
-    peak = peak_bytes(objective, objective.rehearse, largest, device, recipe.mixed_precision == "bf16")
+    peak = peak_bytes(objective, objective.rehearse_most, largest, device, recipe.mixed_precision == "bf16")
     return memory_of(
         objective.parameters(),
         peak,
@@ -166,6 +170,8 @@ def _elsewhere(objective: Objective) -> int:
         data, config, vae = objective.data, objective.config, objective.vae
         encoded = [(frames, config.latents.batch) for frames in config.latents.groups]
         decoded = config.sample_clips
+        if objective.drawn_tasks() - set(CACHED_TASKS):  # a whole micro-batch is rendered and encoded in the step
+            encoded += [(length, size) for stage in objective.plan.stages for length, size in stage.batch.items()]
     elif isinstance(objective, VaeObjective):
         data, vae = objective.clips.config, objective.vae
         encoded = [(objective.config.validation_frames, min(16, objective.config.validation_clips))]

@@ -29,7 +29,15 @@ from vgen.training.objectives.adapters import ADAPTER, add_lora, quantize_blocks
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.given import encoded_material, reference_material
-from vgen.training.objectives.tasks import CACHED_TASKS, FOOTAGE_TASKS, FlowInputs, draw_task, known_latents
+from vgen.training.objectives.tasks import (
+    CACHED_TASKS,
+    FOOTAGE_TASKS,
+    FlowInputs,
+    draw_task,
+    known_latents,
+    most_tokens_beside,
+    tasks_of,
+)
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
 
@@ -147,6 +155,15 @@ class FineTuneObjective(Objective):
         shape = self._token_shape(latents)
         return self.errors(batch, [], latents.new_zeros(shape[0]), latents.new_zeros(shape), 1.0).mean()
 
+    def rehearse_most(self, batch: Batch) -> Tensor:
+        """The same where as much is given as any task of the recipe gives."""
+        latents = batch["latents"].float()
+        shape = self._token_shape(latents)
+        tasks = tasks_of((stage.tasks or self.config.tasks for stage in self.plan.stages), FOOTAGE_TASKS)
+        beside = most_tokens_beside(tasks, latents.shape[2], self.pipeline.vae.strides)
+        sigma, noise = latents.new_zeros(shape[0]), latents.new_zeros(shape)
+        return self.errors(batch, [], sigma, noise, 1.0, beside=beside).mean()
+
     def tokens(self, batch: Batch) -> int:
         """Those of the clips; what is given beside them does not count."""
         rows, count, _ = self._token_shape(batch["latents"])
@@ -165,6 +182,7 @@ class FineTuneObjective(Objective):
         noise: Tensor,
         frame_rate: float | None = None,
         task: str = "text",
+        beside: int | None = None,
     ) -> Tensor:
         """Mean squared error of each sample: [B]. A mask of the footage weighs its tokens.
 
@@ -175,6 +193,7 @@ class FineTuneObjective(Objective):
             noise: [B, N, C].
             frame_rate: None: that of the batch's samples.
             task: which, see `convention`.
+            beside: for a rehearsal, see `FlowInputs.grow`.
         """
         convention, latents = self.convention(task), batch["latents"].float()
         inputs = FlowInputs(
@@ -188,6 +207,7 @@ class FineTuneObjective(Objective):
             causal=convention.causal_coordinates,
             prefix_latent_frames=convention.prefix_latent_frames,
         )
+        inputs.grow(beside)
         if "weight" in batch:
             masked = inputs.weight * pack(batch["weight"].float(), self.pipeline.patch_size).mean(dim=-1)
             # Where all that the mask counts is given already, the rest of the clip is better than nothing.

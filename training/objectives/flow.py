@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,14 @@ from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.given import encoded_material, reference_material
-from vgen.training.objectives.tasks import CACHED_TASKS, FlowInputs, draw_task, known_latents
+from vgen.training.objectives.tasks import (
+    CACHED_TASKS,
+    FlowInputs,
+    draw_task,
+    known_latents,
+    most_tokens_beside,
+    tasks_of,
+)
 from vgen.training.objectives.text import build_text_encoder, compute_in_float32
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
@@ -113,9 +121,21 @@ class FlowObjective(Objective):
 
     def rehearse(self, batch: Batch) -> Tensor:
         """The loss where nothing is given."""
+        return self._rehearsed(batch, ())
+
+    def rehearse_most(self, batch: Batch) -> Tensor:
+        """The loss where as much is given as any task of the recipe gives."""
+        return self._rehearsed(batch, self.drawn_tasks())
+
+    def drawn_tasks(self) -> set[str]:
+        """Those of all stages."""
+        return tasks_of(stage.tasks or self.config.tasks for stage in self.plan.stages)
+
+    def _rehearsed(self, batch: Batch, tasks: Collection[str]) -> Tensor:
         latents = batch["latents"].float()
         shape = self._token_shape(latents)
         inputs = self._inputs(latents, [], latents.new_zeros(shape[0]), latents.new_zeros(shape))
+        inputs.grow(most_tokens_beside(tasks, latents.shape[2], self.strides))
         embeds = self.text_encoder(batch["input_ids"])[0]  # given a mask, it would look whether anything is hidden
         return inputs.errors(self._transformed(inputs, embeds, batch["attention_mask"].bool())).mean()
 

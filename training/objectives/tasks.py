@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from vgen.diffusion.conditions import ConditionSet, KnownLatents, arrange, loss_
 from vgen.diffusion.flow import velocity_target
 from vgen.diffusion.tokens import pack
 from vgen.training.config import TaskMix
-from vgen.training.objectives.given import ENCODED_TASKS
+from vgen.training.objectives.given import ENCODED_TASKS, MOST_FRAMES
 from vgen.training.randomness import Keys
 from vgen.types import LatentShape, Strides
 
@@ -61,6 +61,29 @@ def known_latents(task: str, latents: Tensor, last: Tensor | None, strides: Stri
     return end if task == "last" else [KnownLatents(latents[:, :, :1]), *end]
 
 
+def tasks_of(mixes: Iterable[TaskMix], tasks: Sequence[str] = TASKS) -> set[str]:
+    """Those that any of the mixes draws."""
+    return {task for mix in mixes for task in tasks if mix.share(task) > 0}
+
+
+def most_tokens_beside(tasks: Collection[str], latent_frames: int, strides: Strides) -> int | None:
+    """Latent frames that the largest of `tasks` lays beside a clip's own; None where nothing is ever given.
+
+    Args:
+        tasks: that are drawn.
+        latent_frames: of the clip.
+        strides: pixels per latent.
+    """
+    if latent_frames == 1 or not set(tasks) - {"text"}:
+        return None
+    beside = 1 if {"reference", "last", "both_ends"} & set(tasks) else 0
+    if {"suffix", "frames"} & set(tasks):
+        beside = max(beside, latent_frames - 1)
+    if "frames" in tasks:
+        beside = max(beside, min(MOST_FRAMES, (latent_frames - 1) * strides.temporal))
+    return beside
+
+
 class FlowInputs:
     """What the transformer is called with, and what it is compared to.
 
@@ -96,6 +119,7 @@ class FlowInputs:
         prefix_latent_frames: int | None = None,
     ) -> None:
         batch, channels, *size = latents.shape
+        self._latent_frames = size[0]
         self.conditions: ConditionSet = arrange(
             known,
             LatentShape(*size),
@@ -115,8 +139,27 @@ class FlowInputs:
         self.coordinates = self.conditions.coordinates
         self.target = velocity_target(clean, noise)
         self.weight = loss_weight(self.conditions.video_tokens(per_token))
+        self._beside = 0
+
+    def grow(self, frames: int | None) -> None:
+        """Take the size that inputs have where `frames` latent frames more are given beside the clip; see `rehearse`.
+
+        Values are not looked at. Where anything is given, each token has a timestep, and with it modulations, of its
+        own. None changes nothing.
+        """
+        if frames is None:
+            return
+        rows, count, channels = self.hidden_states.shape
+        self._beside = frames * count // self._latent_frames
+        total = count + self._beside
+        self.hidden_states = torch.cat(
+            [self.hidden_states.new_zeros(rows, self._beside, channels), self.hidden_states], 1
+        )
+        self.coordinates = torch.cat([self.coordinates[:, :, :1].expand(-1, -1, self._beside), self.coordinates], 2)
+        self.timestep = self.timestep.new_zeros(rows, total)
 
     def errors(self, velocity: Tensor) -> Tensor:
         """Mean squared error of each sample over its unknown tokens: [B, K + N, C] -> [B]."""
+        velocity = velocity[:, self._beside :]
         squared = (self.conditions.video_tokens(velocity).float() - self.target).square().mean(-1)
         return (squared * self.weight).sum(1) / self.weight.sum(1)

@@ -18,8 +18,16 @@ from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.latents import encode_clips
 from vgen.training.judge import judge
 from vgen.training.objectives.given import ENCODED_TASKS, encoded_material, reference_material, region_masks
-from vgen.training.objectives.tasks import CACHED_TASKS, TASKS, FlowInputs, draw_task, known_latents
+from vgen.training.objectives.tasks import (
+    CACHED_TASKS,
+    TASKS,
+    FlowInputs,
+    draw_task,
+    known_latents,
+    most_tokens_beside,
+)
 from vgen.training.randomness import Keys
+from vgen.types import Strides
 
 KEYS = Keys(0, 0)
 
@@ -200,3 +208,24 @@ def test_task_shares() -> None:
     assert drawn.count("first") / 2000 == pytest.approx(0.25, abs=0.04)
     assert set(drawn) == set(TASKS)
     assert {draw_task(mix, 1, Keys(0, step)) for step in range(50)} == {"text"}
+
+
+def test_a_rehearsal_takes_the_size_of_the_largest_task() -> None:
+    strides = Strides(4, 8, 8)
+    assert most_tokens_beside({"text"}, 5, strides) is None and most_tokens_beside({"frames"}, 1, strides) is None
+    assert most_tokens_beside({"text", "first"}, 5, strides) == 0
+    assert most_tokens_beside({"text", "both_ends"}, 5, strides) == 1
+    latents = torch.zeros(1, 2, 5, 4, 4)
+    sizes = set()
+    for step in range(60):
+        video = torch.zeros(1, 3, 17, 32, 32)
+        for task in ("suffix", "frames"):
+            known = encoded_material(task, video, lambda v: torch.zeros(1, 2, 1 + (v.shape[2] - 1) // 4, 4, 4), strides,
+                                     Keys(0, step))  # fmt: skip
+            made = FlowInputs(latents, known, torch.zeros(1), torch.zeros(1, 80, 2), strides, 8.0)
+            sizes.add(made.hidden_states.shape[1] // 16 - 5)
+    assert max(sizes) == most_tokens_beside({"suffix", "frames"}, 5, strides) == 4
+    grown = FlowInputs(latents, [], torch.zeros(1), torch.zeros(1, 80, 2), strides, 8.0)
+    grown.grow(4)
+    assert grown.hidden_states.shape[1] == grown.timestep.shape[1] == grown.coordinates.shape[2] == 144
+    assert grown.errors(torch.ones(1, 144, 2)).shape == (1,)

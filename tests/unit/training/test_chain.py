@@ -1,0 +1,90 @@
+"""Recipes in a row: each finds the one before it, what is done is passed over, a stop ends the row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vgen.errors import RequestError
+from vgen.training import chain
+from vgen.training.chain import embedded_chain, is_chain, read_chain, run_chain
+from vgen.training.config import load_recipe
+from vgen.training.provenance import TRAINING, record, trained_seconds
+
+NAMES = ["sprites_vae", "sprites_decoder", "sprites_t2v", "sprites_tasks"]
+
+
+def test_the_embedded_models_recipes_take_what_those_before_export(tmp_path: Path) -> None:
+    links = read_chain(embedded_chain(), tmp_path)
+    assert [link.recipe.name for link in links] == NAMES
+    folders = [tmp_path / name / "export" for name in NAMES]
+    assert [link.export for link in links] == folders
+    assert links[1].recipe.objective.init == folders[0]
+    assert links[2].recipe.objective.vae == folders[1]
+    assert (links[3].recipe.objective.vae, links[3].recipe.objective.init) == (folders[1], folders[2])
+    assert is_chain(embedded_chain()) and not is_chain(links[0].path)
+
+
+def test_a_tiny_chain_keeps_its_stages_and_changes_reach_their_recipe(tmp_path: Path) -> None:
+    links = read_chain(embedded_chain(), tmp_path, ["seed=7"], True)
+    assert all(link.recipe.seed == 7 and link.recipe.total_steps == len(link.recipe.stages) for link in links)
+    named = read_chain(embedded_chain(), tmp_path, ["sprites_t2v:objective.text_drop=0.5"])
+    assert [getattr(link.recipe.objective, "text_drop", None) for link in named] == [None, None, 0.5, 0.1]
+    with pytest.raises(RequestError, match="'sprites_tv' is no recipe"):
+        read_chain(embedded_chain(), tmp_path, ["sprites_tv:seed=1"])
+
+
+def test_a_chain_in_the_wrong_order_is_refused(tmp_path: Path) -> None:
+    folder = embedded_chain().parent
+    for name in NAMES:
+        (tmp_path / f"{name}.yaml").write_text((folder / f"{name}.yaml").read_text())
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("chain: [sprites_vae.yaml, sprites_t2v.yaml]\n")
+    with pytest.raises(
+        RequestError, match=r"objective\.vae=runs/sprites_decoder/export is made by no recipe before it"
+    ):
+        read_chain(wrong)
+    for content in ("chain: []\n", "chain: [sprites_vae.yaml]\nmore: 1\n", "chain: 3\n"):
+        wrong.write_text(content)
+        with pytest.raises(RequestError, match="must hold one key, chain"):
+            read_chain(wrong)
+
+
+def test_a_stopped_chain_goes_on_with_the_recipe_that_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links, ran, stop_at = read_chain(embedded_chain(), tmp_path, tiny=True), [], [2]
+
+    def train(path: Path, changes: list[str], resume: bool) -> None:
+        recipe = load_recipe(path, changes)
+        ran.append(recipe.name)
+        if len(ran) != stop_at[0]:
+            export = recipe.run_folder / "export"
+            export.mkdir(parents=True)
+            made = {"steps": recipe.total_steps, "recipe_sha256": chain.recipe_hash(recipe)}
+            (export / TRAINING).write_text(json.dumps(made))
+
+    monkeypatch.setattr(chain, "run_recipe", train)
+    said: list[str] = []
+    assert not run_chain(links, said.append)
+    assert ran == NAMES[:2] and "the same command goes on" in said[-1]
+    stop_at[0] = 0
+    assert run_chain(links, said.append)
+    assert ran == [*NAMES[:2], *NAMES[1:]]
+    other = read_chain(embedded_chain(), tmp_path, ["seed=9"], tiny=True)
+    assert not any(link.is_done for link in other), "another recipe is another model"
+
+
+def test_the_record_counts_the_time_of_all_starts(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [{"seconds": 5.0}, {"seconds": 9.0}, {"validation/loss": 1.0}, {"seconds": 2.0}, {"seconds": 4.5}]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"sec')
+    assert trained_seconds(log) == 13.5 and trained_seconds(tmp_path / "no.jsonl") is None
+    recipe = read_chain(embedded_chain(), tmp_path)[3].recipe
+    (tmp_path / "sprites_t2v" / "export").mkdir(parents=True)
+    (tmp_path / "sprites_t2v" / "export" / TRAINING).write_text('{"recipe": "sprites_t2v"}')
+    made = record(recipe, log, 40)
+    assert (made["steps"], made["total_steps"], made["seconds"]) == (40, recipe.total_steps, 13.5)
+    assert made["from"] == {"vae": None, "init": {"recipe": "sprites_t2v"}}
