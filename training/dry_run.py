@@ -55,6 +55,7 @@ class Estimate:
         memory: of one process, for what is trained.
         base: bytes of everything else: libraries, frozen weights, cached data, batches loaded ahead.
         seen: most bytes held while micro-batches were timed: a run holds no less.
+        encodes_in_step: whether some tasks encode what they give in the step itself.
         elsewhere: most bytes above `base` and the weights while encoding, validating or exporting.
         caching, training, validation: seconds.
         steps: seconds of a step of every kind.
@@ -65,6 +66,7 @@ class Estimate:
     base: int
     elsewhere: int
     seen: int = 0
+    encodes_in_step: bool = False
     caching: float = 0.0
     training: float = 0.0
     validation: float = 0.0
@@ -75,7 +77,9 @@ class Estimate:
     def peak(self) -> int:
         """Most bytes a process holds."""
         held = self.memory.weights + self.memory.optimizer + self.memory.ema
-        return max(self.base + max(self.memory.total, held + self.elsewhere), self.seen)
+        # What a step that encodes has used is not given back before its forward: measured, the two add up.
+        in_step = self.memory.total + (self.elsewhere if self.encodes_in_step else 0)
+        return max(self.base + max(in_step, held + self.elsewhere), self.seen)
 
     @property
     def seconds(self) -> float:
@@ -125,6 +129,7 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         ahead = _PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
         data = _cached_bytes(objective, source) + (ahead if recipe.data.workers else 0)
         estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
+        estimate.encodes_in_step = _encodes_in_step(objective)
         estimate.caching = _caching_seconds(recipe, objective, source, clock)
         parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
         _time_training(recipe, parts, plan, source, estimate, examples, clock)
@@ -164,13 +169,17 @@ def _cached_bytes(objective: Objective, source: Source) -> int:
     return 0 if cache is None else int(cache.nbytes)
 
 
+def _encodes_in_step(objective: Objective) -> bool:
+    return isinstance(objective, FlowObjective) and bool(objective.drawn_tasks() - set(CACHED_TASKS))
+
+
 def _elsewhere(objective: Objective) -> int:
     """The largest of what encoding, sampling and validation hold."""
     if isinstance(objective, FlowObjective):
         data, config, vae = objective.data, objective.config, objective.vae
         encoded = [(frames, config.latents.batch) for frames in config.latents.groups]
         decoded = config.sample_clips
-        if objective.drawn_tasks() - set(CACHED_TASKS):  # a whole micro-batch is rendered and encoded in the step
+        if _encodes_in_step(objective):  # a whole micro-batch is rendered and encoded in the step
             encoded += [(length, size) for stage in objective.plan.stages for length, size in stage.batch.items()]
     elif isinstance(objective, VaeObjective):
         data, vae = objective.clips.config, objective.vae
