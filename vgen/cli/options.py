@@ -134,7 +134,7 @@ _REQUEST_OPTIONS: dict[str, Any] = {
     "guidance_interval": _text(
         "--guidance-interval",
         metavar="LOW,HIGH",
-        help="Guidance only at these noise levels, such as 0.5,1; elsewhere a step takes half the time.",
+        help="Guidance only at these noise levels, such as 0.5,1; elsewhere one branch runs, not two.",
         panel=_LOSSY,
     ),
     "memory": _text(
