@@ -35,7 +35,7 @@ def _row(page: str, name: str, tier: int = 1) -> list[str]:
 
 
 def test_scores_of_an_older_version_are_shown_and_what_they_do_not_tell_is_unknown(scores: dict[str, Any]) -> None:
-    page = render(scores)
+    page = render({name: value for name, value in scores.items() if name not in ("date", "device", "command")})
     assert scores["hash"] in page and "unknown: the folder holds no training.json" in page
     assert "| command | unknown |" in page and "on an unknown day" in page
     joint = scores["scores"]["tier 1"]["text_to_video"]["seen"]["joint"]
