@@ -94,7 +94,7 @@ sys.modules["vgen"] = None  # importing it now fails
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 folder = sys.argv[1]
-tokens, text, video, timestep, velocity, decoded = torch.load(folder + "/tensors.pt")
+tokens, text, video, timestep, velocity, decoded = torch.load(folder + "/tensors.pt", weights_only=True)
 dit, info = LTXVideoTransformer3DModel.from_pretrained(folder + "/transformer", output_loading_info=True)
 assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
 with torch.no_grad():
