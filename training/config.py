@@ -59,7 +59,7 @@ class CheckpointConfig(Strict):
 
 
 class SpritesConfig(Strict):
-    """SpriteWorld, rendered on the fly."""
+    """SpriteWorld, rendered on the fly. `emphasis` shows a motion so many times as often in training."""
 
     kind: Literal["sprites"] = "sprites"
     tier: int | list[int] = 1
@@ -67,6 +67,7 @@ class SpritesConfig(Strict):
     width: Count = 64
     frame_rate: float = Field(8.0, gt=0)
     num_clips: Count = 1_000_000
+    emphasis: dict[str, float] = Field(default_factory=dict)
     workers: int = Field(1, ge=0)
 
 

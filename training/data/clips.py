@@ -34,12 +34,15 @@ class SpriteClips:
             height=config.height,
             width=config.width,
             frame_rate=config.frame_rate,
+            emphasis=config.emphasis if split == "train" else None,
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the settings and of a few rendered clips: it changes when the renderer does."""
         digest = hashlib.sha256(f"{self.split}|{self.config.num_clips}".encode())
+        if self.world.emphasis:
+            digest.update(repr(sorted(self.world.emphasis.items())).encode())
         for index in range(_FINGERPRINT_CLIPS):
             digest.update(self.world.sample(index, 5).frames.tobytes())
         return digest.hexdigest()[:16]

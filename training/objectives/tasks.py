@@ -54,7 +54,8 @@ def known_latents(task: str, latents: Tensor, last: Tensor | None, strides: Stri
     if task in ("first", "prefix"):
         count = 1
         if task == "prefix" and frames > 2:
-            count = int(torch.randint(2, frames, (), generator=keys.generator("prefix")))
+            # The shorter of two: what little is given is the hardest to go on from.
+            count = int(torch.randint(2, frames, (2,), generator=keys.generator("prefix")).min())
         return [KnownLatents(latents[:, :, :count])]
     assert last is not None
     end = [KnownLatents(last, frame_index=(frames - 1) * strides.temporal)]

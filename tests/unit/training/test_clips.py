@@ -44,3 +44,10 @@ def test_the_fingerprint_follows_what_is_rendered() -> None:
     other = SpriteClips(SpritesConfig(tier=1, height=32, width=32))
     assert same.fingerprint == CLIPS.fingerprint
     assert other.fingerprint != CLIPS.fingerprint
+
+
+def test_emphasis_is_for_training_clips() -> None:
+    emphasised = SpritesConfig(tier=2, emphasis={"circle": 3})
+    plain = SpritesConfig(tier=2)
+    assert SpriteClips(emphasised).fingerprint != SpriteClips(plain).fingerprint
+    assert SpriteClips(emphasised, "validation").fingerprint == SpriteClips(plain, "validation").fingerprint

@@ -127,6 +127,26 @@ def test_a_tier_named_twice_repeats_no_clip() -> None:
     assert np.array_equal(world.sample(5).frames, single.sample(3).frames)
 
 
+def test_emphasised_motions_come_more_often_and_no_clip_twice() -> None:
+    plain, world = SpriteWorld("train", 2), SpriteWorld("train", 2, emphasis={"bounce": 4, "left": 0.5})
+    share = {
+        name: np.mean([one.scene(index).key.objects[0].motion == name for index in range(600)])
+        for name, one in (("bounce", world), ("left", world))
+    }
+    usual = np.mean([plain.scene(index).key.objects[0].motion == "bounce" for index in range(600)])
+    assert usual < 0.09 and share["bounce"] > 2.5 * usual
+    assert 0 < share["left"] < 0.04
+    clips = [world._locate(index) for index in range(600)]
+    assert len(set(clips)) == 600
+    clip = world.sample(5)
+    assert np.array_equal(clip.frames, plain.sample(clip.index).frames)
+
+
+def test_emphasis_leaves_a_tier_without_the_motion_alone() -> None:
+    world, plain = SpriteWorld("train", (1, 2), emphasis={"bounce": 4}), SpriteWorld("train", 1)
+    assert [world.scene(2 * index).key for index in range(5)] == [plain.scene(index).key for index in range(5)]
+
+
 def test_a_turned_clip_goes_another_way_first() -> None:
     world = SpriteWorld("test", 1)
     for index in range(24):
@@ -195,6 +215,8 @@ def test_answer_prompts_say_all_that_is_judged() -> None:
         ({"triples": "withheld"}, ["train", "seen"]),
         ({"split": "test", "triples": "new"}, ["triples='new'", "withheld"]),
         ({"frame_rate": 0.0}, ["frame_rate=0.0"]),
+        ({"emphasis": {"bouncing": 2}}, ["emphasis='bouncing'", "bounce"]),
+        ({"emphasis": {"bounce": 0}}, ["bounce=0", "above 0"]),
     ],
 )
 def test_bad_requests_name_field_value_and_rule(arguments: dict[str, object], words: list[str]) -> None:

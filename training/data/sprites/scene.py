@@ -151,9 +151,18 @@ def _targets(colour: str, background: Background) -> tuple[str, ...]:
     return tuple(target for target in COLOURS if target != colour and stands_out(target))
 
 
-def _draw_object(draws: Draws, tier: int, background: Background, triples: str) -> ObjectKey:
+def motion_of(split: str, tier: int, index: int) -> str:
+    """The base word of a clip's motion, without the rest of its scene."""
+    return _draw_motion(Draws(stream("scene", split, tier, index)), tier)
+
+
+def _draw_motion(draws: Draws, tier: int) -> str:
     words = BASIC_MOTIONS if tier == 1 else (*MOTIONS, "then")
-    motion = words[draws.pick("motion", len(words))]
+    return words[draws.pick("motion", len(words))]
+
+
+def _draw_object(draws: Draws, tier: int, background: Background, triples: str) -> ObjectKey:
+    motion = _draw_motion(draws, tier)
     phases: tuple[str, ...] = PHASES[draws.pick("phases", len(PHASES))] if motion == "then" else ()
     pairs = _pairs(motion, phases, background, triples)
     colour, shape = pairs[draws.pick("pair", len(pairs))]

@@ -5,6 +5,7 @@ Nothing is stored: `SpriteWorld(split, tier).sample(index)` paints the clip anew
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 
 from vgen.errors import RequestError, ShapeError
 from vgen.training.data.sprites.captions import JUDGED, caption, forms_of
-from vgen.training.data.sprites.keys import BASIC_MOTIONS, AnswerKey
+from vgen.training.data.sprites.keys import BASIC_MOTIONS, MOTIONS, AnswerKey
 from vgen.training.data.sprites.palette import COLOURS
 from vgen.training.data.sprites.render import backdrop, cover, paint, surface
-from vgen.training.data.sprites.scene import UNITS, Scene, draw_scene, moved, turned
+from vgen.training.data.sprites.scene import UNITS, Scene, draw_scene, motion_of, moved, turned
 from vgen.training.data.sprites.splits import NOMINAL_LENGTH, SPLITS, TIERS, TRIPLES, check_choice, stream
 
 MIN_SIDE: Final = 16
+_CANDIDATES: Final = 32  # clips for one place where motions are emphasised
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,12 @@ class SpriteWorld:
         num_frames: frames a clip; 1 = pictures.
         height, width: size of the canvas, at least 16; positions scale with the short side.
         frame_rate: frames a second; motions are defined per frame, so it changes no pixel.
+        emphasis: how many times as often as it comes by itself a motion is shown, by its base word; clips of the other
+            motions then stand for fewer. Only a tier that has the motion changes.
         triples: "seen" or "withheld" keeps only clips of that kind; "all" mixes them. None: "seen" for training,
             "all" otherwise. Training never shows a withheld triple.
     Raises:
-        RequestError: an unknown split, tier or kind of triples, or withheld triples for training.
+        RequestError: an unknown split, tier, motion or kind of triples, or withheld triples for training.
         ShapeError: a size that cannot be painted.
     """
 
@@ -142,6 +146,7 @@ class SpriteWorld:
         width: int = 64,
         frame_rate: float = 8.0,
         triples: str | None = None,
+        emphasis: Mapping[str, float] | None = None,
     ) -> None:
         check_choice("split", split, tuple(SPLITS))
         tiers = (tier,) if isinstance(tier, int) else tuple(tier)
@@ -157,7 +162,12 @@ class SpriteWorld:
         _check_shape(num_frames, height, width)
         if not frame_rate > 0.0:
             raise RequestError(f"frame_rate={frame_rate} must be above 0; use 8.")
+        for motion, factor in (emphasis or {}).items():
+            check_choice("emphasis", motion, MOTIONS)
+            if not factor > 0.0:
+                raise RequestError(f"emphasis of {motion}={factor} must be above 0; 1 leaves it as it is.")
         self.split, self.tiers, self.triples = split, tiers, triples
+        self.emphasis = dict(emphasis or {})
         self.num_frames, self.height, self.width, self.frame_rate = num_frames, height, width, frame_rate
 
     def __len__(self) -> int:
@@ -217,7 +227,16 @@ class SpriteWorld:
         """The tier of a clip and its place in it; a tier named twice gives two clips a turn."""
         turn, place = divmod(index, len(self.tiers))
         tier = self.tiers[place]
-        return tier, turn * self.tiers.count(tier) + self.tiers[:place].count(tier)
+        return tier, self._emphasised(tier, turn * self.tiers.count(tier) + self.tiers[:place].count(tier))
+
+    def _emphasised(self, tier: int, place: int) -> int:
+        """The clip that stands at `place`: the first of a few that its motion's emphasis lets pass."""
+        if not self.emphasis or (tier == 1 and not set(self.emphasis) & set(BASIC_MOTIONS)):
+            return place
+        rng, most = stream("emphasis", self.split, tier, place), max(1.0, *self.emphasis.values())
+        candidates = range(place * _CANDIDATES, (place + 1) * _CANDIDATES)
+        passes = (most * rng.random() < self.emphasis.get(motion_of(self.split, tier, one), 1.0) for one in candidates)
+        return next((one for one, passed in zip(candidates, passes, strict=True) if passed), candidates[-1])
 
 
 def _check_shape(num_frames: int, height: int, width: int) -> None:
