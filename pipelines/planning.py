@@ -12,6 +12,7 @@ import torch
 from accelerate import cpu_offload_with_hook
 from torch import nn
 
+from vgen.engine import quantize as engine_quantize
 from vgen.engine.memory_plan import CUDA_CONTEXT, MemoryPlan, Sizes, choose_plan
 from vgen.engine.offload import offload_blocks
 from vgen.engine.rehearsal import Work
@@ -29,7 +30,13 @@ _SMALLER = (0.75, 0.5, 0.375, 0.25)
 
 
 def sizes_of(
-    place: Path, dtype: torch.dtype, text_folder: str | Path | None = None, *, keep_text: bool = False
+    place: Path,
+    dtype: torch.dtype,
+    text_folder: str | Path | None = None,
+    *,
+    keep_text: bool = False,
+    quantize: str | None = None,
+    quantize_text: str | None = None,
 ) -> Sizes:
     """The parts of a model without content.
 
@@ -38,6 +45,8 @@ def sizes_of(
         dtype: that it will have.
         text_folder: of the text encoder, where it is not the model's.
         keep_text: the text encoder stays on the device.
+        quantize: of `vgen.lossy.QUANTIZATIONS`; only "int8-weights" takes less in the plan.
+        quantize_text: of `vgen.lossy.TEXT_QUANTIZATIONS`.
     Raises:
         CheckpointError: the configuration makes no model.
     """
@@ -47,7 +56,15 @@ def sizes_of(
     else:
         configs = {kind: json.loads((place / kind / "config.json").read_bytes()) for kind in ("transformer", "vae")}
     folder = find_text_encoder(place, text_folder) / "text_encoder"
-    return sizes_of_configs(configs["transformer"], configs["vae"], dtype, folder, keep_text=keep_text)
+    return sizes_of_configs(
+        configs["transformer"],
+        configs["vae"],
+        dtype,
+        folder,
+        keep_text=keep_text,
+        quantize=quantize,
+        quantize_text=quantize_text,
+    )
 
 
 def sizes_of_configs(
@@ -57,6 +74,8 @@ def sizes_of_configs(
     text: Path | Mapping[str, Any] | None = None,
     *,
     keep_text: bool = False,
+    quantize: str | None = None,
+    quantize_text: str | None = None,
 ) -> Sizes:
     """The parts of a model without content, from configurations alone.
 
@@ -65,11 +84,17 @@ def sizes_of_configs(
         dtype: that all will have.
         text: folder with the text encoder's config.json, or arguments of T5's; None: prompts come encoded.
         keep_text: the text encoder stays on the device.
+        quantize: of `vgen.lossy.QUANTIZATIONS`; only "int8-weights" takes less in the plan.
+        quantize_text: of `vgen.lossy.TEXT_QUANTIZATIONS`.
     """
     models = [empty_model(name, config) for name, config in (("VideoDiT", transformer), ("CausalVideoVAE", vae))]
     encoder = None if text is None else empty_text_encoder(text)
     for model in (*models, *([] if encoder is None else [encoder])):
         nn.Module.to(model, dtype)  # diffusers' own `to` warns about casting
+    if quantize == "int8-weights":
+        engine_quantize.quantize(models[0], quantize)
+    if encoder is not None and quantize_text is not None:
+        engine_quantize.quantize_text_encoder(encoder, quantize_text)
     blocks = () if encoder is None else tuple(encoder.encoder.block)
     return Sizes(models[0], models[1], encoder, blocks, keep_text)
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vgen.engine.offload import offload_blocks
+from vgen.engine.quantize import quantize_text_encoder
 from vgen.hub import check_text_encoder, model_hash
 from vgen.io.cache_home import cache_home
 from vgen.pipelines.text import (
@@ -130,6 +131,7 @@ class DeferredText:
         cache: of what was encoded before.
         way: what of the encoder is on the device: "dropped": all of it; "blocks": two blocks; "host": nothing.
         texts_at_once: encoded as one batch; None: all.
+        quantize: of `vgen.lossy.TEXT_QUANTIZATIONS`, or None; what was encoded otherwise is not taken for it.
         loads: how often the encoder was loaded.
     """
 
@@ -138,6 +140,7 @@ class DeferredText:
     cache: TextCache
     way: str = field(default="dropped", init=False)
     texts_at_once: int | None = field(default=None, init=False)
+    quantize: str | None = field(default=None, init=False)
     loads: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -150,7 +153,7 @@ class DeferredText:
         return "|".join(parts)
 
     def load(self) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
-        """Encoder and tokenizer, on the CPU."""
+        """Encoder and tokenizer as they are stored, on the CPU."""
         self.loads += 1
         return load_text_encoder(self.folder, self.dtype)
 
@@ -175,6 +178,8 @@ class DeferredText:
         self, texts: list[str], max_sequence_length: int, masked: bool, device: torch.device | str
     ) -> list[EncodedText]:
         encoder, tokenizer = self.load()
+        if self.quantize is not None:
+            quantize_text_encoder(encoder, self.quantize)
         if self.way == "host":
             device = "cpu"
         try:
@@ -201,4 +206,6 @@ class DeferredText:
     def _key(self, text: str, max_sequence_length: int, masked: bool, device: torch.device | str) -> str:
         kind = "cpu" if self.way == "host" else torch.device(device).type
         parts = ["1", self.identity, kind, max_sequence_length, masked, text]
+        if self.quantize is not None:
+            parts.append(self.quantize)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -17,7 +17,10 @@ from vgen.errors import RequestError
 QUANTIZATIONS: Final = ("int8", "int8-weights", "fp8")
 """int8: weights and activations of linear layers; int8-weights: weights alone, for memory; fp8: as int8, on GPUs."""
 
-LOSSY_FIELDS: Final = ("quantize", "step_cache", "guidance_interval")
+TEXT_QUANTIZATIONS: Final = ("int8-weights",)
+"""Of the text encoder, which runs once a clip: what it saves is memory."""
+
+LOSSY_FIELDS: Final = ("quantize", "quantize_text", "step_cache", "guidance_interval")
 """Fields of a request whose clip is not the exact one; listed as "lossy" in the metadata of what they made."""
 
 
@@ -121,11 +124,26 @@ def read_quantize(value: Any) -> str:
     return value
 
 
+def read_quantize_text(value: Any) -> str:
+    """A name of TEXT_QUANTIZATIONS.
+
+    Raises:
+        RequestError: it is none.
+    """
+    if value not in TEXT_QUANTIZATIONS:
+        known = ", ".join(TEXT_QUANTIZATIONS)
+        raise RequestError(f"quantize_text={value!r:.80} is not known: use {known}; left out is exact.")
+    return value
+
+
 class LossyFields(BaseModel):
     """The part of a request that trades exactness for speed or memory; everything is off where it is left out."""
 
     quantize: Annotated[str | None, BeforeValidator(_checked(read_quantize))] = Field(
         None, description="Lossy: linear layers in 8 bits, int8, int8-weights (memory only) or fp8 (GPU)."
+    )
+    quantize_text: Annotated[str | None, BeforeValidator(_checked(read_quantize_text))] = Field(
+        None, description="Lossy: the text encoder's linear layers in 8 bits, int8-weights; for memory."
     )
     step_cache: Annotated[str | None, BeforeValidator(_checked(lambda value: str(read_step_cache(value))))] = Field(
         None, description="Lossy: steps are left out; first-block, taylorseer or magcache, each NAME or NAME:NUMBER."

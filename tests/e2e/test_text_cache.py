@@ -7,11 +7,13 @@ import shutil
 import pytest
 import torch
 
+from vgen.engine.quantize import Int8WeightLinear
 from vgen.errors import CheckpointError, RequestError
-from vgen.io.video import read_video
+from vgen.io.video import read_metadata, read_video
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
 from vgen.pipelines.text_cache import DeferredText, TextCache, cache_folder
 
+FORWARD = Int8WeightLinear.forward
 CALL = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 2, "output_type": "latent"}
 
 
@@ -60,6 +62,35 @@ def test_other_weights_lengths_or_masks_are_other_entries(ltx_folders, tmp_path)
     other = DeferredText(folder, torch.float32, cache)
     other.encode(["a"], 8, masked=True, device="cpu")
     assert other.loads == 1 and len(list((tmp_path / "cache").iterdir())) == 4
+
+
+@pytest.mark.parametrize("way", ["dropped", "blocks"])
+def test_an_encoder_in_8_bits_is_near_and_an_entry_of_its_own(way, ltx_folders, tmp_path) -> None:
+    cache = TextCache(tmp_path / "cache")
+    exact = DeferredText(ltx_folders["0.9.5"], torch.float32, cache)
+    narrow = DeferredText(ltx_folders["0.9.5"], torch.float32, cache)
+    narrow.quantize, narrow.way = "int8-weights", way
+    found = [text.encode(["a fox", "two"], 8, masked=True, device="cpu")[0] for text in (exact, narrow)]
+    assert narrow.loads == 1 and len(list((tmp_path / "cache").iterdir())) == 4
+    error = (found[1] - found[0]).norm() / found[0].norm()
+    assert 1e-5 < float(error) < 0.02
+    again = DeferredText(ltx_folders["0.9.5"], torch.float32, cache)
+    assert torch.equal(again.encode(["two"], 8, masked=True, device="cpu")[0][0], found[0][1]) and again.loads == 0
+
+
+def test_the_command_with_an_encoder_in_8_bits(run_cli, ltx_folders, tmp_path, monkeypatch) -> None:
+    """One that stays beside the other models, and one that comes for new prompts only."""
+    monkeypatch.setenv("VGEN_CACHE", str(tmp_path / "cache"))
+    words = ["generate", "a fox", "--model", ltx_folders["0.9.5"], "--seed", 3, "--steps", 2, "--height", 32]
+    words += ["--width", 32, "--num-frames", 9]
+    narrowed = []
+    monkeypatch.setattr(Int8WeightLinear, "forward", lambda self, x: (narrowed.append(1), FORWARD(self, x))[1])
+    for name, more in {"beside": (), "deferred": ("--text-cache",)}.items():
+        narrowed.clear()
+        made = run_cli(*words, *more, "--quantize-text", "int8-weights", "-o", tmp_path / f"{name}.gif")
+        assert made.code == 0 and "Lossy" in made.out, made.err
+        assert narrowed
+        assert read_metadata(tmp_path / f"{name}.gif")["lossy"] == ["quantize_text=int8-weights"]
 
 
 def test_faults_of_the_disk_cost_time_and_nothing_else(ltx_folders, tmp_path, caplog) -> None:

@@ -18,14 +18,17 @@ def _resolved(**fields):
 
 def test_nothing_lossy_is_on_by_default():
     request = _resolved()
-    assert [getattr(request, field) for field in LOSSY_FIELDS] == [None] * 3 and request.lossy == ()
+    assert [getattr(request, field) for field in LOSSY_FIELDS] == [None] * 4 and request.lossy == ()
     assert "lossy" not in request.to_metadata() and not set(LOSSY_FIELDS) & set(request.to_metadata())
 
 
 def test_what_is_lossy_is_said_in_the_metadata_and_comes_back_from_it():
-    request = _resolved(quantize="int8", step_cache="taylorseer", guidance_interval="0.5,1")
+    request = _resolved(
+        quantize="int8", quantize_text="int8-weights", step_cache="taylorseer", guidance_interval="0.5,1"
+    )
     metadata = request.to_metadata()
-    assert metadata["lossy"] == ["quantize=int8", "step_cache=taylorseer:2", "guidance_interval=0.5,1"]
+    said = ["quantize=int8", "quantize_text=int8-weights", "step_cache=taylorseer:2", "guidance_interval=0.5,1"]
+    assert metadata["lossy"] == said
     assert ResolvedRequest.from_metadata(metadata) == request
 
 
@@ -33,6 +36,7 @@ def test_what_is_lossy_is_said_in_the_metadata_and_comes_back_from_it():
     ("fields", "said"),
     [
         ({"quantize": "int4"}, "int8, int8-weights, fp8"),
+        ({"quantize_text": "int8"}, "use int8-weights"),
         ({"step_cache": "first-blok"}, "did you mean 'first-block'"),
         ({"step_cache": "first-block:-1"}, "threshold must be a number from 0"),
         ({"step_cache": "first-block:nan"}, "threshold must be"),

@@ -135,11 +135,16 @@ def load_pipeline(class_name: str, job: Job) -> Any:
 
 def set_lossy(pipe: Any, job: Job) -> None:
     """Quantise a loaded pipeline if its request says so, and give it what its step cache needs."""
-    from vgen.engine.quantize import quantize
+    from vgen.engine.quantize import quantize, quantize_text_encoder
 
     request = job.request
     if request.step_cache is not None and request.step_cache.startswith("magcache"):
         pipe.magnitudes = find_magnitudes(job.model.folder)
+    if request.quantize_text is not None:
+        if pipe.deferred_text is not None:
+            pipe.deferred_text.quantize = request.quantize_text
+        else:
+            quantize_text_encoder(pipe.text_encoder, request.quantize_text)
     if request.quantize is not None:
         if request.lora:
             pipe.fuse_lora()

@@ -33,7 +33,14 @@ def plan_memory(request: ResolvedRequest, folder: Path, *, keep_text: bool) -> A
     from vgen.pipelines.planning import plan_call, sizes_of
     from vgen.types import VideoShape
 
-    sizes = sizes_of(folder, getattr(torch, request.dtype), request.text_encoder, keep_text=keep_text)
+    sizes = sizes_of(
+        folder,
+        getattr(torch, request.dtype),
+        request.text_encoder,
+        keep_text=keep_text,
+        quantize=request.quantize,
+        quantize_text=request.quantize_text,
+    )
     shape = VideoShape(request.num_frames, request.height, request.width).latent(sizes.vae.strides)
     pictures = _GIVEN_LATER.get(request.task, 0) + len(request.keyframes or ())
     work = Work(

@@ -125,6 +125,12 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         help="Linear layers in 8 bits: int8, int8-weights (memory only) or fp8 (GPUs from 8.9 on).",
         panel=_LOSSY,
     ),
+    "quantize_text": _text(
+        "--quantize-text",
+        metavar="KIND",
+        help="The text encoder's linear layers in 8 bits: int8-weights (memory only).",
+        panel=_LOSSY,
+    ),
     "step_cache": _text(
         "--step-cache",
         metavar="NAME[:NUMBER]",

@@ -1,7 +1,7 @@
-"""Linear layers of a transformer's blocks in 8 bits: lossy, opt-in, in place.
+"""Linear layers of a transformer's blocks, or of a text encoder, in 8 bits: lossy, opt-in, in place.
 
-What is computed once a call (keys and values of the text), and what is small or delicate (time, text projection, first
-and last layer, norms, modulation) stays as it is, except that "int8-weights" also narrows the former.
+Of a transformer, what is computed once a call (keys and values of the text), and what is small or delicate (time, text
+projection, first and last layer, norms, modulation) stays as it is, except that "int8-weights" also narrows the former.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgen.errors import RequestError
-from vgen.lossy import read_quantize
+from vgen.lossy import read_quantize, read_quantize_text
 
 _EACH_STEP: Final = (
     "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0", "ff.net.0.proj",
@@ -38,7 +38,7 @@ class QuantizedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        raise RequestError("a quantised transformer cannot be saved: save it before, and quantise what is loaded.")
+        raise RequestError("a quantised model cannot be saved: save it before, and quantise what is loaded.")
 
     def extra_repr(self) -> str:
         """Sizes, for print."""
@@ -174,6 +174,25 @@ def quantize(transformer: nn.Module, kind: str) -> list[str]:
         make = {"int8": Int8Linear, "int8-weights": Int8WeightLinear, "fp8": Fp8Linear}[kind]
         _replace(transformer, layers, make)
     transformer.quantized = kind
+    return list(layers)
+
+
+def quantize_text_encoder(encoder: nn.Module, kind: str) -> list[str]:
+    """Put the linear layers of a T5 encoder's blocks in 8 bits, in place and for good.
+
+    Args:
+        encoder: a T5EncoderModel, anywhere, also without content.
+        kind: "int8-weights": about half of what it takes in bfloat16; embeddings and norms stay as they are.
+    Returns:
+        Names of the layers.
+    Raises:
+        RequestError: an unknown kind, or a second time.
+    """
+    read_quantize_text(kind)
+    layers = {name: layer for name, layer in encoder.named_modules() if isinstance(layer, nn.Linear)}
+    if not layers:
+        raise RequestError(f"quantize_text={kind!r}: there is no linear layer; is it in 8 bits already?")
+    _replace(encoder, layers, Int8WeightLinear)
     return list(layers)
 
 

@@ -13,10 +13,11 @@ from vgen.bench.scenarios import ARCHITECTURES, Scenario
 from vgen.engine.memory import WORKSPACE, CodingPlan, LiveBytes
 from vgen.engine.memory_plan import PLACES, MemoryPlan, Sizes, choose_plan
 from vgen.engine.offload import offload_of, weight_bytes
+from vgen.engine.quantize import quantize, quantize_text_encoder
 from vgen.engine.rehearsal import Work
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.planning import place_models, plan_call, sizes_of_configs
+from vgen.pipelines.planning import place_models, plan_call, sizes_of, sizes_of_configs
 from vgen.pipelines.text_cache import DeferredText, TextCache
 from vgen.request import GenerateRequest
 from vgen.types import VideoShape
@@ -127,10 +128,12 @@ def _by(places: str, room: int) -> MemoryPlan:
     return MemoryPlan(places, "kept", "separate", whole, None, room, {"denoise": 0}, 0, 10**9)
 
 
-@pytest.mark.parametrize("places", PLACES)
-def test_where_models_lie_changes_no_clip(places: str) -> None:
+@pytest.mark.parametrize(("places", "kind"), [*((places, None) for places in PLACES), ("blocks", "int8-weights")])
+def test_where_models_lie_changes_no_clip(places: str, kind: str | None) -> None:
     scenario = _scenario("tiny", (64, 96, 17))
     pipe = _pipeline(scenario)
+    if kind is not None:
+        quantize(pipe.transformer, kind)
     expected = _call(pipe, scenario)
     place_models(pipe, _by(places, 10**9), "cpu")
     assert (offload_of(pipe.transformer) is not None) == (places == "blocks")
@@ -151,6 +154,24 @@ def test_how_texts_are_encoded_changes_no_embedding(tiny_pipeline_folder: Path) 
     for way in ("blocks", "host"):
         for made, expected in zip(found[way], found["dropped"], strict=True):
             assert torch.equal(made, expected)
+
+
+def test_a_transformer_with_weights_in_8_bits_is_planned_as_it_is() -> None:
+    architecture = ARCHITECTURES["tiny"]
+    narrow = sizes_of_configs(architecture.transformer, architecture.vae, torch.float32, quantize="int8-weights")
+    made = build(_scenario("tiny", (64, 96, 17)), torch.device("cpu")).transformer
+    plain = weight_bytes(made)
+    quantize(made, "int8-weights")
+    assert weight_bytes(narrow.transformer) == weight_bytes(made) < plain
+
+
+def test_a_text_encoder_in_8_bits_is_planned_as_it_is(tiny_pipeline_folder: Path) -> None:
+    plain = sizes_of(tiny_pipeline_folder, torch.bfloat16)
+    narrow = sizes_of(tiny_pipeline_folder, torch.bfloat16, quantize_text="int8-weights")
+    assert plain.text is not None and narrow.text is not None
+    loaded = DeferredText(tiny_pipeline_folder, torch.bfloat16, TextCache(None)).load()[0]
+    quantize_text_encoder(loaded, "int8-weights")
+    assert weight_bytes(narrow.text) == weight_bytes(loaded) < weight_bytes(plain.text)
 
 
 def test_memory_and_vae_memory_contradict_each_other() -> None:
