@@ -3,7 +3,7 @@
 A checkpoint is a folder `step-00001234` with
     model.safetensors      the trained weights
     ema.safetensors        their average
-    optimizer.pt           the optimiser's state
+    optimizer.safetensors  the optimiser's state
     state.json             step, data fingerprint, number of processes, recipe
     manifest.json          sha256 of every other file
 Schedules and random draws are functions of the step, so nothing else is needed. Where the weights are sharded
@@ -24,13 +24,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from vgen.errors import CheckpointError, OutputError
+from vgen.training.optimizer_state import read_optimizer_state, write_optimizer_state
 
 _NAME = re.compile(r"step-(\d{8})")
 _MANIFEST = "manifest.json"
@@ -76,7 +76,7 @@ class CheckpointStore:
         with self.writing(state.step, needed) as partial:
             save_file(model, partial / "model.safetensors")
             save_file(ema, partial / "ema.safetensors")
-            _save_optimizer(state.optimizer, partial / "optimizer.pt")
+            write_optimizer_state(state.optimizer, partial / "optimizer.safetensors")
             self.describe(partial, state.step, state.fingerprint, state.about)
         return self.path(state.step)
 
@@ -165,12 +165,17 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{path} is sharded (sharding: {described['sharding']}); resume it with that setting, or export it."
             )
+        if (path / "optimizer.pt").exists():
+            raise CheckpointError(
+                f"{path} was written by an earlier version, with a pickled optimizer.pt, which is not read: begin anew "
+                "from its weights (objective.init, after exporting them with that version)."
+            )
         return TrainingState(
             step=described["step"],
             fingerprint=described["fingerprint"],
             model=load_file(path / "model.safetensors"),
             ema=load_file(path / "ema.safetensors"),
-            optimizer=torch.load(path / "optimizer.pt", weights_only=True),
+            optimizer=read_optimizer_state(path / "optimizer.safetensors"),
             about=_about(described),
         )
 
@@ -196,18 +201,6 @@ class CheckpointStore:
         for path in [*whole[: -self.keep], *self._damaged]:
             shutil.rmtree(path, ignore_errors=True)
         self._damaged.clear()
-
-
-def _save_optimizer(state: dict[str, Any], path: Path) -> None:
-    """torch.save whose failures to write are all OSErrors."""
-    try:
-        with path.open("wb") as file:
-            torch.save(state, file)
-    except RuntimeError as error:  # torch's own, raised while it closes an archive that could not be written
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        raise cause or OSError(f"{path.name}: {str(error).splitlines()[0]}") from None
 
 
 def is_valid(path: Path) -> bool:

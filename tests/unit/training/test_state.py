@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_the_newest_stay_and_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.json", "manifest.json"]
+    "name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
 @pytest.mark.parametrize("harm", ["truncated", "missing", "changed"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, name: str, harm: str) -> None:
@@ -74,7 +75,7 @@ def test_a_crash_while_writing_leaves_the_old_ones(tmp_path: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.torch, "save", full_disk)
+        patch.setattr(module, "write_optimizer_state", full_disk)
         with pytest.raises(OutputError, match=r"step-00000002 could not be written .No space.*: it needs 72 bytes"):
             store.save(_state(2))
     assert store.newest() == good
@@ -94,3 +95,14 @@ def test_other_data_is_refused(tmp_path: Path) -> None:
 def test_keeping_one_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="too few"):
         CheckpointStore(tmp_path, keep=1)
+
+
+def test_a_pickled_optimiser_is_not_read(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    path = store.save(_state(1))
+    (path / "optimizer.safetensors").rename(path / "optimizer.pt")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["optimizer.pt"] = manifest.pop("optimizer.safetensors")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"pickled optimizer\.pt"):
+        store.load(path)
