@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
@@ -60,6 +60,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         deferred_text: encodes prompts where text encoder and tokenizer are None.
     """
 
+    scheduler: FlowMatchEulerDiscreteScheduler
+    vae: CausalVideoVAE
+    transformer: VideoDiT
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = []
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -272,6 +275,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
             tokens = self._denoise(start, known, text, guidance, settings)
         latents = unpack(tokens, shape, self.patch_size)
         latents = renew_known(self.vae, latents, given, settings, self.convention, self.transformer.dtype)
+        frames: Any
         if settings.output_type == "latent":
             frames = latents
         elif settings.output_type == "uint8":

@@ -146,10 +146,11 @@ def read_conditions(
     Raises:
         RequestError: anything that does not fit; names the condition, the value, the rule and what would fit.
     """
-    if any(isinstance(entry, (list, tuple)) for entry in conditions):
-        if len(conditions) != num_prompts or not all(isinstance(entry, (list, tuple)) for entry in conditions):
+    lists = [entry for entry in conditions if isinstance(entry, (list, tuple))]
+    if lists:
+        if len(conditions) != num_prompts or len(lists) != num_prompts:
             raise RequestError(f"conditions holds lists, one a prompt: {len(conditions)} for {num_prompts} prompts.")
-        rows = [read_conditions(entry, shape, strides, 1, prefix_latent_frames) for entry in conditions]
+        rows = [read_conditions(entry, shape, strides, 1, prefix_latent_frames) for entry in lists]
         if len({len(row) for row in rows}) > 1:
             raise RequestError("conditions holds lists of several lengths: every prompt needs as many.")
         return [_join(column, index) for index, column in enumerate(zip(*rows, strict=True))]

@@ -6,7 +6,7 @@ import os
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 

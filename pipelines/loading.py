@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn

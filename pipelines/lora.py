@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vgen.engine.quantize import refuse_quantized
 from vgen.errors import CheckpointError, RequestError
+from vgen.io.checkpoint import TensorEntry
 from vgen.io.lora_file import DEFAULTS_KEY, METADATA_KEY, WEIGHT_NAME, LoraFile
 from vgen.io.lora_keys import LoraKeys, map_lora_keys, settled_alpha
 
@@ -54,7 +55,7 @@ class LoadedLora:
 class PipelineLora(LTXVideoLoraLoaderMixin):
     """The part of a pipeline that knows LoRA; `set_adapters`, `delete_adapters` and the rest are diffusers' own."""
 
-    def load_lora_weights(  # type: ignore[override]
+    def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | Mapping[str, Tensor],
         adapter_name: str | None = None,
@@ -79,15 +80,18 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         """
         self._check_adapter(adapter_name, hotswap)
         layers = linear_layers(self.transformer)
-        source, config, tensors = "the LoRA", {}, pretrained_model_name_or_path_or_dict
-        file = None
-        if not isinstance(tensors, Mapping):
-            file = LoraFile.open(os.fspath(tensors), weight_name)
-            source, config = str(file.path), dict(file.config)
-        keys = map_lora_keys(file.entries if file else tensors, layers, source)
-        shapes = {key: tuple(entry.shape) for key, entry in (file.entries if file else tensors).items()}
+        given, file = pretrained_model_name_or_path_or_dict, None
+        source, config = "the LoRA", {}
+        entries: Mapping[str, Tensor] | Mapping[str, TensorEntry]
+        if isinstance(given, Mapping):
+            entries = given
+        else:
+            file = LoraFile.open(os.fspath(given), weight_name)
+            source, config, entries = str(file.path), dict(file.config), file.entries
+        keys = map_lora_keys(entries, layers, source)
+        shapes = {key: tuple(entry.shape) for key, entry in entries.items()}
         _check_shapes(keys, shapes, layers, source)
-        loaded = load_file(file.path) if file else tensors
+        loaded = given if isinstance(given, Mapping) else load_file(source)
         state, settings = _to_peft(keys, loaded, config, source)
         name = adapter_name or self._free_name()
         self.transformer.load_lora_adapter(
@@ -106,7 +110,7 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
             logger.warning("%s: %s", source, faults)
         return LoadedLora(name, keys.layout, tuple(keys.factors), keys.unmatched, keys.text_encoder)
 
-    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:  # type: ignore[override]
+    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
         """Add the active adapters to the weights, as diffusers does; the weights themselves are kept on the CPU.
 
         Args:
@@ -129,7 +133,7 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         setattr(self.transformer, _KEPT, kept)
         super().fuse_lora(components=components or ["transformer"], **kwargs)
 
-    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:  # type: ignore[override]
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
         """Bring back the weights as they were before `fuse_lora`, to the bit, also if its adapters were unloaded."""
         refuse_quantized(self.transformer, "unfuse_lora")
         super().unfuse_lora(components=components or ["transformer"], **kwargs)

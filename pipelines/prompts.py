@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from vgen.errors import RequestError
@@ -23,8 +23,12 @@ class PipelinePrompts(DiffusionPipeline):
     tokenizer: PreTrainedTokenizerBase | None
     text_encoder: T5EncoderModel | None
     deferred_text: DeferredText | None
-    convention: Convention
     fill_settings: Callable[[Mapping[str, Any]], GenerationSettings]
+
+    @property
+    def convention(self) -> Convention:
+        """See BasePipeline."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def encode_prompt(
@@ -52,6 +56,8 @@ class PipelinePrompts(DiffusionPipeline):
             device: where to encode.
         Returns:
             Embeddings [B, L, D] and masks [B, L].
+        Raises:
+            RequestError: neither a prompt nor embeddings with their mask, or no text encoder.
         """
         device = device or self._execution_device
         prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
@@ -68,9 +74,17 @@ class PipelinePrompts(DiffusionPipeline):
                 prompt_embeds, prompt_attention_mask = embeds[:count], mask[:count]
             if encodes_negative:
                 negative_prompt_embeds, negative_prompt_attention_mask = embeds[-count:], mask[-count:]
-        rows = (prompt_embeds, prompt_attention_mask, negative_prompt_embeds, negative_prompt_attention_mask)
+        if prompt_embeds is None or prompt_attention_mask is None:
+            raise RequestError("prompt is None: give a prompt, or prompt_embeds with prompt_attention_mask.")
+
+        def repeated(row: Tensor) -> Tensor:
+            return row.to(device).repeat_interleave(num_videos_per_prompt, dim=0)
+
         return TextEmbeddings(
-            *(None if row is None else row.to(device).repeat_interleave(num_videos_per_prompt, dim=0) for row in rows)
+            repeated(prompt_embeds),
+            repeated(prompt_attention_mask),
+            None if negative_prompt_embeds is None else repeated(negative_prompt_embeds),
+            None if negative_prompt_attention_mask is None else repeated(negative_prompt_attention_mask),
         )
 
     def encode_ahead(self, prompts: Sequence[str], negative_prompt: str = "") -> None:

@@ -33,9 +33,9 @@ def resize_conditions(conditions: Conditions, target: VideoShape, shape: VideoSh
         RequestError: a condition that has no place among every `every`-th frame.
     """
     return [
-        resize_conditions(entry, target, shape, every)
-        if isinstance(entry, (list, tuple))
-        else _resize_condition(entry, target, shape, every)
+        _resize_condition(entry, target, shape, every)
+        if isinstance(entry, VideoCondition)
+        else resize_conditions(entry, target, shape, every)
         for entry in conditions
     ]  # type: ignore[return-value]
 
@@ -52,7 +52,7 @@ def soften_conditions(conditions: Conditions, crf: int) -> Conditions:
     if crf == 0:
         return conditions
     return [
-        soften_conditions(entry, crf) if isinstance(entry, (list, tuple)) else _soften_condition(entry, crf)
+        _soften_condition(entry, crf) if isinstance(entry, VideoCondition) else soften_conditions(entry, crf)
         for entry in conditions
     ]  # type: ignore[return-value]
 

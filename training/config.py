@@ -20,28 +20,28 @@ class OptimizerConfig(Strict):
     """AdamW for everything (in 8 bits: adamw8bit), or Muon for the hidden matrices and AdamW for the rest."""
 
     name: Literal["adamw", "adamw8bit", "muon"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
-    muon_lr: float | None = Field(None, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    muon_lr: float | None = Field(default=None, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
 
 
 class ScheduleConfig(Strict):
     """Warm-up and decay of the learning rate, in steps; at each step of `restarts` the schedule begins anew."""
 
     name: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup_steps: int = Field(50, ge=0)
-    decay_steps: int = Field(0, ge=0)
-    final_ratio: float = Field(0.02, ge=0, le=1)
+    warmup_steps: int = Field(default=50, ge=0)
+    decay_steps: int = Field(default=0, ge=0)
+    final_ratio: float = Field(default=0.02, ge=0, le=1)
     restarts: list[Count] = Field(default_factory=list)
 
 
 class EmaConfig(Strict):
     """Averaging of the weights: decay = min(limit, (1 + step) / (10 + step))."""
 
-    limit: float = Field(0.999, ge=0, lt=1)
+    limit: float = Field(default=0.999, ge=0, lt=1)
 
 
 class EveryConfig(Strict):
@@ -49,13 +49,13 @@ class EveryConfig(Strict):
 
     log: Count = 25
     checkpoint: Count = 500
-    validate_: int = Field(500, ge=0, alias="validate")
+    validate_: int = Field(default=500, ge=0, alias="validate")
 
 
 class CheckpointConfig(Strict):
     """How many checkpoints stay on disk."""
 
-    keep: int = Field(2, ge=2)
+    keep: int = Field(default=2, ge=2)
 
 
 class SpritesConfig(Strict):
@@ -65,10 +65,10 @@ class SpritesConfig(Strict):
     tier: int | list[int] = 1
     height: Count = 64
     width: Count = 64
-    frame_rate: float = Field(8.0, gt=0)
+    frame_rate: float = Field(default=8.0, gt=0)
     num_clips: Count = 1_000_000
     emphasis: dict[str, float] = Field(default_factory=dict)
-    workers: int = Field(1, ge=0)
+    workers: int = Field(default=1, ge=0)
 
 
 class VaeObjectiveConfig(Strict):
@@ -83,14 +83,14 @@ class VaeObjectiveConfig(Strict):
     model: dict[str, Any]
     init: Path | None = None
     train: Literal["all", "decoder"] = "all"
-    inflate_before: int | None = Field(None, ge=0)
-    haar_weight: float = Field(0.2, ge=0)
+    inflate_before: int | None = Field(default=None, ge=0)
+    haar_weight: float = Field(default=0.2, ge=0)
     haar_levels: Count = 3
-    kl_weight: float = Field(1e-6, ge=0)
+    kl_weight: float = Field(default=1e-6, ge=0)
     gan: GanConfig | None = None
     denoising: DenoisingConfig | None = None
     lpips: LpipsConfig | None = None
-    foreground_weight: float = Field(9.0, ge=1)
+    foreground_weight: float = Field(default=9.0, ge=1)
     validation_clips: Count = 16
     validation_frames: Count = 17
     statistics_clips: Count = 256
@@ -122,7 +122,7 @@ class TextEncoderConfig(Strict):
     d_ff: Count = 256
     num_layers: Count = 2
     num_heads: Count = 4
-    vocabulary: int = Field(1024, ge=160)
+    vocabulary: int = Field(default=1024, ge=160)
     max_length: Count = 64
 
 
@@ -140,17 +140,17 @@ class FlowObjectiveConfig(Strict):
     latents: LatentCacheConfig
     tasks: TaskMix = TaskMix()
     init: Path | None = None
-    text_drop: float = Field(0.1, ge=0, le=1)
+    text_drop: float = Field(default=0.1, ge=0, le=1)
     explicit_attention: bool = False
     compile_blocks: bool = False
-    uniform_share: float = Field(0.1, ge=0, le=1)
+    uniform_share: float = Field(default=0.1, ge=0, le=1)
     shift: ShiftConfig = ShiftConfig()
-    shift_terminal: float | None = Field(None, gt=0, lt=1)
+    shift_terminal: float | None = Field(default=None, gt=0, lt=1)
     validation_clips: Count = 64
     validation_frames: Count = 17
-    sample_clips: int = Field(8, ge=0)
+    sample_clips: int = Field(default=8, ge=0)
     sample_steps: Count = 30
-    guidance_scale: float = Field(4.0, ge=0)
+    guidance_scale: float = Field(default=4.0, ge=0)
     defaults: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -167,14 +167,14 @@ class FineTuneObjectiveConfig(Strict):
     mode: Literal["lora", "full"] = "lora"
     lora: LoraConfig = LoraConfig()
     tasks: TaskMix = TaskMix(text=0.75, first=0.25, prefix=0, other=0)
-    text_drop: float = Field(0.1, ge=0, le=1)
-    uniform_share: float = Field(0.1, ge=0, le=1)
+    text_drop: float = Field(default=0.1, ge=0, le=1)
+    uniform_share: float = Field(default=0.1, ge=0, le=1)
     explicit_attention: bool = False
     gradient_checkpointing: bool = False
     base_weights: Literal["keep", "int8", "float8"] = "keep"
     offload: bool = False
     validation_samples: Count = 8
-    sample_clips: int = Field(2, ge=0)
+    sample_clips: int = Field(default=2, ge=0)
 
     @model_validator(mode="after")
     def _check_base(self) -> FineTuneObjectiveConfig:
@@ -206,7 +206,7 @@ class Recipe(Strict):
     output_dir: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: Literal["no", "bf16"] = "no"
-    num_threads: int | None = Field(None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1)
     gradient_accumulation: Count = 1
     sharding: Literal["none", "fsdp"] = "none"
     activation_checkpointing: bool = False

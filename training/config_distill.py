@@ -47,16 +47,16 @@ class DistillObjectiveConfig(Strict):
     kind: Literal["distill"]
     teacher: str
     num_steps: Count = 4
-    guidance_scale: float | None = Field(None, ge=0)
+    guidance_scale: float | None = Field(default=None, ge=0)
     trajectories: TrajectoryConfig
     prompts: Path | None = None
     train: Literal["full", "lora"] = "full"
     rank: Count = 32
-    alpha: float | None = Field(None, gt=0)
+    alpha: float | None = Field(default=None, gt=0)
     explicit_attention: bool = False
     compile_blocks: bool = False
     validation_clips: Count = 32
-    sample_clips: int = Field(8, ge=0)
+    sample_clips: int = Field(default=8, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> DistillObjectiveConfig:

@@ -31,9 +31,9 @@ class LoraConfig(Strict):
     """
 
     rank: Count = 32
-    alpha: float | None = Field(None, gt=0)
-    targets: list[str] = Field(["blocks"], min_length=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    alpha: float | None = Field(default=None, gt=0)
+    targets: list[str] = Field(default=["blocks"], min_length=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
 def data_kind(value: Any) -> str:

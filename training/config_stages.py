@@ -71,7 +71,7 @@ class Stage(Strict):
     steps: Count
     frames: dict[int, Share]
     batch: dict[int, Count]
-    crop: int | None = Field(None, ge=8)
+    crop: int | None = Field(default=None, ge=8)
     tasks: TaskMix | None = None
     shift: ShiftConfig | None = None
 

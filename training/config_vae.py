@@ -16,9 +16,9 @@ class GanConfig(Strict):
     reconstruction. Until `start_step` the discriminator learns alone. `lr` and `betas` are those of its own optimiser.
     """
 
-    weight: float = Field(0.05, gt=0)
-    start_step: int = Field(0, ge=0)
-    lr: float = Field(2e-4, gt=0)
+    weight: float = Field(default=0.05, gt=0)
+    start_step: int = Field(default=0, ge=0)
+    lr: float = Field(default=2e-4, gt=0)
     betas: tuple[float, float] = (0.5, 0.9)
     width: Count = 32
     levels: Count = 3
@@ -28,13 +28,13 @@ class DenoisingConfig(Strict):
     """The decoder takes a timestep and finishes the last denoising step: it is trained on latents noised up to
     `max_sigma`; a share `clean_share` of the samples stays clean. Validation also decodes at `validation_sigma`."""
 
-    max_sigma: float = Field(0.2, gt=0, le=1)
-    clean_share: float = Field(0.25, ge=0, le=1)
-    validation_sigma: float = Field(0.05, gt=0, le=1)
+    max_sigma: float = Field(default=0.2, gt=0, le=1)
+    clean_share: float = Field(default=0.25, ge=0, le=1)
+    validation_sigma: float = Field(default=0.05, gt=0, le=1)
 
 
 class LpipsConfig(Strict):
     """LPIPS as a loss, from weights in a local folder (see docs/metrics.md)."""
 
     folder: Path
-    weight: float = Field(0.1, gt=0)
+    weight: float = Field(default=0.1, gt=0)

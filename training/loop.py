@@ -142,7 +142,7 @@ def _exchanging_gradients(run: Run, exchange: bool) -> AbstractContextManager[An
     if run.is_sharded:
         sharding.exchange_gradients(run.objective, exchange)
         return nullcontext()
-    return nullcontext() if exchange else run.accelerator.no_sync(run.model)  # type: ignore[no-any-return]
+    return nullcontext() if exchange else run.accelerator.no_sync(run.model)
 
 
 def _clip_gradients(run: Run) -> Tensor:

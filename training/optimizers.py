@@ -21,7 +21,7 @@ class OptimizerGroup(torch.optim.Optimizer):
         super().__init__([group for member in members for group in member.param_groups], {})
         self.param_groups = [group for member in members for group in member.param_groups]
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # takes no closure
         """One step of every member."""
         for member in self.members:
             member.step()

@@ -61,6 +61,14 @@ class Parts:
         return self.export, ema
 
 
+def checkpoint_activations(objective: Objective) -> None:
+    """Let every model of an objective compute its activations again in the backward, instead of holding them."""
+    for part in objective.children():
+        enable = getattr(part, "enable_gradient_checkpointing", None)
+        if enable is not None:
+            enable()
+
+
 def build_parts(
     recipe: Recipe, objective: Objective, accelerator: Accelerator, plan: BatchPlan, source: Source
 ) -> Parts:
@@ -70,9 +78,7 @@ def build_parts(
         RequestError: the recipe asks for what the objective or the processes cannot do.
     """
     if recipe.activation_checkpointing:
-        for part in objective.children():
-            if hasattr(part, "enable_gradient_checkpointing"):
-                part.enable_gradient_checkpointing()
+        checkpoint_activations(objective)
     meter = _meter(recipe, objective, accelerator, plan, source)
     export = None
     if recipe.sharding == "fsdp":

@@ -99,7 +99,7 @@ def _train_and_export(
     with Journal(folder / "log.jsonl", start_step, recipe.total_steps, not main, gather, track) as journal:
         for note in notes:
             journal.say(note)
-        workers = recipe.data.workers if isinstance(source, SpriteClips) else 0
+        workers = source.config.workers if isinstance(source, SpriteClips) else 0
         steps = batches(plan, source, start_step, recipe.gradient_accumulation, workers)
         run = Run(
             recipe, folder, accelerator, objective, parts.model, parts.optimizer, parts.learning_rate, parts.ema, steps,
@@ -113,8 +113,8 @@ def _train_and_export(
         if main:
             objective, ema = parts.whole(store)
             with ema.applied(objective):
-                steps = start_step if export_only else max(start_step, recipe.total_steps)
-                measured = export(objective, folder, recipe, control, steps)
+                trained = start_step if export_only else max(start_step, recipe.total_steps)
+                measured = export(objective, folder, recipe, control, trained)
             journal.say(f"exported to {folder / 'export'} " + " ".join(f"{k} {v:.4g}" for k, v in measured.items()))
     finish_trackers(accelerator)
     accelerator.wait_for_everyone()  # a process that leaves while another still works can abort both

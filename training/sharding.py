@@ -117,12 +117,18 @@ def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def state(objective: Objective, ema: Ema, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Everything a checkpoint holds, by names that do not depend on the number of processes."""
     model = {**_weights(objective), **ema.kept}
-    moments = get_optimizer_state_dict(objective, optimizer)["state"]
+    moments = _moments(get_optimizer_state_dict(objective, optimizer))
     return {
         **{f"model/{name}": value for name, value in model.items()},
         **{f"ema/{name}": value for name, value in ema.state_dict().items()},
         **{f"optimizer/{name}/{kind}": value for name, kinds in moments.items() for kind, value in kinds.items()},
     }
+
+
+def _moments(saved: Any) -> dict[str, dict[str, Tensor]]:
+    """What a whole optimiser's state remembers: tensors by weight and kind."""
+    moments: dict[str, dict[str, Tensor]] = saved["state"]
+    return moments
 
 
 def _weights(objective: Objective) -> dict[str, Tensor]:
@@ -193,7 +199,7 @@ def read(
     if optimizer is None:
         return
     saved = get_optimizer_state_dict(objective, optimizer)
-    for name, kinds in saved["state"].items():
+    for name, kinds in _moments(saved).items():
         for kind in kinds:
             kinds[kind] = tensors[f"optimizer/{name}/{kind}"]
     set_optimizer_state_dict(objective, optimizer, saved)

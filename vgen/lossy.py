@@ -140,16 +140,17 @@ class LossyFields(BaseModel):
     """The part of a request that trades exactness for speed or memory; everything is off where it is left out."""
 
     quantize: Annotated[str | None, BeforeValidator(_checked(read_quantize))] = Field(
-        None, description="Lossy: linear layers in 8 bits, int8, int8-weights (memory only) or fp8 (GPU)."
+        default=None, description="Lossy: linear layers in 8 bits, int8, int8-weights (memory only) or fp8 (GPU)."
     )
     quantize_text: Annotated[str | None, BeforeValidator(_checked(read_quantize_text))] = Field(
         None, description="Lossy: the text encoder's linear layers in 8 bits, int8-weights; for memory."
     )
     step_cache: Annotated[str | None, BeforeValidator(_checked(lambda value: str(read_step_cache(value))))] = Field(
-        None, description="Lossy: steps are left out; first-block, taylorseer or magcache, each NAME or NAME:NUMBER."
+        default=None,
+        description="Lossy: steps are left out; first-block, taylorseer or magcache, each NAME or NAME:NUMBER.",
     )
     guidance_interval: Annotated[tuple[float, float] | None, BeforeValidator(_checked(read_interval))] = Field(
-        None, description="Lossy: guidance only where the noise level is from LOW to HIGH, 0 to 1."
+        default=None, description="Lossy: guidance only where the noise level is from LOW to HIGH, 0 to 1."
     )
 
     @property

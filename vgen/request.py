@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -35,7 +35,7 @@ from vgen.passes import PLAIN, preset_for, preset_named
 from vgen.steps import check_guidance, settle_steps, skipped_steps
 from vgen.story import Segment
 from vgen.tasks import NEEDED, TASKS, TASKS_OF
-from vgen.types import SKIP_MODES, Strides, VideoShape
+from vgen.types import SKIP_MODES, FitMode, Strides, VideoShape
 
 MAX_VIDEO_BYTES = 16e9
 """Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
@@ -59,7 +59,7 @@ _VaeMemory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
 _Memory = Annotated[int, BeforeValidator(memory_amount("memory"))]
 _Dtype = Annotated[str, BeforeValidator(choice("dtype", ("float32", "bfloat16", "float16")))]
 _Parallel = Annotated[str, BeforeValidator(choice("parallel", WAYS))]
-_Fit = Annotated[str, BeforeValidator(choice("fit", ("cover", "contain", "stretch")))]
+_Fit = Annotated[FitMode, BeforeValidator(choice("fit", get_args(FitMode)))]
 _TaskName = Annotated[str, BeforeValidator(choice("task", TASKS))]
 _Device = Annotated[str, BeforeValidator(device_name)]
 _Prompt = Annotated[str, BeforeValidator(text("prompt"))]
@@ -87,31 +87,43 @@ class _Job(LossyFields):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    task: _TaskName = Field("generate", description="What is made of what: " + ", ".join(TASKS) + ".")
-    prompt: _Prompt = Field("", description="What the clip shows; may be empty except for generate.")
-    model: str = Field("sprites", description="Name of a model, or its folder.")
-    image: str | None = Field(None, description="animate, loop, story: the first frame, a local picture.")
-    first: str | None = Field(None, description="interpolate: the first frame, a local picture.")
-    last: str | None = Field(None, description="interpolate: the last frame, a local picture.")
+    task: _TaskName = Field(default="generate", description="What is made of what: " + ", ".join(TASKS) + ".")
+    prompt: _Prompt = Field(default="", description="What the clip shows; may be empty except for generate.")
+    model: str = Field(default="sprites", description="Name of a model, or its folder.")
+    image: str | None = Field(default=None, description="animate, loop, story: the first frame, a local picture.")
+    first: str | None = Field(default=None, description="interpolate: the first frame, a local picture.")
+    last: str | None = Field(default=None, description="interpolate: the last frame, a local picture.")
     video: str | None = Field(
-        None, description="predict, restyle, inpaint, outpaint, extend: the given clip, a local video."
+        default=None, description="predict, restyle, inpaint, outpaint, extend: the given clip, a local video."
     )
-    mask: str | None = Field(None, description="inpaint: a picture or video, white where it is painted anew.")
-    keyframes: _Keyframes | None = Field(None, description="interpolate: pictures between, each FILE@INDEX.")
-    seconds: _Seconds | None = Field(None, description="extend: how much is added.")
+    mask: str | None = Field(default=None, description="inpaint: a picture or video, white where it is painted anew.")
+    keyframes: _Keyframes | None = Field(default=None, description="interpolate: pictures between, each FILE@INDEX.")
+    seconds: _Seconds | None = Field(default=None, description="extend: how much is added.")
     overlap: _Overlap | None = Field(
-        None, description="extend, story: frames that a window is given of the one before."
+        default=None, description="extend, story: frames that a window is given of the one before."
     )
-    reference: str | None = Field(None, description="extend, story: 'first' or a picture; how things look throughout.")
-    segments: tuple[Segment, ...] | None = Field(None, description="story: what happens, one after the other.")
-    backward: bool | None = Field(None, description="predict: the kept frames end the clip.")
-    fit: _Fit = Field("cover", description="How pictures of another size are fitted: cover, contain or stretch.")
-    keep_known_pixels: bool = Field(True, description="Given pixels are pasted back after decoding.")
-    text_encoder: str | None = Field(None, description="Folder with text_encoder/ and tokenizer/, if not the model's.")
-    lora: _Lora | None = Field(None, description="LoRA files, each FILE or FILE:SCALE.")
-    upscale: _Upscale | None = Field(None, description="Latent upsampler of a call in two passes: a file or folder.")
-    upscale_preset: _UpscalePreset | None = Field(None, description="What the passes do: plain, dev, distilled ...")
-    parallel: _Parallel | None = Field(None, description="How several processes share a clip; auto if left out.")
+    reference: str | None = Field(
+        default=None, description="extend, story: 'first' or a picture; how things look throughout."
+    )
+    segments: tuple[Segment, ...] | None = Field(default=None, description="story: what happens, one after the other.")
+    backward: bool | None = Field(default=None, description="predict: the kept frames end the clip.")
+    fit: _Fit = Field(
+        default="cover", description="How pictures of another size are fitted: cover, contain or stretch."
+    )
+    keep_known_pixels: bool = Field(default=True, description="Given pixels are pasted back after decoding.")
+    text_encoder: str | None = Field(
+        default=None, description="Folder with text_encoder/ and tokenizer/, if not the model's."
+    )
+    lora: _Lora | None = Field(default=None, description="LoRA files, each FILE or FILE:SCALE.")
+    upscale: _Upscale | None = Field(
+        default=None, description="Latent upsampler of a call in two passes: a file or folder."
+    )
+    upscale_preset: _UpscalePreset | None = Field(
+        default=None, description="What the passes do: plain, dev, distilled ..."
+    )
+    parallel: _Parallel | None = Field(
+        default=None, description="How several processes share a clip; auto if left out."
+    )
 
     @classmethod
     def create(cls, **fields: Any) -> Self:
@@ -130,28 +142,30 @@ class _Job(LossyFields):
 class GenerateRequest(_Job):
     """What was asked for; None means that the model's own default is taken."""
 
-    negative_prompt: _NegativePrompt | None = Field(None, description="What to keep away from.")
-    seed: _Seed | None = Field(None, description="Seed of the noise; drawn and reported if left out.")
-    num_frames: _Frames | None = Field(None, description="Frames; must fit the model's temporal stride.")
-    height: _Height | None = Field(None, description="Rows; must divide by the model's stride.")
-    width: _Width | None = Field(None, description="Columns; must divide by the model's stride.")
-    frame_rate: _Rate | None = Field(None, description="Frames per second.")
-    num_inference_steps: _Steps | None = Field(None, description="Denoising steps.")
-    guidance_scale: _Scale | None = Field(None, description="Guidance by the text; 1 is off.")
-    guidance_rescale: _Rescale | None = Field(None, description="Share of the rescaled guidance, 0 to 1.")
-    sigmas: _Sigmas | None = Field(None, description="The schedule by hand: noise levels that descend from 1.")
-    stg_scale: _StgScale | None = Field(None, description="Spatiotemporal guidance; 0 is off.")
-    stg_blocks: _StgBlocks | None = Field(None, description="Transformer blocks that it perturbs, from 0.")
-    stg_mode: _StgMode | None = Field(None, description="What it leaves out of them.")
-    denoise_strength: _Strength | None = Field(None, description="restyle: share of the schedule that is run, 0 to 1.")
-    keep_frames: _Keep | None = Field(None, description="predict: frames of the video that are kept.")
-    input_crf: _Crf | None = Field(None, description="How much given frames are softened, as H.264 would, 0 to 51.")
-    device: _Device | None = Field(None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
-    dtype: _Dtype | None = Field(None, description="float32, bfloat16 or float16; by the device if left out.")
-    text_cache: bool | None = Field(None, description="Prompts are cached on disk; if left out, for large encoders.")
-    compile: bool | None = Field(None, description="Compile the transformer's blocks; kept for later runs.")
-    vae_memory: _VaeMemory | None = Field(None, description="Bytes that decoding may take; what is free if left out.")
-    memory: _Memory | None = Field(None, description="Bytes of the device that all may take; planned beforehand.")
+    negative_prompt: _NegativePrompt | None = Field(default=None, description="What to keep away from.")
+    seed: _Seed | None = Field(default=None, description="Seed of the noise; drawn and reported if left out.")
+    num_frames: _Frames | None = Field(default=None, description="Frames; must fit the model's temporal stride.")
+    height: _Height | None = Field(default=None, description="Rows; must divide by the model's stride.")
+    width: _Width | None = Field(default=None, description="Columns; must divide by the model's stride.")
+    frame_rate: _Rate | None = Field(default=None, description="Frames per second.")
+    num_inference_steps: _Steps | None = Field(default=None, description="Denoising steps.")
+    guidance_scale: _Scale | None = Field(default=None, description="Guidance by the text; 1 is off.")
+    guidance_rescale: _Rescale | None = Field(default=None, description="Share of the rescaled guidance, 0 to 1.")
+    sigmas: _Sigmas | None = Field(default=None, description="The schedule by hand: noise levels that descend from 1.")
+    stg_scale: _StgScale | None = Field(default=None, description="Spatiotemporal guidance; 0 is off.")
+    stg_blocks: _StgBlocks | None = Field(default=None, description="Transformer blocks that it perturbs, from 0.")
+    stg_mode: _StgMode | None = Field(default=None, description="What it leaves out of them.")
+    denoise_strength: _Strength | None = Field(default=None, description="restyle: share of the schedule run, 0 to 1.")
+    keep_frames: _Keep | None = Field(default=None, description="predict: frames of the video that are kept.")
+    input_crf: _Crf | None = Field(
+        default=None, description="How much given frames are softened, as H.264 would, 0 to 51."
+    )
+    device: _Device | None = Field(default=None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
+    dtype: _Dtype | None = Field(default=None, description="float32, bfloat16 or float16; by the device if left out.")
+    text_cache: bool | None = Field(default=None, description="Cache prompts on disk; if left out, for large encoders.")
+    compile: bool | None = Field(default=None, description="Compile the transformer's blocks; kept for later runs.")
+    vae_memory: _VaeMemory | None = Field(default=None, description="Bytes for decoding; what is free if left out.")
+    memory: _Memory | None = Field(default=None, description="Bytes of the device for all; planned beforehand.")
 
     @model_validator(mode="after")
     def _check_task(self) -> GenerateRequest:

@@ -181,7 +181,7 @@ def _read_allowed(allowed: Any) -> tuple[tuple[int, ...] | None, tuple[float, ..
     if allowed is None:
         return None, None
     values = allowed if isinstance(allowed, (list, tuple)) else [allowed]
-    if not values or not all(isinstance(value, Real) and value > 0 for value in values):
+    if not values or not all(isinstance(value, Real) and float(value) > 0 for value in values):
         raise RequestError(f"the model's allowed_inference_steps={allowed!r} must be numbers above 0.")
     if all(value >= 1 and value == int(value) for value in values):
         return tuple(sorted(int(value) for value in values)), None

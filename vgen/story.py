@@ -34,12 +34,12 @@ class Segment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompt: _Prompt = Field(description="What happens.")
-    seconds: _Seconds | None = Field(None, description="How long it is; or num_frames.")
-    num_frames: _Frames | None = Field(None, description="How long it is; or seconds.")
-    cross_fade: _Fade = Field(0.0, description="Seconds over which its prompt takes over from the one before.")
-    negative_prompt: _Prompt | None = Field(None, description="What to keep away from.")
-    num_inference_steps: _Steps | None = Field(None, description="Denoising steps.")
-    guidance_scale: _Scale | None = Field(None, description="Guidance by the text; 1 is off.")
+    seconds: _Seconds | None = Field(default=None, description="How long it is; or num_frames.")
+    num_frames: _Frames | None = Field(default=None, description="How long it is; or seconds.")
+    cross_fade: _Fade = Field(default=0.0, description="Seconds over which its prompt takes over from the one before.")
+    negative_prompt: _Prompt | None = Field(default=None, description="What to keep away from.")
+    num_inference_steps: _Steps | None = Field(default=None, description="Denoising steps.")
+    guidance_scale: _Scale | None = Field(default=None, description="Guidance by the text; 1 is off.")
 
     @model_validator(mode="after")
     def _check_length(self) -> Segment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TASKS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle")
 
-TASKS_OF = {
+TASKS_OF: dict[str, tuple[str, ...]] = {
     "image": ("animate", "loop", "story"),
     "first": ("interpolate",),
     "last": ("interpolate",),
@@ -22,6 +22,8 @@ TASKS_OF = {
 }
 """Fields that only some tasks have."""
 
-NEEDED = {"image": ("animate",), "first": ("interpolate",), "last": ("interpolate",), "mask": ("inpaint",)}
+NEEDED: dict[str, tuple[str, ...]] = {
+    "image": ("animate",), "first": ("interpolate",), "last": ("interpolate",), "mask": ("inpaint",),
+}  # fmt: skip
 NEEDED |= {"video": TASKS_OF["video"], "seconds": ("extend",), "segments": ("story",)}
 """What a task cannot do without."""

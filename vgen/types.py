@@ -6,9 +6,12 @@ gives the first frame a latent of its own and every later group of `temporal` fr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vgen.errors import ShapeError
+
+FitMode = Literal["cover", "contain", "stretch"]
+"""How a picture of another size is fitted, see vgen.io.images.fit_image."""
 
 
 class Strides(NamedTuple):

@@ -103,9 +103,9 @@ class BatchPlan:
         keys = Keys(self.seed, step, micro, self.rank, self.world)
         share = stage.batch[num_frames] // self.world
         if isinstance(source, ChoosingSource):
-            chosen = source.choose(num_frames, stage.batch[num_frames], keys.generator("order"))
-            indices = chosen[keys.first_row(share) : keys.first_row(share) + share]
-            return Draw(keys, num_frames, indices, stage.crop)
+            order = source.choose(num_frames, stage.batch[num_frames], keys.generator("order"))
+            mine = order[keys.first_row(share) : keys.first_row(share) + share]
+            return Draw(keys, num_frames, mine, stage.crop)
         count = source.size(num_frames)
         indices = keys.rows("order", share, lambda rows, drawn: torch.randint(count, (rows,), generator=drawn))
         return Draw(keys, num_frames, indices.tolist(), stage.crop)

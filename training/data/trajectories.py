@@ -289,6 +289,7 @@ class TrajectoryCache:
     def load_blank(self) -> None:
         """Stand-ins of the right shapes that hold nothing, one of a kind: for a dry run, which integrates nothing."""
         pipeline, settings = self.teacher.pipeline, self.teacher.settings
+        assert pipeline.text_encoder is not None
         channels = pipeline.vae.config.latent_channels * pipeline.patch_size**2
         width, length = pipeline.text_encoder.config.d_model, settings.max_sequence_length
         for task, num_frames in self.groups:

@@ -26,6 +26,9 @@ class Lpips(nn.Module):
         CheckpointError: a file is missing, or does not hold these weights.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
         backbone, heads = _read(folder, BACKBONE), _read(folder, HEADS)

@@ -42,6 +42,7 @@ class PairDiscriminator(nn.Module):
             for layer in self.layers:
                 if isinstance(layer, nn.Conv3d):
                     layer.weight.normal_(0.0, layer.weight[0].numel() ** -0.5, generator=source)
+                    assert layer.bias is not None
                     nn.init.zeros_(layer.bias)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from vgen.hub import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
 from vgen.pipelines.decoding import decode_latents
 from vgen.pipelines.lora import linear_layers
-from vgen.training.config import Recipe
+from vgen.training.config import Recipe, SpritesConfig
 from vgen.training.config_distill import DistillObjectiveConfig, TrajectoryConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_frames
@@ -251,12 +251,14 @@ def distillation(
         RequestError: the teacher is a student itself.
     """
     config = recipe.objective
-    assert isinstance(config, DistillObjectiveConfig)
+    assert isinstance(config, DistillObjectiveConfig) and isinstance(recipe.data, SpritesConfig)
     source = resolve_model(config.teacher)
     pipeline = TextToVideoPipeline.from_pretrained(source, torch_dtype=torch.float32, device=device)
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.config.defaults.get("distilled"):
         raise RequestError(f"teacher={config.teacher!r} is distilled already: give the model that it came from.")
+    if pipeline.text_encoder is None:
+        raise RequestError(f"teacher={config.teacher!r} has no text encoder: give a folder with text_encoder/.")
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     if config.explicit_attention:

@@ -53,7 +53,7 @@ class VaeObjective(Objective):
         self.held_out = held_out
         self.vae = build_vae(config, seed)
         self.vae.encoder.requires_grad_(config.train == "all")
-        if self.vae.config.timestep_conditioning:
+        if self.vae.decoder.timestep_scale_multiplier is not None:
             self.vae.decoder.timestep_scale_multiplier.requires_grad_(False)  # a constant that is stored as a weight
         self.discriminator: PairDiscriminator | None = None
         if config.gan is not None:
@@ -166,7 +166,8 @@ class VaeObjective(Objective):
     @torch.no_grad()
     def latent_statistics(self, control: Control) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each latent channel over training clips: two [C] tensors."""
-        total = square = count = 0.0
+        total = square = torch.zeros((), dtype=torch.float64, device=self._device)
+        count = 0
         for begin in range(0, self.config.statistics_clips, _CHUNK):
             control.poll()
             indices = list(range(begin, min(begin + _CHUNK, self.config.statistics_clips)))

@@ -75,6 +75,7 @@ def caption(
     from vgen.training.data.footage.records import DataSet
 
     opened = DataSet.open(data)
+    describe: captions.Describe
     if source == "sidecar":
         describe = captions.sidecar
     elif source == "text":

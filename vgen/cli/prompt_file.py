@@ -23,7 +23,7 @@ MAX_BYTES = 10_000_000
 class Line(NamedTuple):
     """A line that is not blank: its place among those, its number in the file, its text or what is wrong with it."""
 
-    index: int
+    place: int
     number: int
     text: str
     fault: str | None
@@ -105,10 +105,10 @@ def _plan_all(lines: list[Line], folder: Path, options: JobOptions) -> tuple[lis
     for line in lines:
         fault = line.fault
         if fault is None:
-            fields = {**options.fields, "prompt": line.text, "seed": seed + line.index}
+            fields = {**options.fields, "prompt": line.text, "seed": seed + line.place}
             try:
                 request = GenerateRequest.create(**fields)
-                jobs.append(plan(request, model, str(folder / f"{line.index:04d}.mp4"), options.overwrite))
+                jobs.append(plan(request, model, str(folder / f"{line.place:04d}.mp4"), options.overwrite))
             except VgenError as error:
                 fault = str(error)
         if fault is not None:

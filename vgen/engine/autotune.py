@@ -125,7 +125,7 @@ def measure_attention(query: Tensor, key: Tensor, mask: Tensor | None, patience:
         for shape in (query.shape, key.shape, key.shape)
     ]
     hidden = _some_hidden(mask)
-    truth = _reference(*numbers, hidden)
+    truth = _reference(numbers, hidden)
     candidates = CANDIDATES[device.type]
     seconds: dict[str, float] = {}
     allowed = 0.0
@@ -183,8 +183,9 @@ def _some_hidden(mask: Tensor | None) -> Tensor | None:
     return torch.zeros_like(mask).masked_fill(last, -10000.0)
 
 
-def _reference(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _reference(numbers: list[Tensor], mask: Tensor | None) -> Tensor:
     """The first queries' attention in float32, [B, n, heads, head_dim]."""
+    query, key, value = numbers
     query, key, value = (part.float().transpose(1, 2) for part in (query[:, :_ROWS], key, value))
     if mask is not None:
         mask = mask[:, None, None] if mask.ndim == 2 else mask

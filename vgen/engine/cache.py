@@ -19,6 +19,7 @@ from vgen.diffusion.guidance import Guidance, StepState
 from vgen.errors import RequestError
 from vgen.lossy import StepCache, read_step_cache
 from vgen.magnitudes import Magnitudes
+from vgen.models import VideoDiT
 
 COMPUTED_FIRST: Final = 3
 """Steps that TaylorSeer computes before it extrapolates the first time."""
@@ -135,7 +136,7 @@ def _unwrap(transformer: nn.Module) -> None:
 
 
 @contextmanager
-def _sizes(transformer: nn.Module) -> Iterator[list[float]]:
+def _sizes(transformer: VideoDiT) -> Iterator[list[float]]:
     """Inside, every forward adds one number: the ratio of what all blocks added, token by token, to the last time."""
     found: list[float] = []
     kept: dict[str, Tensor] = {}

@@ -76,7 +76,7 @@ class BlockOffload:
 
     def __init__(
         self,
-        blocks: Sequence[nn.Module],
+        blocks: Sequence[nn.Module] | nn.ModuleList,
         device: torch.device | str,
         *,
         frozen_only: bool = False,
@@ -187,7 +187,7 @@ class BlockOffload:
 
 def offload_blocks(
     model: nn.Module,
-    blocks: Sequence[nn.Module],
+    blocks: Sequence[nn.Module] | nn.ModuleList,
     device: torch.device | str,
     *,
     frozen_only: bool = False,
@@ -213,7 +213,7 @@ def offload_of(model: nn.Module) -> BlockOffload | None:
     return getattr(model, "block_offload", None)
 
 
-def resident_bytes(model: nn.Module, blocks: Sequence[nn.Module], *, frozen_only: bool = False) -> int:
+def resident_bytes(model: nn.Module, blocks: Sequence[nn.Module] | nn.ModuleList, *, frozen_only: bool = False) -> int:
     """Bytes of a model on the device once its blocks are offloaded; the model may be without content.
 
     Args:

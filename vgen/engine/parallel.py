@@ -19,7 +19,9 @@ from vgen.layouts import Layout
 class Named(Protocol):
     """A branch of a guidance."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Which of the guidance's branches it is."""
 
 
 AnyBranch = TypeVar("AnyBranch", bound=Named)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vgen.errors import RequestError
 from vgen.lossy import read_quantize, read_quantize_text
+from vgen.models import VideoDiT
 
 _EACH_STEP: Final = (
     "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0", "ff.net.0.proj",
@@ -32,6 +33,10 @@ class QuantizedLinear(nn.Module):
     Args:
         linear: what it stands for.
     """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -148,7 +153,7 @@ class Fp8Linear(QuantizedLinear):
         return product if self.bias is None else product + self.bias
 
 
-def quantize(transformer: nn.Module, kind: str) -> list[str]:
+def quantize(transformer: VideoDiT, kind: str) -> list[str]:
     """Put the linear layers of a transformer's blocks in 8 bits, in place and for good.
 
     Args:
@@ -237,9 +242,9 @@ def check_device(kind: str, device: torch.device, layers: dict[str, nn.Linear]) 
         raise RequestError(f"quantize='int8' does not work on {device.type}: use int8-weights.")
 
 
-def _layers(transformer: nn.Module, endings: tuple[str, ...]) -> dict[str, nn.Linear]:
+def _layers(transformer: VideoDiT, endings: tuple[str, ...]) -> dict[str, nn.Linear]:
     """The layers by name; what wraps them for a fused LoRA is left away."""
-    found: dict[str, nn.Linear] = {}
+    found: dict[str, nn.Module] = {}
     for index, block in enumerate(transformer.transformer_blocks):
         for ending in endings:
             layer = block.get_submodule(ending)
@@ -250,10 +255,11 @@ def _layers(transformer: nn.Module, endings: tuple[str, ...]) -> dict[str, nn.Li
                     "fuse_lora() first, or delete the adapters."
                 )
             found[f"transformer_blocks.{index}.{ending}"] = layer if base is None else base
-    wrong = [name for name, layer in found.items() if not isinstance(layer, nn.Linear)]
-    if wrong:
-        raise RequestError(f"quantize: {wrong[0]} is a {type(found[wrong[0]]).__name__}, no linear layer.")
-    return found
+    linear = {name: layer for name, layer in found.items() if isinstance(layer, nn.Linear)}
+    for name, layer in found.items():
+        if name not in linear:
+            raise RequestError(f"quantize: {name} is a {type(layer).__name__}, no linear layer.")
+    return linear
 
 
 def _replace(transformer: nn.Module, layers: dict[str, nn.Linear], make: Callable[[nn.Linear], nn.Module]) -> None:

@@ -89,9 +89,7 @@ class SequenceParallel(Group):
         """Cut what has one entry a token: [B, N, C] latents, [B, N] timesteps, [B, 3, N] coordinates."""
         given = self._signature.bind(transformer, *args, **kwargs).arguments
         given.pop("self")
-        hidden_states, timestep, coordinates = (
-            given.get(name) for name in ("hidden_states", "timestep", "video_coords")
-        )
+        hidden_states, timestep, coordinates = given["hidden_states"], given["timestep"], given.get("video_coords")
         count = hidden_states.shape[1]
         self._tokens = None
         if count < self.size:

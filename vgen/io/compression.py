@@ -29,5 +29,5 @@ def _roundtrip(frame: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p")))
             container.mux(stream.encode())
         file.seek(0)
-        with av.open(file) as container:
-            return next(container.decode(video=0)).to_ndarray(format="rgb24")
+        with av.open(file, "r") as opened:
+            return np.asarray(next(opened.decode(video=0)).to_ndarray(format="rgb24"), np.uint8)

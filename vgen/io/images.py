@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from vgen.errors import MediaError, RequestError
 from vgen.io.contact_sheet import contact_sheet
 from vgen.io.containers import local_file
 from vgen.io.demux import check_picture_size
+from vgen.types import FitMode
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["FitMode", "contact_sheet", "fit_image", "flatten", "read_image"]
 
-FitMode = Literal["cover", "contain", "stretch"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats that are tried; those that run other programs or scripts are not among them."""

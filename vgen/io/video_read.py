@@ -60,8 +60,8 @@ def read_video(path: str | Path, max_frames: int | None = None, time_limit: floa
     if container is FOLDER:
         from vgen.io.frame_folder import read_folder
 
-        frames, rate, notes = read_folder(found, max_frames)
-        return VideoClip(frames, rate, tuple(notes))
+        pictures, folder_rate, said = read_folder(found, max_frames)
+        return VideoClip(pictures, folder_rate, tuple(said))
     if container is GIF:
         from vgen.io.gif import read_gif
 
@@ -124,7 +124,7 @@ def _decode(path: Path, container: Container, max_frames: int | None, deadline: 
         else:
             check_count(path, stream, times, float(rate or 0))
         tick = float(stream.time_base or 0)
-    return TimedFrames(frames, times, tick, float(rate) if rate else None, notes)
+    return TimedFrames(frames, times, tick, float(rate) if rate else None, tuple(notes))
 
 
 def strict_frames(path: Path, opened: Any, stream: Any, deadline: float) -> Iterator[Any]:

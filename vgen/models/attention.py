@@ -67,6 +67,8 @@ def attention_backends() -> list[str]:
 class AcrossHeadsNorm(nn.RMSNorm):
     """RMS norm whose weight follows the input's dtype: under autocast a mixed pair falls back to a slow path."""
 
+    eps: float
+
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D], same dtype."""
         return ops.norm_rotate(hidden_states, self.weight, None, None, self.eps)
@@ -74,7 +76,8 @@ class AcrossHeadsNorm(nn.RMSNorm):
     def rotated(self, hidden_states: Tensor, rotation: Rotation | None) -> Tensor:
         """The norm, then the turn by `rotation`, in one operation where nothing is hooked into this layer."""
         if plain(self):
-            return ops.norm_rotate(hidden_states, self.weight, *(rotation or (None, None)), self.eps)
+            cosines, sines = rotation or (None, None)
+            return ops.norm_rotate(hidden_states, self.weight, cosines, sines, self.eps)
         normed = self(hidden_states)
         return normed if rotation is None else ops.rotate(normed, *rotation)
 
@@ -122,24 +125,30 @@ class VideoAttentionProcessor:
     ) -> Tensor:
         """[B, N, D], [B, L, D], [B, L, D] -> [B, N, D]."""
 
-        def by_heads(*states: Tensor) -> Tensor:
+        def by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             backend = self._attention_backend
             # Measuring takes its own time in every process, and these go in step: what is spread is not measured.
             alone = self._parallel_config is None and attention.sequence is None
             if backend is None and alone and not torch.compiler.is_compiling():
                 chooser = _chooser.get()
-                chosen = None if chooser is None else chooser(*states, mask)
+                chosen = None if chooser is None else chooser(query, key, value, mask)
                 backend = None if chosen is None else AttentionBackendName(chosen)
             return dispatch_attention_fn(
-                *states,
+                query,
+                key,
+                value,
                 attn_mask=mask_for(backend, mask),
                 backend=backend,
                 parallel_config=self._parallel_config,
             )
 
-        states = [part.unflatten(2, (attention.heads, -1)) for part in (query, key, value)]
-        attended = by_heads(*states) if attention.sequence is None else attention.sequence.attend(*states, by_heads)
-        return attended.flatten(2, 3).to(query.dtype)
+        dtype = query.dtype
+        query, key, value = (part.unflatten(2, (attention.heads, -1)) for part in (query, key, value))
+        if attention.sequence is None:
+            attended = by_heads(query, key, value)
+        else:
+            attended = attention.sequence.attend(query, key, value, by_heads)
+        return attended.flatten(2, 3).to(dtype)
 
     def _to_text(self, attention: VideoAttention, kept: KeptText, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
         """Cross-attention inside a loop: keys and values are at hand, and padding takes no part."""
@@ -180,6 +189,11 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
     """Of the loop under way, see VideoDiT.hoisting; None outside."""
     sequence: SpreadTokens | None = None
     """Where each of several processes has a part of the tokens: how they attend to all of them."""
+    fused_projections: bool
+    to_qkv: nn.Linear
+    to_kv: nn.Linear
+    processor: Callable[..., Tensor]
+    set_processor: Callable[[Callable[..., Tensor]], None]  # these five come from diffusers' mixin
     _default_processor_cls = VideoAttentionProcessor
     _available_processors: ClassVar[list[type]] = [VideoAttentionProcessor]
 

@@ -21,6 +21,9 @@ class FramePaddedConv3d(nn.Conv3d):
     is applied in two dimensions, a third of the work for a kernel of three.
     """
 
+    padding: tuple[int, ...]
+    bias: nn.Parameter
+
     def __init__(
         self,
         in_channels: int,
@@ -78,7 +81,8 @@ class FramePaddedConv3d(nn.Conv3d):
         return ops.conv3d(frames, self.weight, self.bias, self.stride, self.padding)
 
     def _one_frame(self, hidden_states: Tensor, last_of: tuple[int, int] | None) -> Tensor:
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if last_of is not None:
             weight, bias = (value.unflatten(0, (-1, *last_of))[:, -1].flatten(0, 1) for value in (weight, bias))
         kernel = weight.sum(dim=2) if self.kernel_size[0] > 1 else weight[:, :, 0]

@@ -7,6 +7,9 @@ shortcut.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +30,12 @@ def bare(layer: nn.Module) -> nn.Module:
     Args:
         layer: any module; peft's wrappers have `base_layer`, `scaling` and `active_adapters`.
     """
-    base = getattr(layer, "base_layer", None)
+    wrapper: Any = layer
+    base: nn.Module | None = getattr(layer, "base_layer", None)
     if base is None or getattr(layer, "merged", True) or not hasattr(layer, "scaling") or not plain(layer):
         return layer
-    adding = [name for name in layer.active_adapters if layer.scaling.get(name, 0) != 0]
-    return layer if adding and not layer.disable_adapters else base
+    adding = [name for name in wrapper.active_adapters if wrapper.scaling.get(name, 0) != 0]
+    return layer if adding and not wrapper.disable_adapters else base
 
 
 def move_together(*layers: nn.Module) -> bool:
@@ -42,14 +46,14 @@ def move_together(*layers: nn.Module) -> bool:
     Returns:
         Whether they are neighbours now; never where a layer is not plain, or wants gradients and is being trained.
     """
-    layers = tuple(bare(layer) for layer in layers)
-    if not _plain(*layers) or any(layer.training for layer in layers):
+    inner = tuple(bare(layer) for layer in layers)
+    if not _plain(inner) or any(layer.training for layer in inner):
         return False
-    if neighbours(*layers) is not None:
+    if neighbours(*inner) is not None:
         return True
     with torch.no_grad():
         for name in ("weight", "bias"):
-            values = [getattr(layer, name) for layer in layers]
+            values = [getattr(layer, name) for layer in inner]
             if values[0] is not None:
                 for value, piece in zip(values, torch.cat(values).split([len(v) for v in values]), strict=True):
                     value.data = piece
@@ -64,19 +68,19 @@ def neighbours(*layers: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not parts.enabled("fused_qkv"):
         return None
-    layers = tuple(bare(layer) for layer in layers)
-    if not _plain(*layers):
+    inner = tuple(bare(layer) for layer in layers)
+    if not _plain(inner):
         return None
-    weight = _joined([layer.weight for layer in layers])
-    if weight is None or layers[0].bias is None:
+    weight = _joined([layer.weight for layer in inner])
+    if weight is None or inner[0].bias is None:
         return None if weight is None else (weight, None)
-    bias = _joined([layer.bias for layer in layers])
+    bias = _joined([layer.bias for layer in inner])
     return None if bias is None else (weight, bias)
 
 
-def _plain(*layers: nn.Module) -> bool:
+def _plain(layers: tuple[nn.Module, ...]) -> TypeGuard[tuple[nn.Linear, ...]]:
     """Whether all are linear layers and nothing more, on a device, alike."""
-    first = layers[0]
+    first: Any = layers[0]
     return all(
         type(layer) is nn.Linear
         and type(layer.weight) is nn.Parameter
@@ -89,7 +93,7 @@ def _plain(*layers: nn.Module) -> bool:
     )
 
 
-def _joined(values: list[nn.Parameter]) -> Tensor | None:
+def _joined(values: Sequence[Tensor]) -> Tensor | None:
     first, place = values[0], values[0].data_ptr()
     for value in values:
         if not value.is_contiguous() or value.data_ptr() != place or not _same_memory(value, first):

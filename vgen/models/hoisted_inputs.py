@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 from vgen.models.attention import KeptText, VideoAttentionProcessor
 from vgen.models.fusing import plain
 from vgen.models.hoisting import Memo, remembered, text_rows
+from vgen.models.layers import AdaLayerNormSingle, TextProjection
+from vgen.models.module_list import ModuleListOf
 from vgen.ops import parts
+
+if TYPE_CHECKING:
+    from vgen.models.video_dit import VideoDiTBlock
 
 MOST_TIMESTEPS: Final = 256
 """Distinct timesteps of a loop that are embedded beforehand; with more, every step embeds its own."""
@@ -22,9 +28,9 @@ _MOST_BYTES: Final = 64 << 20  # of all blocks' own modulation; above it each bl
 class HoistedInputs:
     """Part of VideoDiT; see `hoisting`."""
 
-    transformer_blocks: nn.ModuleList
-    time_embed: nn.Module
-    caption_projection: nn.Module
+    transformer_blocks: ModuleListOf[VideoDiTBlock]
+    time_embed: AdaLayerNormSingle
+    caption_projection: TextProjection
     scale_shift_table: nn.Parameter
     _memo: Memo | None = None
     _expected: Tensor | None = None
@@ -65,12 +71,11 @@ class HoistedInputs:
     def _time(self, timestep: Tensor, dtype: torch.dtype, memo: Memo | None) -> tuple[Iterable[Tensor], Tensor]:
         """Modulation of every block, see VideoDiTBlock, and shift and scale of the last norm, [B, N or 1, 2, D]."""
         batch, blocks = timestep.shape[0], self.transformer_blocks
-        rows = self._expected_rows(timestep) if memo is not None else None
-        if memo is None or rows is None:
+        rows, expected = self._expected_rows(timestep) if memo is not None else None, self._expected
+        if memo is None or rows is None or expected is None:
             temb, embedded = (value.unflatten(0, (batch, -1)) for value in self.time_embed(timestep.flatten(), dtype))
             return [temb] * len(blocks), embedded.unsqueeze(2) + self.scale_shift_table
-        expected = self._expected
-        own = [block.scale_shift_table for block in blocks]
+        own: list[Tensor] = [block.scale_shift_table for block in blocks]
         # A block whose weights come and go (offloading) hooks into it: then only the block may touch its table.
         at_hand = all(plain(block) and block.scale_shift_table.device == rows.device for block in blocks)
         if rows.shape[1] > 1 and self.block_runner is not None:
@@ -109,7 +114,7 @@ class HoistedInputs:
         if memo is None or mask is None or mask.ndim != 2 or not parts.enabled("trimmed_text"):
             project = lambda: self.caption_projection(features)  # noqa: E731
             return remembered(memo, "text", (features, self.caption_projection), project), mask
-        rows = memo.get("rows", (mask,), lambda: text_rows(mask))
+        rows = memo.get("rows", (mask,), partial(text_rows, mask))
         length = mask.shape[1] if rows is None else max(part.length for part in rows)
         mask = mask[:, :length]  # a view: its memory and its counter are those of the whole
         if rows is not None and len(rows) == 1:

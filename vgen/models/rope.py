@@ -95,9 +95,10 @@ class RotaryPositions(nn.Module):
         device: torch.device,
     ) -> Tensor:
         """[1, N, 3], positions of a regular grid of latents in units of `base_size`."""
-        if any(count is None for count in size):
+        counts = [count for count in size if count is not None]
+        if len(counts) < len(size):
             raise ShapeError("video_coords is None: then num_frames, height and width of the latents are needed.")
-        axes = [torch.arange(count, dtype=torch.float32, device=device) for count in size]
+        axes = [torch.arange(count, dtype=torch.float32, device=device) for count in counts]
         if scale is not None:
             axes = [
                 axis * scale[i] * self.patch[i] / self.base_size[i]  # in this order: angles are large, rounding shows

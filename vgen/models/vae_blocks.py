@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from vgen import ops
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import ChannelLayerNorm, PixelNorm, TimestepEmbedder
+from vgen.models.module_list import ModuleListOf
 from vgen.models.streaming import FrameStream, begins, take
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -137,14 +138,17 @@ class ResnetBlock(nn.Module):
         """
         shift_1 = scale_1 = shift_2 = scale_2 = None
         if self.scale_shift_table is not None:
+            assert embedding is not None
             shift_1, scale_1, shift_2, scale_2 = modulation(embedding, self.scale_shift_table)
         hidden_states = self.conv1.after_norm(inputs, self.norm1.eps, shift_1, scale_1, stream)
         if self.per_channel_scale1 is not None:
+            assert noise is not None
             hidden_states = hidden_states + (noise[:, :1] * self.per_channel_scale1)[:, :, None]
         hidden_states = self.conv2.after_norm(hidden_states, self.norm2.eps, shift_2, scale_2, stream)
         if self.per_channel_scale2 is not None:
+            assert noise is not None
             hidden_states = hidden_states + (noise[:, 1:] * self.per_channel_scale2)[:, :, None]
-        if self.conv_shortcut is not None:
+        if self.conv_shortcut is not None and self.norm3 is not None:
             inputs = self.conv_shortcut(self.norm3(inputs), stream=stream)
         carried = take(stream, self, inputs, hidden_states.shape[2])
         return hidden_states + carried if torch.is_grad_enabled() else hidden_states.add_(carried)
@@ -234,13 +238,15 @@ class Upsampler(nn.Module):
 class Stage(nn.Module):
     """What all stages share: a run of residual blocks, recomputed in the backward pass if asked."""
 
+    _gradient_checkpointing_func: Callable[..., Tensor]  # diffusers sets it where it turns checkpointing on
+
     def __init__(self) -> None:
         super().__init__()
         self.gradient_checkpointing = False
 
     def run_resnets(
         self,
-        resnets: Sequence[nn.Module],
+        resnets: ModuleListOf[ResnetBlock],
         hidden_states: Tensor,
         embedding: Tensor | None,
         generator: Generators,
@@ -257,7 +263,7 @@ class Stage(nn.Module):
 
 
 def _noise_for(
-    resnet: nn.Module, hidden_states: Tensor, generator: Generators, stream: FrameStream | None
+    resnet: ResnetBlock, hidden_states: Tensor, generator: Generators, stream: FrameStream | None
 ) -> Tensor | None:
     """The noise of a residual block: the same for all pieces of a clip."""
     if stream is None:
@@ -289,14 +295,15 @@ class DownBlock(Stage):
         widen: bool,
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(in_channels, in_channels, eps, causal) for _ in range(num_layers))
-        self.downsamplers = self.conv_out = None
+        self.resnets = ModuleListOf(ResnetBlock(in_channels, in_channels, eps, causal) for _ in range(num_layers))
+        self.downsamplers: ModuleListOf[CausalConv3d | Downsampler] | None = None
+        self.conv_out: ResnetBlock | None = None
         if downsample == "conv":
             reduce = CausalConv3d(in_channels, in_channels, stride=(2, 2, 2), causal=causal)
-            self.downsamplers = nn.ModuleList([reduce])
+            self.downsamplers = ModuleListOf([reduce])
         elif downsample is not None:
             stride = resolution_stride("downsample_type", downsample)
-            self.downsamplers = nn.ModuleList([Downsampler(in_channels, out_channels, stride, causal)])
+            self.downsamplers = ModuleListOf([Downsampler(in_channels, out_channels, stride, causal)])
         if widen and in_channels != out_channels:
             self.conv_out = ResnetBlock(in_channels, out_channels, eps, causal)
 
@@ -322,7 +329,7 @@ class MidBlock(Stage):
     ) -> None:
         super().__init__()
         self.time_embedder = TimestepEmbedder(4 * channels) if timestep_conditioning else None
-        self.resnets = nn.ModuleList(
+        self.resnets = ModuleListOf(
             ResnetBlock(channels, channels, eps, causal, inject_noise, timestep_conditioning) for _ in range(num_layers)
         )
 
@@ -371,8 +378,8 @@ class UpBlock(Stage):
         self.upsamplers = None
         if stride is not None:
             upsampler = Upsampler(out_channels * factor, stride, factor, residual, causal)
-            self.upsamplers = nn.ModuleList([upsampler])
-        self.resnets = nn.ModuleList(
+            self.upsamplers = ModuleListOf([upsampler])
+        self.resnets = ModuleListOf(
             ResnetBlock(out_channels, out_channels, eps, causal, inject_noise, timestep_conditioning)
             for _ in range(num_layers)
         )

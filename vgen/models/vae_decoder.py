@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm, TimestepEmbedder
+from vgen.models.module_list import ModuleListOf
 from vgen.models.streaming import FrameStream, StreamStage, run_in_pieces
 from vgen.models.vae_blocks import Generators, MidBlock, UpBlock, check_lengths, modulation, resolution_stride
 
@@ -75,7 +76,7 @@ class Decoder(nn.Module):
         width = block_out_channels[-1]
         self.conv_in = CausalConv3d(latent_channels, width, causal=causal)
         self.mid_block = MidBlock(width, layers_per_block[-1], eps, causal, inject_noise[-1], timestep_conditioning)
-        self.up_blocks = nn.ModuleList()
+        self.up_blocks: ModuleListOf[UpBlock] = ModuleListOf()
         for i in reversed(range(stages)):
             factor = upsample_factor[i]
             if factor > 1 and block_out_channels[i] != width:
@@ -153,7 +154,7 @@ class Decoder(nn.Module):
     ) -> list[tuple[Callable[[Tensor, FrameStream | None], Tensor], int]]:
         """The parts of the network in order, each with the frames that one latent frame has become after it."""
         if self.timestep_scale_multiplier is not None:
-            timesteps = self._scaled(timesteps, batch)
+            timesteps = _expanded(timesteps, batch) * self.timestep_scale_multiplier
         stages: list[tuple[Callable[[Tensor, FrameStream | None], Tensor], int]] = [
             (self._from_latents, 1),
             (partial(_run, self.mid_block, timesteps, generator), 1),
@@ -170,7 +171,7 @@ class Decoder(nn.Module):
 
     def _to_pixels(self, timesteps: Tensor | None, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
         shift = scale = None
-        if self.time_embedder is not None:
+        if self.time_embedder is not None and self.scale_shift_table is not None:
             embedding = self.time_embedder(timesteps, hidden_states.dtype)
             shift, scale = modulation(embedding, self.scale_shift_table)
         hidden_states = self.conv_out.after_norm(hidden_states, self.norm_out.eps, shift, scale, stream)
@@ -179,15 +180,17 @@ class Decoder(nn.Module):
             hidden_states, "b (c pt pw ph) f h w -> b c (f pt) (h ph) (w pw)", pt=frames, ph=rows, pw=columns
         )
 
-    def _scaled(self, timesteps: Tensor | None, batch: int) -> Tensor:
-        if timesteps is None:
-            raise RequestError("temb=None does not fit a timestep-conditioned decoder: give a tensor [B], e.g. 0.05.")
-        timesteps = timesteps.flatten()
-        if timesteps.numel() not in (1, batch):
-            raise RequestError(
-                f"temb has {timesteps.numel()} values for {batch} latents: give one for all or one for each ({batch})."
-            )
-        return timesteps.expand(batch) * self.timestep_scale_multiplier
+
+def _expanded(timesteps: Tensor | None, batch: int) -> Tensor:
+    """One timestep a latent, [B]."""
+    if timesteps is None:
+        raise RequestError("temb=None does not fit a timestep-conditioned decoder: give a tensor [B], e.g. 0.05.")
+    timesteps = timesteps.flatten()
+    if timesteps.numel() not in (1, batch):
+        raise RequestError(
+            f"temb has {timesteps.numel()} values for {batch} latents: give one for all or one for each ({batch})."
+        )
+    return timesteps.expand(batch)
 
 
 def _run(

@@ -27,6 +27,7 @@ from vgen.models.config_io import OptionalConfigKeys
 from vgen.models.hoisted_inputs import HoistedInputs
 from vgen.models.hoisting import remembered
 from vgen.models.layers import AdaLayerNormSingle, FeedForward, RMSNorm, TextProjection
+from vgen.models.module_list import ModuleListOf
 from vgen.models.registration import register_block, register_class, register_single_file
 from vgen.models.rope import RotaryPositions, Rotation
 from vgen.models.skip import BlockSkip, plan_skips, replace_rows
@@ -192,7 +193,7 @@ class VideoDiT(
         self.time_embed = AdaLayerNormSingle(hidden_size)
         self.caption_projection = TextProjection(caption_channels, hidden_size)
         self.rope = RotaryPositions(hidden_size, rope_theta, rope_base_size, patch_size, patch_size_t)
-        self.transformer_blocks = nn.ModuleList(
+        self.transformer_blocks = ModuleListOf(
             VideoDiTBlock(
                 hidden_size,
                 num_attention_heads,

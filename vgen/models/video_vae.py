@@ -270,6 +270,7 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, ModelMixin, ConfigMixin, F
             if isinstance(module, nn.Conv3d):
                 fan_in = module.weight[0].numel()
                 module.weight.normal_(0.0, fan_in**-0.5, generator=generator)
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, 0.02, generator=generator)

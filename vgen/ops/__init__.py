@@ -170,6 +170,6 @@ def _blocked(hidden_states: Tensor, weight: Tensor) -> bool:
         and hidden_states.device.type == "cpu"
         and hidden_states.dtype == weight.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and native.no_mode()
     )

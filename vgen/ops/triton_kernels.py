@@ -143,7 +143,10 @@ def norm_rotate(
     batch, tokens, size = hidden_states.shape
     out = hidden_states.new_empty(batch, tokens, size)
     turns = cosines is not None and sines is not None
-    cosines, sines = (value.contiguous() if turns else hidden_states for value in (cosines, sines))
+    if cosines is not None and sines is not None:
+        cosines, sines = cosines.contiguous(), sines.contiguous()
+    else:
+        cosines = sines = hidden_states
     _norm_rotate[(batch * tokens,)](
         hidden_states, weight, cosines, sines, out,
         tokens, size // 2, hidden_states.stride(0), hidden_states.stride(1),
@@ -170,7 +173,7 @@ def pixel_norm_silu(
         memory_format=layout,
     )
     modulates = shift is not None and scale is not None
-    if modulates:
+    if shift is not None and scale is not None:
         shift, scale = (
             value.expand(batch, size, 1, 1, 1).reshape(batch, size).contiguous() for value in (shift, scale)
         )

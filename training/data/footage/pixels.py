@@ -48,8 +48,8 @@ def _from_video(
     chosen = _chosen(source) if clips[wanted[0].clip].resampled else None
     needed: dict[int, list[tuple[Sample, int]]] = defaultdict(list)
     for sample in wanted:
-        for place, frame in enumerate(sample.frames):
-            needed[frame if chosen is None else chosen[frame]].append((sample, place))
+        for position, index in enumerate(sample.frames):
+            needed[index if chosen is None else chosen[index]].append((sample, position))
     open_samples: dict[str, np.ndarray] = {}
     left = {sample.key: len(sample.frames) for sample in wanted}
     for place, frame in enumerate(stream):

@@ -89,7 +89,7 @@ class FootageLatents(FootageSamples):
         """{"latents": float32 [B, C, f, h, w], "last": [B, C, 1, h, w] of clips, "weight": [B, 1, f, h, w] where a
         sample has a mask, "indices"}."""
         read = [self._read(self.samples[place]) for place in indices]
-        batch = {
+        batch: Batch = {
             name: torch.stack([part[name].float() for part in read]) for name in ("latents", "last") if name in read[0]
         }
         if any("weight" in part for part in read):

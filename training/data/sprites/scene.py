@@ -91,9 +91,20 @@ def turned(scene: Scene, turn: int, way: str, pace: float, height: int, width: i
         behind = place[axis] - low[axis] if direction[axis] > 0 else high[axis] - place[axis]
         pace = min(pace, max(behind, 0.0) / (abs(direction[axis]) * turn))
     came = path.offset[0] - np.outer(steps * pace, direction)
-    values = {name: getattr(path, name) for name in ("radius_scale", "angle", "alpha", "mixed")}
-    joined = {name: np.concatenate([np.full(turn, value[0]), value])[:count] for name, value in values.items()}
-    return replace(scene, path=replace(path, offset=np.concatenate([came, path.offset])[:count], impacts=[], **joined))
+
+    def held(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.full(turn, values[0]), values])[:count]
+
+    path = replace(
+        path,
+        offset=np.concatenate([came, path.offset])[:count],
+        radius_scale=held(path.radius_scale),
+        angle=held(path.angle),
+        alpha=held(path.alpha),
+        mixed=held(path.mixed),
+        impacts=[],
+    )
+    return replace(scene, path=path)
 
 
 def tones(background: Background) -> list[tuple[int, int, int]]:

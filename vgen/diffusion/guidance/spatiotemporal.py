@@ -39,8 +39,7 @@ class SpatioTemporalGuidance(Guidance):
     def __post_init__(self) -> None:
         check_range("stg_scale", self.scale, 0, math.inf, "is negative or not a number: use 0 (off) or more.")
         check_mode(self.mode)
-        lists = every(self.blocks) if _by_step(self.blocks) else [self.blocks]
-        for blocks in lists:
+        for blocks in _lists(self.blocks):
             if not isinstance(blocks, (list, tuple)) or not all(
                 isinstance(block, Integral) and not isinstance(block, bool) for block in blocks
             ):
@@ -53,7 +52,7 @@ class SpatioTemporalGuidance(Guidance):
 
     def branches(self, step: StepState) -> Sequence[Branch]:
         """The conditional branch, and the perturbed one where guidance is on."""
-        blocks = tuple(at_step(self.blocks, step)) if _by_step(self.blocks) else tuple(self.blocks)  # type: ignore[arg-type]
+        blocks: tuple[int, ...] = tuple(at_step(self.blocks, step) if _by_step(self.blocks) else _lists(self.blocks)[0])
         if not blocks or not at_step(self.scale, step) > 0:
             return (CONDITIONAL,)
         return (CONDITIONAL, Branch(self.name, skip_layers=SkipLayers(self.mode, blocks)))
@@ -70,7 +69,7 @@ class SpatioTemporalGuidance(Guidance):
         check_length("stg_scale", self.scale, num_steps)
         if _by_step(self.blocks):
             check_length("stg_blocks", self.blocks, num_steps)
-        for blocks in every(self.blocks) if _by_step(self.blocks) else [self.blocks]:
+        for blocks in _lists(self.blocks):
             missing = [block for block in blocks if not 0 <= block < num_blocks]
             if missing:
                 raise RequestError(f"stg_blocks={missing} are not there: the transformer has 0 to {num_blocks - 1}.")
@@ -96,3 +95,8 @@ def _by_step(blocks: Any) -> bool:
     if isinstance(blocks, BySigma):
         return True
     return isinstance(blocks, (list, tuple)) and any(isinstance(entry, (list, tuple)) for entry in blocks)
+
+
+def _lists(blocks: Any) -> list[Sequence[int]]:
+    """All the lists of blocks that may come up."""
+    return every(blocks) if _by_step(blocks) else [blocks]
