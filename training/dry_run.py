@@ -22,6 +22,7 @@ from vgen.models import CausalVideoVAE
 from vgen.training.config import Recipe
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips
+from vgen.training.data.footage.pixel_source import FootageClips
 from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan, Source
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
@@ -30,7 +31,7 @@ from vgen.training.objectives.base import Objective
 from vgen.training.objectives.flow import QUANTILES, FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
-from vgen.training.parts import Parts, build_parts
+from vgen.training.parts import Parts, build_parts, checkpoint_activations
 from vgen.training.randomness import Keys
 from vgen.types import VideoShape
 
@@ -127,7 +128,7 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         memory = _memory(recipe, objective, examples, accelerator.num_processes)
         before = _held(accelerator.device)  # after the rehearsal, which loads the libraries that a run loads, too
         ahead = _PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
-        data = _cached_bytes(objective, source) + (ahead if recipe.data.workers else 0)
+        data = _cached_bytes(objective, source) + (ahead if getattr(recipe.data, "workers", 0) else 0)
         estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
         estimate.encodes_in_step = _encodes_in_step(objective)
         estimate.caching = _caching_seconds(recipe, objective, source, clock)
@@ -141,9 +142,7 @@ def _memory(recipe: Recipe, objective: Objective, examples: dict[Kind, Batch], w
     largest = max(examples.values(), key=lambda batch: sum(value.numel() for value in batch.values()))
     device = "cuda" if next(objective.parameters()).device.type == "cuda" else "cpu"
     if recipe.activation_checkpointing:
-        for part in objective.children():
-            if hasattr(part, "enable_gradient_checkpointing"):
-                part.enable_gradient_checkpointing()
+        checkpoint_activations(objective)
     peak = peak_bytes(objective, objective.rehearse_most, largest, device, recipe.mixed_precision == "bf16")
     return memory_of(
         objective.parameters(),
@@ -176,23 +175,31 @@ def _encodes_in_step(objective: Objective) -> bool:
 def _elsewhere(objective: Objective) -> int:
     """The largest of what encoding, sampling and validation hold."""
     if isinstance(objective, FlowObjective):
-        data, config, vae = objective.data, objective.config, objective.vae
+        config, vae, size = objective.config, objective.vae, (objective.data.height, objective.data.width)
         encoded = [(frames, config.latents.batch) for frames in config.latents.groups]
         decoded = config.sample_clips
         if _encodes_in_step(objective):  # a whole micro-batch is rendered and encoded in the step
             encoded += [(length, size) for stage in objective.plan.stages for length, size in stage.batch.items()]
     elif isinstance(objective, VaeObjective):
-        data, vae = objective.clips.config, objective.vae
+        vae, size = objective.vae, _size(objective.clips)
         encoded = [(objective.config.validation_frames, min(16, objective.config.validation_clips))]
         decoded = encoded[0][1]
     else:
         return 0
     frames, batch = max(encoded, key=lambda kind: kind[0] * kind[1])
-    peaks = [_coding(encoding_peak, vae, frames, data.height, data.width, batch)]
+    peaks = [_coding(encoding_peak, vae, frames, *size, batch)]
     if decoded:
         frames = objective.config.validation_frames
-        peaks.append(_coding(decoding_peak, vae, frames, data.height, data.width, decoded))
+        peaks.append(_coding(decoding_peak, vae, frames, *size, decoded))
     return max(peaks)
+
+
+def _size(clips: SpriteClips | FootageClips) -> tuple[int, int]:
+    """Rows and columns of the largest clips."""
+    if isinstance(clips, SpriteClips):
+        return clips.config.height, clips.config.width
+    largest = max((sample.bucket for sample in clips.samples), key=lambda bucket: bucket.height * bucket.width)
+    return largest.height, largest.width
 
 
 def _coding(peak: Callable[..., int], vae: CausalVideoVAE, num_frames: int, height: int, width: int, batch: int) -> int:
@@ -234,7 +241,7 @@ def _time_training(
         rows = max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
         loading, computing = _micro_batch_seconds(recipe, parts, plan, source, kind, rows, clock)
         micro[kind] = computing
-        workers = recipe.data.workers if isinstance(source, SpriteClips) else 0
+        workers = source.config.workers if isinstance(source, SpriteClips) else 0
         beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
         estimate.steps[kind] = count * (max(computing, loading / workers) if beside else computing + loading)
     stepping = _optimizer_seconds(recipe, parts, clock)

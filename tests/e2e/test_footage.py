@@ -256,6 +256,9 @@ def test_one_clip_and_the_vae_and_the_whole_transformer(run_cli, data, footage, 
     changed = {name.split(".")[0] for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed == {"decoder"}
     _fine(run_cli("train", "full", data, "-o", tmp_path / "full", *quick, "--gradient-checkpointing"))
+    for trained in ("vae", "full"):
+        told = _fine(run_cli("train", "run", tmp_path / trained / "recipe.yaml", "--dry-run"))
+        assert "memory" in told.out
     _fine(
         run_cli("generate", "red", "--model", tmp_path / "full" / "export", "--steps", 2, "-o", tmp_path / "full.gif")
     )
