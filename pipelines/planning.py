@@ -87,7 +87,7 @@ def sizes_of_configs(
         quantize: of `vgen.lossy.QUANTIZATIONS`; only "int8-weights" takes less in the plan.
         quantize_text: of `vgen.lossy.TEXT_QUANTIZATIONS`.
     """
-    models = [empty_model(name, config) for name, config in (("VideoDiT", transformer), ("CausalVideoVAE", vae))]
+    models: list[Any] = [empty_model("VideoDiT", transformer), empty_model("CausalVideoVAE", vae)]
     encoder = None if text is None else empty_text_encoder(text)
     for model in (*models, *([] if encoder is None else [encoder])):
         nn.Module.to(model, dtype)  # diffusers' own `to` warns about casting

@@ -38,7 +38,7 @@ _CPU_ATTENTION = {
 """torch's own counter does not know them."""
 
 Inputs = Mapping[str, Tensor]
-Loss = Callable[[Inputs], Tensor]
+Loss = Callable[[dict[str, Tensor]], Tensor]
 
 
 class MemoryEstimate(NamedTuple):
@@ -66,7 +66,7 @@ class _Rehearsed(nn.Module):
         self.module = module
         self.loss = loss
 
-    def forward(self, inputs: Inputs, autocast: AbstractContextManager[Any]) -> None:
+    def forward(self, inputs: dict[str, Tensor], autocast: AbstractContextManager[Any]) -> None:
         with autocast:
             made = self.loss(inputs)
         made.backward()

@@ -143,7 +143,7 @@ class LossyFields(BaseModel):
         default=None, description="Lossy: linear layers in 8 bits, int8, int8-weights (memory only) or fp8 (GPU)."
     )
     quantize_text: Annotated[str | None, BeforeValidator(_checked(read_quantize_text))] = Field(
-        None, description="Lossy: the text encoder's linear layers in 8 bits, int8-weights; for memory."
+        default=None, description="Lossy: the text encoder's linear layers in 8 bits, int8-weights; for memory."
     )
     step_cache: Annotated[str | None, BeforeValidator(_checked(lambda value: str(read_step_cache(value))))] = Field(
         default=None,

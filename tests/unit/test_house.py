@@ -66,6 +66,17 @@ def test_files_and_functions_keep_their_budget() -> None:
     assert over == []
 
 
+def test_fields_name_their_default() -> None:
+    """Field(default=...): a default by place makes the field a required argument to type checkers of users."""
+    by_place = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in _python_files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Field" and node.args
+    ]
+    assert by_place == []
+
+
 def test_generation_imports_nothing_from_training() -> None:
     code = (
         "import sys, vgen.pipelines as p; p.TextToVideoPipeline, p.ImageToVideoPipeline, p.MaskedPredictionPipeline, "

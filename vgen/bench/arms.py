@@ -185,9 +185,8 @@ class Arm:
         return to_output(video, "np", processor) if self.ours else processor.postprocess_video(video, output_type="np")
 
     def _end_to_end(self) -> Any:
-        if self.pipeline.text_encoder is None:
-            text = self.inputs.text
-        else:
+        text: dict[str, Any] = self.inputs.text
+        if self.pipeline.text_encoder is not None:
             text = dict(zip(("prompt", "negative_prompt"), self._words(), strict=True))
         return self.pipeline(**self._arguments(), **text, output_type="np", return_dict=False)[0]
 

@@ -22,10 +22,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class Components:
-    """What a pipeline is made of; without a text encoder, prompt embeddings stand in."""
+    """What a pipeline is made of, ours or diffusers'; without a text encoder, prompt embeddings stand in."""
 
-    transformer: nn.Module
-    vae: nn.Module
+    transformer: Any
+    vae: Any
     scheduler: FlowMatchEulerDiscreteScheduler
     text_encoder: T5EncoderModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None

@@ -58,7 +58,7 @@ def interleaved(
     """
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
-        for name in (*works, *reversed(works)):
+        for name in (*works, *reversed(list(works))):
             times[name].append(seconds(works[name], device, clock))
     return times
 

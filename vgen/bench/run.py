@@ -158,11 +158,11 @@ def _arm_report(
     scenario = arm.scenario
     work, step = arm.stage("end_to_end"), arm.stage("step")
     assert work is not None and step is not None
-    stages = {
+    stages: dict[str, dict[str, Any]] = {
         name: {"p50": quantile(times, 0.5), "p90": quantile(times, 0.9), "min": min(times), "seconds": times}
         for name, times in timed.items()
     }
-    report = {
+    report: dict[str, Any] = {
         "cold": dict(cold),
         "stages": stages,
         "peak_bytes": peak_bytes(work, device),

@@ -211,7 +211,8 @@ def _set_up(vae: CausalVideoVAE, plan: CodingPlan) -> Iterator[None]:
     try:
         yield
     finally:
-        vars(vae).update(before)
+        for name, value in before.items():
+            setattr(vae, name, value)
 
 
 def _double(vae: CausalVideoVAE, plan: CodingPlan | None) -> CausalVideoVAE:

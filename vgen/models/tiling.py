@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from vgen.errors import ShapeError
+from vgen.models.vae_blocks import Generators
+from vgen.models.vae_decoder import Decoder
+from vgen.models.vae_encoder import Encoder
+from vgen.types import Strides
 
 
 class TiledCoding:
@@ -19,6 +23,10 @@ class TiledCoding:
     Tiles overlap by (tile size - stride) pixels and are blended linearly there, as diffusers does. Pieces in time do
     not overlap: the network remembers what it needs between them (see streaming), so nothing is shifted or blended.
     """
+
+    strides: Strides
+    encoder: Encoder
+    decoder: Decoder
 
     def _init_tiling(self) -> None:
         self.use_slicing = self.use_tiling = False
@@ -95,7 +103,7 @@ class TiledCoding:
         """[B, 3, F, H, W] -> [B, 2 * C, f, h, w]."""
         tile = (self.tile_sample_min_height, self.tile_sample_min_width)
         step = (self.tile_sample_stride_height, self.tile_sample_stride_width)
-        scales = tuple(1 / stride for stride in (self.strides.height, self.strides.width))
+        scales = (1 / self.strides.height, 1 / self.strides.width)
         frames = self.tile_sample_stride_num_frames
 
         def encode(part: Tensor) -> Iterator[Tensor]:
@@ -107,14 +115,14 @@ class TiledCoding:
         latent_frames = 1 + (video.shape[2] - 1) // self.strides.temporal
         return _joined(self._tiled(encode, video, tile, step, scales, latent_frames), latent_frames)
 
-    def _decode(self, latents: Tensor, temb: Tensor | None, generator: object) -> Tensor:
+    def _decode(self, latents: Tensor, temb: Tensor | None, generator: Generators) -> Tensor:
         """[B, C, f, h, w] -> [B, 3, F, H, W]."""
         return _joined(self._decoded_pieces(latents, temb, generator), self._pixel_frames(latents))
 
     def _pixel_frames(self, latents: Tensor) -> int:
         return 1 + (latents.shape[2] - 1) * self.strides.temporal
 
-    def _decoded_pieces(self, latents: Tensor, temb: Tensor | None, generator: object) -> Iterator[Tensor]:
+    def _decoded_pieces(self, latents: Tensor, temb: Tensor | None, generator: Generators) -> Iterator[Tensor]:
         """[B, C, f, h, w] -> [B, 3, F, H, W], one after the other in time; one only if not framewise or in tiles."""
         tile = (
             self.tile_sample_min_height // self.strides.height,
