@@ -172,8 +172,15 @@ def split_lora(entry: str) -> tuple[str, float]:
     return (entry, 1.0) if scale is None or not file else (file, float(scale))
 
 
-def lora_list(field: str) -> Callable[[Any], Any]:
-    """A check for FILE or FILE:SCALE, or a list of them. None passes."""
+def _entries(field: str, form: str, example: str, fault: Callable[[str], str | None]) -> Callable[[Any], Any]:
+    """A check for one text of a form, or a list of them. None passes.
+
+    Args:
+        field: its name.
+        form: how an entry is spelled.
+        example: an entry.
+        fault: what is wrong with an entry, or None.
+    """
     readable = text(field)
 
     def check(value: Any) -> Any:
@@ -181,20 +188,28 @@ def lora_list(field: str) -> Callable[[Any], Any]:
             return None
         entries = [value] if isinstance(value, str) else value
         if not isinstance(entries, (list, tuple)) or not entries or None in entries:
-            raise _refuse(
-                f"{field}={value!r:.80} is not a list of FILE or FILE:SCALE; use for instance a.safetensors:0.8."
-            )
+            raise _refuse(f"{field}={value!r:.80} is not a list of {form}; use for instance {example}.")
         for entry in entries:
-            file, scale = split_lora(readable(entry))
-            if not file.strip():
-                raise _refuse(f"{field}={entry!r:.80} names no file; use FILE or FILE:SCALE.")
-            if not abs(scale) <= MAX_LORA_SCALE:
-                raise _refuse(
-                    f"{field}={entry!r:.80} has a scale outside {-MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g}; 1 is usual."
-                )
+            wrong = fault(readable(entry))
+            if wrong is not None:
+                raise _refuse(f"{field}={entry!r:.80} {wrong}")
         return tuple(entries)
 
     return check
+
+
+def lora_list(field: str) -> Callable[[Any], Any]:
+    """A check for FILE or FILE:SCALE, or a list of them. None passes."""
+
+    def fault(entry: str) -> str | None:
+        file, scale = split_lora(entry)
+        if not file.strip():
+            return "names no file; use FILE or FILE:SCALE."
+        if not abs(scale) <= MAX_LORA_SCALE:
+            return f"has a scale outside {-MAX_LORA_SCALE:g} to {MAX_LORA_SCALE:g}; 1 is usual."
+        return None
+
+    return _entries(field, "FILE or FILE:SCALE", "a.safetensors:0.8", fault)
 
 
 def split_keyframe(entry: str) -> tuple[str, int]:
@@ -205,20 +220,13 @@ def split_keyframe(entry: str) -> tuple[str, int]:
 
 def keyframe_list(field: str) -> Callable[[Any], Any]:
     """A check for a list of FILE@INDEX. None passes."""
-    readable = text(field)
+    example = "middle.png@8"
 
-    def check(value: Any) -> Any:
-        if value is None:
-            return None
-        entries = [value] if isinstance(value, str) else value
-        if not isinstance(entries, (list, tuple)) or not entries:
-            raise _refuse(f"{field}={value!r:.80} is not a list of FILE@INDEX; use for instance middle.png@8.")
-        for entry in entries:
-            if not isinstance(entry, str) or not re.fullmatch(r".+@-?\d{1,7}", readable(entry), re.DOTALL):
-                raise _refuse(f"{field}={entry!r:.80} is not FILE@INDEX; use for instance middle.png@8.")
-        return tuple(entries)
+    def fault(entry: str) -> str | None:
+        spelled = re.fullmatch(r".+@-?\d{1,7}", entry, re.DOTALL)
+        return None if spelled else f"is not FILE@INDEX; use for instance {example}."
 
-    return check
+    return _entries(field, "FILE@INDEX", example, fault)
 
 
 def check_keyframes(entries: Sequence[str], num_frames: int) -> None:
