@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -152,6 +152,9 @@ _REQUEST_OPTIONS: dict[str, Any] = {
 }
 
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
 @dataclass(frozen=True)
 class JobOptions:
     """What was given for the shared options.
@@ -198,23 +201,47 @@ InputCrf = Annotated[
 
 def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the shared options; it receives them as `options: JobOptions`."""
-    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
-    keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [
-        inspect.Parameter("output", keyword, annotation=Output),
-        *(inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in _REQUEST_OPTIONS.items()),
-        inspect.Parameter("overwrite", keyword, default=False, annotation=Overwrite),
+        inspect.Parameter("output", _KEYWORD, annotation=Output),
+        *(inspect.Parameter(name, _KEYWORD, default=None, annotation=kind) for name, kind in _REQUEST_OPTIONS.items()),
+        inspect.Parameter("overwrite", _KEYWORD, default=False, annotation=Overwrite),
     ]
-    own = [p.replace(kind=keyword) for p in own]
+
+    def gathered(given: dict[str, Any]) -> JobOptions:
+        output, overwrite = given.pop("output"), given.pop("overwrite")
+        fields = {name: value for name, value in given.items() if value is not None and value != []}
+        return JobOptions(output, overwrite, fields)
+
+    command = with_options(function, shared, gathered)
+
+    @functools.wraps(command)
+    def together(**values: Any) -> None:
+        with processes.together():
+            command(**values)
+
+    return together
+
+
+def with_options(
+    function: Callable[..., None],
+    shared: Sequence[inspect.Parameter],
+    gathered: Callable[[dict[str, Any]], Any],
+) -> Callable[..., None]:
+    """A command with the options of `function` and some that it shares with others.
+
+    Args:
+        function: takes what `gathered` makes of the shared ones as `options`.
+        shared: names, defaults and annotations.
+        gathered: is given their values by name.
+    """
+    own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "options"]
+    every = [p.replace(kind=_KEYWORD) for p in (*own, *shared)]
 
     @functools.wraps(function)
     def command(**values: Any) -> None:
-        output, overwrite = values.pop("output"), values.pop("overwrite")
-        given = {name: values.pop(name) for name in _REQUEST_OPTIONS}
-        fields = {name: value for name, value in given.items() if value is not None and value != []}
-        with processes.together():
-            function(**values, options=JobOptions(output, overwrite, fields))
+        given = {p.name: values.pop(p.name) for p in shared}
+        function(**values, options=gathered(given))
 
-    command.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+    command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in every}
     return command

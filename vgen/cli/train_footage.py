@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+
+from vgen.cli.options import with_options
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="The data set of `vgen data`.")]
 ModelName = Annotated[str, typer.Option("--model", metavar="NAME|FOLDER", help="What is fine-tuned.")]
@@ -31,12 +35,6 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Of all draws.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="Where to train.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="no|bf16", help="bf16: base and passes in bfloat16.")]
 Checkpointing = Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")]
-BaseWeights = Annotated[
-    str, typer.Option("--base", metavar="keep|int8|float8", help="The frozen weights in 8 bits; needs torchao.")
-]
-Offload = Annotated[
-    bool, typer.Option("--offload", help="The frozen blocks live on the host, two at a time on the GPU; exact, slower.")
-]
 Optimizer = Annotated[
     str, typer.Option("--optimizer", metavar="NAME", help="adamw, adamw8bit (needs torchao) or muon.")
 ]
@@ -52,7 +50,7 @@ Set = Annotated[
 ]
 
 
-def lora(
+def fine_tune(
     data: Data,
     output: Output,
     model: ModelName = "sprites",
@@ -61,6 +59,55 @@ def lora(
     batch: Batch = 1,
     accumulate: Accumulate = 1,
     lr: Rate = None,
+    first_frame: FirstFrame = 0.25,
+    tasks: Tasks = "",
+    weights: Weights = "",
+    small_buckets: SmallBuckets = "wrap",
+    seed: Seed = 0,
+    device: Device = "auto",
+    precision: Precision = "no",
+    gradient_checkpointing: Checkpointing = False,
+    optimizer: Optimizer = "adamw",
+    preset: Preset = None,
+    settings: Set = None,
+    **chosen: Any,
+) -> None:
+    """Write the recipe that the options say, and train it.
+
+    Args:
+        data: and all others: options of `vgen train lora` and `vgen train full`.
+        chosen: what else a FineTune takes.
+    """
+    from pathlib import Path
+
+    from vgen.training.data.footage.cache import CacheIndex, find_index
+    from vgen.training.data.footage.commands import shares
+    from vgen.training.data.footage.records import DataSet
+    from vgen.training.presets import FineTune, fine_tune_recipe, write_recipe
+
+    folder, place = Path(output), find_index(DataSet.open(data).folder.resolve(), model, cache)
+    asked = FineTune(
+        tasks=shares("tasks", tasks) if tasks else {"text": 1 - first_frame, "first": first_frame},
+        weights=shares("weights", weights), steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr,
+        small_buckets=small_buckets, seed=seed, device=device, mixed_precision=precision,
+        gradient_checkpointing=gradient_checkpointing, optimizer=optimizer, **chosen,
+    )  # fmt: skip
+    index = CacheIndex.open(place)
+    if preset is not None:
+        asked = _fitted(asked, preset, index)
+    recipe = fine_tune_recipe(folder.name, folder.resolve(), place, index, asked)
+    _run(str(write_recipe(folder, recipe, settings or ())), None)
+
+
+def _with_fine_tune_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all options of `fine_tune`; it receives them as `options`."""
+    parameters = inspect.signature(fine_tune, eval_str=True).parameters.values()
+    return with_options(function, [p for p in parameters if p.name != "chosen"], dict)
+
+
+@_with_fine_tune_options
+def lora(
+    options: dict[str, Any],
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the LoRA.")] = 32,
     alpha: Annotated[
         float | None, typer.Option("--alpha", min=0, help="Scale times rank; the rank if left out.")
@@ -68,58 +115,23 @@ def lora(
     targets: Annotated[
         str, typer.Option("--targets", metavar="LIST", help="attention, blocks, all, or endings of layers' names.")
     ] = "blocks",
-    first_frame: FirstFrame = 0.25,
-    tasks: Tasks = "",
-    weights: Weights = "",
-    small_buckets: SmallBuckets = "wrap",
-    seed: Seed = 0,
-    device: Device = "auto",
-    precision: Precision = "no",
-    gradient_checkpointing: Checkpointing = False,
-    base: BaseWeights = "keep",
-    offload: Offload = False,
-    optimizer: Optimizer = "adamw",
-    preset: Preset = None,
-    settings: Set = None,
+    base: Annotated[
+        str, typer.Option("--base", metavar="keep|int8|float8", help="The frozen weights in 8 bits; needs torchao.")
+    ] = "keep",
+    offload: Annotated[
+        bool,
+        typer.Option("--offload", help="The frozen blocks live on the host, two at a time on the GPU; exact, slower."),
+    ] = False,
 ) -> None:
     """Train a LoRA on a data set; interrupted, `vgen train resume` goes on."""
-    _train(
-        data, output, model, cache, tasks, first_frame, weights, settings,
-        mode="lora", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, rank=rank, alpha=alpha,
-        targets=tuple(part.strip() for part in targets.split(",")), small_buckets=small_buckets, seed=seed,
-        device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing, base_weights=base,
-        offload=offload, optimizer=optimizer, preset=preset,
-    )  # fmt: skip
+    layers = tuple(part.strip() for part in targets.split(","))
+    fine_tune(**options, mode="lora", rank=rank, alpha=alpha, targets=layers, base_weights=base, offload=offload)
 
 
-def full(
-    data: Data,
-    output: Output,
-    model: ModelName = "sprites",
-    cache: Cache = None,
-    steps: Steps = 1500,
-    batch: Batch = 1,
-    accumulate: Accumulate = 1,
-    lr: Rate = None,
-    first_frame: FirstFrame = 0.25,
-    tasks: Tasks = "",
-    weights: Weights = "",
-    small_buckets: SmallBuckets = "wrap",
-    seed: Seed = 0,
-    device: Device = "auto",
-    precision: Precision = "no",
-    gradient_checkpointing: Checkpointing = False,
-    optimizer: Optimizer = "adamw",
-    preset: Preset = None,
-    settings: Set = None,
-) -> None:
+@_with_fine_tune_options
+def full(options: dict[str, Any]) -> None:
     """Train the whole transformer on a data set; the run's export/ is a model folder."""
-    _train(
-        data, output, model, cache, tasks, first_frame, weights, settings,
-        mode="full", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr, small_buckets=small_buckets,
-        seed=seed, device=device, mixed_precision=precision, gradient_checkpointing=gradient_checkpointing,
-        optimizer=optimizer, preset=preset,
-    )  # fmt: skip
+    fine_tune(**options, mode="full")
 
 
 def vae(
@@ -199,10 +211,10 @@ def clip(
     parts = ModelParts.find(model)
     geometry = geometry_for(parts, num_frames, size)
     place, _, _ = fill_cache(made.data, parts, geometry, choose_device(device), typer.echo)
-    _train(
-        str(data), output, model, place.parent.name, "text=0.5,first=0.25,prefix=0.15,other=0.1", 0.0, "", settings,
-        mode="lora", steps=steps, batch=batch, lr=lr, rank=rank, seed=seed, device=device, mixed_precision=precision,
-        gradient_checkpointing=gradient_checkpointing,
+    fine_tune(
+        str(data), output, model, place.parent.name, tasks="text=0.5,first=0.25,prefix=0.15,other=0.1", steps=steps,
+        batch=batch, lr=lr, seed=seed, device=device, precision=precision,
+        gradient_checkpointing=gradient_checkpointing, settings=settings, mode="lora", rank=rank,
     )  # fmt: skip
 
 
@@ -219,27 +231,6 @@ def resume(
     if not recipe.is_file():
         raise RequestError(f"{run} holds no recipe.yaml: it is not the folder of a run of `vgen train lora`.")
     _run(str(recipe), settings)
-
-
-def _train(
-    data: str, output: str, model: str, cache: str | None, tasks: str, first_frame: float, weights: str,
-    settings: list[str] | None, preset: str | None = None, **chosen: Any,
-) -> None:  # fmt: skip
-    from pathlib import Path
-
-    from vgen.training.data.footage.cache import CacheIndex, find_index
-    from vgen.training.data.footage.commands import shares
-    from vgen.training.data.footage.records import DataSet
-    from vgen.training.presets import FineTune, fine_tune_recipe, write_recipe
-
-    folder, place = Path(output), find_index(DataSet.open(data).folder.resolve(), model, cache)
-    mix = shares("tasks", tasks) if tasks else {"text": 1 - first_frame, "first": first_frame}
-    asked = FineTune(tasks=mix, weights=shares("weights", weights), **chosen)
-    index = CacheIndex.open(place)
-    if preset is not None:
-        asked = _fitted(asked, preset, index)
-    recipe = fine_tune_recipe(folder.name, folder.resolve(), place, index, asked)
-    _run(str(write_recipe(folder, recipe, settings or ())), None)
 
 
 def _fitted(asked: Any, preset: str, index: Any) -> Any:
