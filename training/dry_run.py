@@ -27,8 +27,8 @@ from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan, Source
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
 from vgen.training.meter import example_batches, peak_memory, shape_key
-from vgen.training.objectives.base import Objective
-from vgen.training.objectives.flow import QUANTILES, FlowObjective
+from vgen.training.objectives.base import QUANTILES, Objective
+from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import Parts, build_parts, checkpoint_activations

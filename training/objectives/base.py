@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,15 @@ from vgen.training.control import Control
 from vgen.training.data.plan import Batch
 from vgen.training.ema import Ema
 from vgen.training.randomness import Keys
+
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Of sigma: where a flow is validated."""
+
+
+def losses_at_quantiles(loss: Callable[[float], float]) -> dict[str, float]:
+    """{"loss_at_0.1", ..., "loss"}: a loss at fixed quantiles of sigma, and their mean."""
+    measured = {f"loss_at_{quantile}": loss(quantile) for quantile in QUANTILES}
+    return {**measured, "loss": sum(measured.values()) / len(QUANTILES)}
 
 
 class Objective(nn.Module, ABC):

@@ -27,7 +27,7 @@ from vgen.training.data.footage.source import FootageLatents
 from vgen.training.data.plan import Batch, BatchPlan
 from vgen.training.objectives.adapters import ADAPTER, add_lora, quantize_blocks
 from vgen.training.objectives.attention import use_explicit_attention
-from vgen.training.objectives.base import Objective
+from vgen.training.objectives.base import Objective, losses_at_quantiles
 from vgen.training.objectives.given import encoded_material, reference_material
 from vgen.training.objectives.tasks import (
     CACHED_TASKS,
@@ -40,8 +40,6 @@ from vgen.training.objectives.tasks import (
 )
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
-
-QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 _OWN_CONVENTION = ("text", "first")
 """Tasks of the text-to-video and image-to-video pipelines; all others are sampled with conditions anywhere."""
@@ -257,19 +255,24 @@ class FineTuneObjective(Objective):
         device = next(self.transformer.parameters()).device
         count = min(self.config.validation_samples, len(self.source.samples))
         chosen = [round(place * (len(self.source.samples) - 1) / max(1, count - 1)) for place in range(count)]
-        totals = dict.fromkeys(QUANTILES, 0.0)
+        fixed: list[tuple[Batch, Tensor]] = []
         for place in chosen:
             text = self.source.captions[self.source.samples[place].clip][0]
             batch = {**self.source.stack([place]), **self.source.encoding([text])}
-            batch = {name: value.to(device) for name, value in batch.items()}
             noise = torch.randn(self._token_shape(batch["latents"]), generator=generator(0, "validation noise", place))
-            for quantile in QUANTILES:
+            fixed.append((batch, noise))
+
+        def loss(quantile: float) -> float:
+            total = 0.0
+            for batch, noise in fixed:
                 if control is not None:
                     control.poll()
+                part = {name: value.to(device) for name, value in batch.items()}
                 sigma = torch.full((1,), quantile, device=device)
-                totals[quantile] += float(self.errors(batch, [], sigma, noise.to(device))) / count
-        measured = {f"loss_at_{quantile}": value for quantile, value in totals.items()}
-        return {**measured, "loss": sum(totals.values()) / len(QUANTILES)}
+                total += float(self.errors(part, [], sigma, noise.to(device))) / count
+            return total
+
+        return losses_at_quantiles(loss)
 
     def sample(self, prompt: str, seed: int) -> Any:
         """A clip from a caption, uint8 [F, H, W, 3], in the size of the caption's first sample."""

@@ -26,7 +26,7 @@ from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan
 from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.objectives.attention import use_explicit_attention
-from vgen.training.objectives.base import Objective
+from vgen.training.objectives.base import Objective, losses_at_quantiles
 from vgen.training.objectives.given import encoded_material, reference_material
 from vgen.training.objectives.tasks import (
     CACHED_TASKS,
@@ -40,7 +40,6 @@ from vgen.training.objectives.text import build_text_encoder, compute_in_float32
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
 
-QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _BUCKETS = 4
 _CHUNK = 16
 
@@ -212,8 +211,8 @@ class FlowObjective(Objective):
     def _fixed_losses(self, control: Control) -> dict[str, float]:
         device = next(self.transformer.parameters()).device
         fixed = self._fixed or self._prepare_validation()
-        measured = {}
-        for quantile in QUANTILES:
+
+        def loss(quantile: float) -> float:
             total = 0.0
             for begin in range(0, self.config.validation_clips, _CHUNK):
                 control.poll()
@@ -221,9 +220,9 @@ class FlowObjective(Objective):
                 sigma = torch.full((part["latents"].shape[0],), quantile, device=device)
                 inputs = self._inputs(part["latents"], [], sigma, part["noise"])
                 total += float(inputs.errors(self._velocity(inputs, part)).sum())
-            measured[f"loss_at_{quantile}"] = total / self.config.validation_clips
-        measured["loss"] = sum(measured.values()) / len(QUANTILES)
-        return measured
+            return total / self.config.validation_clips
+
+        return losses_at_quantiles(loss)
 
     def _prepare_validation(self) -> dict[str, Tensor]:
         indices = list(range(self.config.validation_clips))
