@@ -19,22 +19,7 @@ from vgen.training.config import load_recipe
 from vgen.training.data.plan import BatchPlan
 from vgen.training.run import run_recipe
 
-VAE: dict[str, Any] = {
-    "latent_channels": 4,
-    "block_out_channels": [8, 8, 8],
-    "layers_per_block": [1, 1, 1],
-    "down_block_types": ["LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D"],
-    "downsample_type": ["spatiotemporal", "temporal"],
-    "spatio_temporal_scaling": [True, True],
-    "decoder_block_out_channels": [8, 8],
-    "decoder_layers_per_block": [1, 1, 1],
-    "decoder_spatio_temporal_scaling": [True, True],
-    "decoder_upsample_type": ["spatiotemporal", "temporal"],
-    "decoder_inject_noise": [False, False, False],
-    "upsample_residual": [True, True],
-    "upsample_factor": [1, 1],
-    "decoder_causal": True,
-}
+TINY: dict[str, Any] = json.loads((Path(__file__).parents[1] / "tiny_models.json").read_text())
 COMMON: dict[str, Any] = {
     "num_threads": 1,
     "device": "cpu",
@@ -48,7 +33,7 @@ VAE_RECIPE: dict[str, Any] = {
     **COMMON,
     "name": "vae",
     "objective": {
-        "kind": "vae", "model": VAE, "validation_clips": 2, "validation_frames": 5, "statistics_clips": 4,
+        "kind": "vae", "model": TINY["vae"], "validation_clips": 2, "validation_frames": 5, "statistics_clips": 4,
         "foreground_weight": 1.0,
     },
     "stages": [{"steps": 4, "frames": {1: 0.5, 5: 0.5}, "batch": {1: 4, 5: 2}, "crop": 8}],
@@ -56,18 +41,7 @@ VAE_RECIPE: dict[str, Any] = {
 FLOW_RECIPE: dict[str, Any] = {
     **COMMON,
     "name": "flow",
-    "objective": {
-        "kind": "flow",
-        "model": {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "rope_base_size": [4, 32, 32]},
-        "text_encoder": {
-            "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocabulary": 300, "max_length": 24,
-        },
-        "latents": {"groups": {1: 8, 5: 8}, "batch": 8},
-        "validation_frames": 5,
-        "validation_clips": 4,
-        "sample_clips": 1,
-        "sample_steps": 2,
-    },
+    "objective": TINY["flow_objective"],
     "stages": [{"steps": 4, "frames": {1: 0.3, 5: 0.7}, "batch": {1: 4, 5: 4}}],
 }  # fmt: skip
 SCRIPT = Path(__file__).with_name("processes.py")

@@ -25,22 +25,7 @@ from vgen.training.objectives.vae import VaeObjective
 from vgen.training.run import run_recipe
 from vgen.training.state import CheckpointStore, TrainingState
 
-VAE: dict[str, Any] = {
-    "latent_channels": 4,
-    "block_out_channels": [8, 8, 8],
-    "layers_per_block": [1, 1, 1],
-    "down_block_types": ["LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D"],
-    "downsample_type": ["spatiotemporal", "temporal"],
-    "spatio_temporal_scaling": [True, True],
-    "decoder_block_out_channels": [8, 8],
-    "decoder_layers_per_block": [1, 1, 1],
-    "decoder_spatio_temporal_scaling": [True, True],
-    "decoder_upsample_type": ["spatiotemporal", "temporal"],
-    "decoder_inject_noise": [False, False, False],
-    "upsample_residual": [True, True],
-    "upsample_factor": [1, 1],
-    "decoder_causal": True,
-}
+TINY: dict[str, Any] = json.loads((Path(__file__).parents[1] / "tiny_models.json").read_text())
 COMMON: dict[str, Any] = {
     "num_threads": 1,
     "data": {"tier": 1, "height": 16, "width": 16, "workers": 0},
@@ -51,7 +36,7 @@ VAE_RECIPE: dict[str, Any] = {
     **COMMON,
     "name": "tiny_vae",
     "objective": {
-        "kind": "vae", "model": VAE, "validation_clips": 2, "validation_frames": 5, "statistics_clips": 4,
+        "kind": "vae", "model": TINY["vae"], "validation_clips": 2, "validation_frames": 5, "statistics_clips": 4,
     },
     "gradient_accumulation": 2,
     "stages": [
@@ -71,22 +56,7 @@ def _flow_recipe(vae: Path) -> dict[str, Any]:
     return {
         **COMMON,
         "name": "tiny_flow",
-        "objective": {
-            "kind": "flow",
-            "vae": str(vae),
-            "model": {
-                "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "rope_base_size": [4, 32, 32],
-            },
-            "text_encoder": {
-                "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2,
-                "vocabulary": 300, "max_length": 24,
-            },
-            "latents": {"groups": {1: 8, 5: 8}, "batch": 8},
-            "validation_frames": 5,
-            "validation_clips": 4,
-            "sample_clips": 1,
-            "sample_steps": 2,
-        },
+        "objective": {**TINY["flow_objective"], "vae": str(vae)},
         "optimizer": {"name": "muon", "lr": 1e-3},
         "stages": [{"steps": 6, "frames": {1: 0.3, 5: 0.7}, "batch": {1: 3, 5: 2}}],
     }  # fmt: skip

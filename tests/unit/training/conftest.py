@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,22 +11,7 @@ import torch
 
 from vgen.models import CausalVideoVAE
 
-TINY_VAE: dict[str, Any] = {
-    "latent_channels": 4,
-    "block_out_channels": [8, 8, 8],
-    "layers_per_block": [1, 1, 1],
-    "down_block_types": ["LTXVideo095DownBlock3D", "LTXVideo095DownBlock3D"],
-    "downsample_type": ["spatiotemporal", "temporal"],
-    "spatio_temporal_scaling": [True, True],
-    "decoder_block_out_channels": [8, 8],
-    "decoder_layers_per_block": [1, 1, 1],
-    "decoder_spatio_temporal_scaling": [True, True],
-    "decoder_upsample_type": ["spatiotemporal", "temporal"],
-    "decoder_inject_noise": [False, False, False],
-    "upsample_residual": [True, True],
-    "upsample_factor": [1, 1],
-    "decoder_causal": True,
-}
+TINY_VAE: dict[str, Any] = json.loads((Path(__file__).parents[2] / "tiny_models.json").read_text())["vae"]
 
 
 @pytest.fixture(scope="session")
