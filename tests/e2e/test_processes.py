@@ -76,7 +76,10 @@ def _two(*jobs: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One process, two, and two that share the weights, on the same recipes; one of those is resumed half way."""
+    """One process, two, and two that share the weights, on the same recipes; one of those is resumed half way.
+
+    One run of two is asked to stop at once, and goes on by the command.
+    """
     root = tmp_path_factory.mktemp("processes")
     vae = _write(root / "vae.yaml", VAE_RECIPE)
     alone = run_recipe(vae, [f"output_dir={root / 'vae1'}"])
@@ -89,6 +92,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (root / name).mkdir()
         (root / name / "tokenizer").symlink_to(root / "flow1" / "tokenizer")
         (root / name / "latents").symlink_to(root / "flow1" / "latents")
+    stopped = root / "stopped"
+    stopped.mkdir()
+    (stopped / "stop").touch()
+    quick = [f"output_dir={stopped}", "gradient_accumulation=1"]  # so that the stop comes after a whole step
     sharded = [flow, f"output_dir={root / 'flow_fsdp'}", "sharding=fsdp", "activation_checkpointing=true"]
     _two(
         [vae, f"output_dir={root / 'vae2'}"],
@@ -97,8 +104,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ["cut", str(root / "flow_fsdp"), "2"],
         sharded,
         [vae, f"output_dir={root / 'vae_fsdp'}", "sharding=fsdp", "every.checkpoint=1"],
+        [vae, *quick],
+        ["list", str(stopped)],
+        ["vgen", "train", "run", vae, *quick],
     )
-    return {**made, **{name: root / name for name in ("vae2", "flow2", "flow_fsdp", "vae_fsdp")}, "root": root}
+    names = ("vae2", "flow2", "flow_fsdp", "vae_fsdp", "stopped")
+    return {**made, **{name: root / name for name in names}, "root": root}
 
 
 @pytest.mark.slow
@@ -117,6 +128,16 @@ def test_the_loss_curve_does_not_depend_on_the_processes(runs: dict[str, Path], 
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=0.02, atol=2e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_both_processes_stop_together_and_the_command_goes_on(runs: dict[str, Path]) -> None:
+    """One journal, one set of checkpoints, and a stop that both agree on."""
+    run = runs["stopped"]
+    assert (run / "checkpoints.txt").read_text() == "step-00000001"
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert (run / "export" / "config.json").is_file()
 
 
 @pytest.mark.slow

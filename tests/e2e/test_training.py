@@ -208,29 +208,6 @@ def test_a_stage_may_have_tasks_and_a_shift_of_its_own(vae_run: Path, small_shar
     assert set(late) == {"loss/sigma_0.75"}  # so far shifted, hardly anything lies below
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    """One journal, one set of checkpoints, and a stop that both processes agree on."""
-    stages = [{"steps": 3, "frames": {1: 0.5, 5: 0.5}, "batch": {1: 4, 5: 2}}]
-    recipe = _recipe(tmp_path, {**VAE_RECIPE, "gradient_accumulation": 1, "stages": stages})
-    run = tmp_path / "run"
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone",
-        "-m", "vgen", "train", "run", str(recipe), f"output_dir={run}",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run.mkdir()
-    (run / "stop").touch()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000001"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
-    assert (run / "export" / "config.json").is_file()
-
-
 def test_other_data_is_refused(vae_run: Path, tmp_path: Path) -> None:
     copy = _cut_back(vae_run, tmp_path / "run", 2)
     path = _recipe(tmp_path, VAE_RECIPE)
