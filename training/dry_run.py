@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 import psutil
 import torch
 
+from vgen.engine.allocator import heap
 from vgen.engine.memory import decoding_peak, encoding_peak
 from vgen.models import CausalVideoVAE
 from vgen.training.config import Recipe
@@ -25,6 +26,7 @@ from vgen.training.data.clips import SpriteClips
 from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan, Source
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
+from vgen.training.memory_rehearsal import process_peak
 from vgen.training.meter import example_batches, peak_memory, shape_key
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.flow import QUANTILES, FlowObjective
@@ -55,6 +57,8 @@ class Estimate:
         memory: of one process, for what is trained.
         base: bytes of everything else: libraries, frozen weights, cached data, batches loaded ahead.
         seen: most bytes held while micro-batches were timed: a run holds no less.
+        process: most bytes of a process on a CPU, with what its heap loses between blocks; None where not known.
+        kernels: bytes that libraries keep for every new shape of a batch.
         encodes_in_step: whether some tasks encode what they give in the step itself.
         elsewhere: most bytes above `base` and the weights while encoding, validating or exporting.
         caching, training, validation: seconds.
@@ -66,6 +70,8 @@ class Estimate:
     base: int
     elsewhere: int
     seen: int = 0
+    process: int | None = None
+    kernels: float = 0.0
     encodes_in_step: bool = False
     caching: float = 0.0
     training: float = 0.0
@@ -76,6 +82,8 @@ class Estimate:
     @property
     def peak(self) -> int:
         """Most bytes a process holds."""
+        if self.process is not None:
+            return max(self.process, self.seen)
         held = self.memory.weights + self.memory.optimizer + self.memory.ema
         # What a step that encodes has used is not given back before its forward: measured, the two add up.
         in_step = self.memory.total + (self.elsewhere if self.encodes_in_step else 0)
@@ -92,7 +100,7 @@ class Estimate:
         parts = {
             "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
             "average": memory.ema, "activations": memory.activations, "workspace": memory.workspace,
-            "everything else": self.base,
+            "everything else": self.peak - self.memory.total,
         }  # fmt: skip
         shown = [f"memory {self.peak / 2**30:.2f} GiB a process"]
         shown += [f"  {name} {size / 2**30:.2f} GiB" for name, size in parts.items()]
@@ -133,6 +141,10 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         estimate.caching = _caching_seconds(recipe, objective, source, clock)
         parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
         _time_training(recipe, parts, plan, source, estimate, examples, clock)
+        if accelerator.device.type == "cpu":
+            estimate.process = process_peak(
+                recipe, objective, source, plan, examples.values(), estimate.kernels, encodes=estimate.caching > 0
+            )
         estimate.seen = peak_memory(accelerator.device)
     return estimate
 
@@ -232,7 +244,8 @@ def _time_training(
             _USUAL_UTILISATION * (parts.meter.peak_flops or float("inf"))
         )
         rows = max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
-        loading, computing = _micro_batch_seconds(recipe, parts, plan, source, kind, rows, clock)
+        loading, computing, kept = _micro_batch_seconds(recipe, parts, plan, source, kind, rows, clock)
+        estimate.kernels = max(estimate.kernels, kept)
         micro[kind] = computing
         workers = recipe.data.workers if isinstance(source, SpriteClips) else 0
         beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
@@ -262,13 +275,14 @@ def _micro_batch_seconds(
     kind: Kind,
     rows: int,
     clock: Callable[[], float],
-) -> tuple[float, float]:
-    """Seconds to load and to compute a micro-batch, of which `rows` rows are measured."""
+) -> tuple[float, float, float]:
+    """Seconds to load and to compute a micro-batch, of which `rows` rows are measured; bytes kept for a new shape."""
     num_frames, crop, size = kind
     device = next(parts.objective.parameters()).device
     step = _first_step(plan, num_frames, crop)
     loading: list[float] = []
     computing: list[float] = []
+    used: dict[tuple[torch.Size, ...], int] = {}
     parts.objective.train()
     while len(computing) < 2 or sum(computing[1:]) < _PROBE_SECONDS:
         rounds = len(computing)
@@ -283,8 +297,11 @@ def _micro_batch_seconds(
         float(loss.detach())
         loading.append(loaded - began)
         computing.append(clock() - loaded)
+        now = heap()
+        used.setdefault(tuple(value.shape for value in batch.values()), 0 if now is None else now.used)
     parts.optimizer.zero_grad(set_to_none=True)
-    return mean(loading) * size / rows, mean(computing[1:]) * size / rows  # the first one warms up
+    kept = max(0, max(used.values()) - min(used.values())) / max(1, len(used) - 1)
+    return mean(loading) * size / rows, mean(computing[1:]) * size / rows, kept  # the first one warms up
 
 
 def _first_step(plan: BatchPlan, num_frames: int, crop: int | None) -> int:
@@ -311,6 +328,7 @@ def _optimizer_seconds(recipe: Recipe, parts: Parts, clock: Callable[[], float])
         parts.optimizer.step()
         parts.ema.update(parts.objective, 0)
         seconds = clock() - began
+    parts.optimizer.zero_grad(set_to_none=True)
     return seconds
 
 
