@@ -88,7 +88,7 @@ def _trained(record: dict[str, Any] | None) -> str:
     said: dict[str, str] = {}
     waiting = [record]
     for run in waiting:  # grows meanwhile
-        begun = {name: origin for name, origin in run.get("from", {}).items()}
+        begun = run.get("from", {})
         waiting += [origin for origin in begun.values() if origin]
         parts = [f"{'start' if name == 'init' else name} of {_run(origin)}" for name, origin in begun.items()]
         threads = run["threads"] if run["device"] == "cpu" else None
