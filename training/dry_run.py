@@ -11,13 +11,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from tempfile import TemporaryDirectory
 
 import psutil
 import torch
 
-from vgen.engine.allocator import heap
 from vgen.engine.memory import decoding_peak, encoding_peak
 from vgen.models import CausalVideoVAE
 from vgen.training.config import Recipe
@@ -27,26 +25,21 @@ from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan, Source
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
 from vgen.training.memory_rehearsal import process_peak
-from vgen.training.meter import example_batches, peak_memory, shape_key
+from vgen.training.meter import Meter, example_batches, peak_memory, shape_key
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.flow import QUANTILES, FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import Parts, build_parts
-from vgen.training.randomness import Keys
+from vgen.training.timing import Kind, Probe
 from vgen.types import VideoShape
 
-_PROBE_SECONDS = 1.0
-"""Least time that a kind of micro-batch is measured for, after one to warm up."""
 _LONGEST_MICRO_BATCH = 10.0
 """Seconds; where one would take longer, fewer rows are measured."""
 _USUAL_UTILISATION = 0.3
 _PREFETCHED = 4
 _BACKWARD = 3
 """Forward and backward together in forwards."""
-
-Kind = tuple[int, int | None, int]
-"""(num_frames, crop, batch size of a process)."""
 
 
 @dataclass
@@ -238,98 +231,52 @@ def _time_training(
     clock: Callable[[], float],
 ) -> None:
     count = recipe.gradient_accumulation
+    probe = Probe(recipe, parts, plan, source, clock)
     micro: dict[Kind, float] = {}
+    loads: dict[Kind, float] = {}
     for kind, example in examples.items():
-        expected = parts.meter.flops.get(shape_key(example), 0) / (
-            _USUAL_UTILISATION * (parts.meter.peak_flops or float("inf"))
-        )
-        rows = max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
-        loading, computing, kept = _micro_batch_seconds(recipe, parts, plan, source, kind, rows, clock)
-        estimate.kernels = max(estimate.kernels, kept)
-        micro[kind] = computing
-        workers = recipe.data.workers if isinstance(source, SpriteClips) else 0
-        beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
-        estimate.steps[kind] = count * (max(computing, loading / workers) if beside else computing + loading)
-    stepping = _optimizer_seconds(recipe, parts, clock)
+        loads[kind], micro[kind] = probe.micro_batch(kind, _rows(kind, parts.meter, example))
+    most = max(examples, key=lambda kind: kind[0] * kind[2] * _steps(recipe, kind))
+    times = probe.times_by_task(most, _rows(most, parts.meter, examples[most]))
+    estimate.kernels = probe.kept
+    stepping = probe.optimizer()
     samples = 0.0
+    spent = dict.fromkeys(examples, 0.0)
     for stage in recipe.stages:
         shares = {length: share for length, share in stage.frames.items() if share > 0}
         for length, share in shares.items():
             kind = (length, stage.crop, stage.batch[length] // plan.world)
             part = share / sum(shares.values()) * stage.steps
-            estimate.training += part * (estimate.steps[kind] + stepping)
+            computing = micro[kind] * (1.0 if length == 1 else times(stage))
+            spent[kind] += part * (count * _with_loading(recipe, source, computing, loads[kind]) + stepping)
             samples += part * stage.batch[length] * count
-    for kind in estimate.steps:
-        estimate.steps[kind] += stepping
+    estimate.training = sum(spent.values())
+    estimate.steps = {kind: seconds / _steps(recipe, kind) for kind, seconds in spent.items()}
     estimate.samples_per_second = samples / max(estimate.training, 1e-9)
     if recipe.every.validate_:
-        times = -(-recipe.total_steps // recipe.every.validate_)
-        estimate.validation = times * _validation_seconds(parts.objective, micro)
+        times_validated = -(-recipe.total_steps // recipe.every.validate_)
+        estimate.validation = times_validated * _validation_seconds(parts.objective, micro)
 
 
-def _micro_batch_seconds(
-    recipe: Recipe,
-    parts: Parts,
-    plan: BatchPlan,
-    source: Source,
-    kind: Kind,
-    rows: int,
-    clock: Callable[[], float],
-) -> tuple[float, float, float]:
-    """Seconds to load and to compute a micro-batch, of which `rows` rows are measured; bytes kept for a new shape."""
-    num_frames, crop, size = kind
-    device = next(parts.objective.parameters()).device
-    step = _first_step(plan, num_frames, crop)
-    loading: list[float] = []
-    computing: list[float] = []
-    used: dict[tuple[torch.Size, ...], int] = {}
-    parts.objective.train()
-    while len(computing) < 2 or sum(computing[1:]) < _PROBE_SECONDS:
-        rounds = len(computing)
-        draw = plan.draw(step + rounds, 0, source)
-        indices = [(index + rounds) % source.size(num_frames) for index in range(rows)]
-        began = clock()
-        batch = source.load(draw._replace(num_frames=num_frames, crop=crop, indices=indices))
-        loaded = clock()
-        batch = {name: value.to(device) for name, value in batch.items()}
-        loss, _ = parts.model(batch, Keys(recipe.seed, step + rounds))
-        loss.backward()
-        float(loss.detach())
-        loading.append(loaded - began)
-        computing.append(clock() - loaded)
-        now = heap()
-        used.setdefault(tuple(value.shape for value in batch.values()), 0 if now is None else now.used)
-    parts.optimizer.zero_grad(set_to_none=True)
-    kept = max(0, max(used.values()) - min(used.values())) / max(1, len(used) - 1)
-    return mean(loading) * size / rows, mean(computing[1:]) * size / rows, kept  # the first one warms up
+def _rows(kind: Kind, meter: Meter, example: Batch) -> int:
+    """As many of a micro-batch's rows as are measured."""
+    able = _USUAL_UTILISATION * (meter.peak_flops or float("inf"))
+    expected = meter.flops.get(shape_key(example), 0) / able
+    return max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
 
 
-def _first_step(plan: BatchPlan, num_frames: int, crop: int | None) -> int:
-    """A step of the first stage that has this kind."""
-    step = 0
-    for stage in plan.stages:
-        if stage.crop == crop and stage.frames.get(num_frames, 0) > 0:
-            return step
-        step += stage.steps
-    raise AssertionError("kinds come from the plan's stages")
+def _with_loading(recipe: Recipe, source: Source, computing: float, loading: float) -> float:
+    workers = recipe.data.workers if isinstance(source, SpriteClips) else 0
+    beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
+    return max(computing, loading / workers) if beside else computing + loading
 
 
-def _optimizer_seconds(recipe: Recipe, parts: Parts, clock: Callable[[], float]) -> float:
-    """Clipping, stepping and averaging; the weights move by nothing."""
-    for group in parts.optimizer.param_groups:
-        group["lr"] = 0.0
-    seconds = 0.0
-    for _ in range(2):  # the first one makes the optimiser's state
-        for value in parts.objective.parameters():
-            if value.requires_grad:
-                value.grad = torch.zeros_like(value)
-        began = clock()
-        torch.nn.utils.clip_grad_norm_(parts.objective.parameters(), recipe.optimizer.max_grad_norm)
-        parts.optimizer.step()
-        parts.ema.update(parts.objective, 0)
-        seconds = clock() - began
-    parts.optimizer.zero_grad(set_to_none=True)
-    return seconds
+def _steps(recipe: Recipe, kind: Kind) -> float:
+    """How many steps of a run are of a kind."""
+    length, crop, size = kind
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    own = [s for s in recipe.stages if s.crop == crop and s.batch.get(length, 0) // world == size]
+    return sum(stage.steps * stage.frames.get(length, 0) / sum(stage.frames.values()) for stage in own)
 
 
 def _validation_seconds(objective: Objective, micro: dict[Kind, float]) -> float:
