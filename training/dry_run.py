@@ -27,6 +27,7 @@ from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
 from vgen.training.memory_rehearsal import process_peak
 from vgen.training.meter import Meter, example_batches, peak_memory, shape_key
 from vgen.training.objectives.base import Objective
+from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.flow import QUANTILES, FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
@@ -128,7 +129,7 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         memory = _memory(recipe, objective, examples, accelerator.num_processes)
         before = _held(accelerator.device)  # after the rehearsal, which loads the libraries that a run loads, too
         ahead = _PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
-        data = _cached_bytes(objective, source) + (ahead if recipe.data.workers else 0)
+        data = _cached_bytes(objective, source) + (ahead if getattr(recipe.data, "workers", 0) else 0)
         estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
         estimate.encodes_in_step = _encodes_in_step(objective)
         estimate.caching = _caching_seconds(recipe, objective, source, clock)
@@ -286,11 +287,24 @@ def _validation_seconds(objective: Objective, micro: dict[Kind, float]) -> float
         guided = 2 if config.guidance_scale != 1 else 1
         samples = len(QUANTILES) * config.validation_clips + guided * config.sample_steps * config.sample_clips
         return samples * _forward_seconds(micro, config.validation_frames)
+    if isinstance(objective, FineTuneObjective):
+        return _fine_tune_validation(objective, micro)
     if isinstance(objective, VaeObjective):
         vae = objective.config
         clips = vae.validation_clips * _forward_seconds(micro, vae.validation_frames)
         return clips + 4 * vae.validation_clips * _forward_seconds(micro, 1)
     return 0.0
+
+
+def _fine_tune_validation(objective: FineTuneObjective, micro: dict[Kind, float]) -> float:
+    source, config, defaults = objective.source, objective.config, objective.pipeline.config.defaults
+    guided = 2 if defaults.get("guidance_scale", 1) != 1 else 1
+    clips = min(config.sample_clips, len(source.prompts()))
+    measured = len(QUANTILES) * min(config.validation_samples, len(source.samples))
+    samples = measured + guided * defaults.get("num_inference_steps", 1) * clips
+    # Frozen weights have no gradients of their own: the backward is about another forward.
+    share = _BACKWARD / 2 if config.mode == "lora" else 1.0
+    return samples * share * max(_forward_seconds(micro, length) for length, _, _ in micro)
 
 
 def _forward_seconds(micro: dict[Kind, float], num_frames: int) -> float:
