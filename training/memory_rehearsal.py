@@ -30,8 +30,8 @@ _CHUNK = 16
 """Clips that validation encodes together."""
 _DRAWN = 256
 """Most steps whose batches are looked at to count their shapes."""
-_COPIES = 3
-"""Of the weights while a checkpoint is written: its own, its average's, and what is being written."""
+_COPIES = 2
+"""Of the weights while a checkpoint is written: their own and their average's; what is written is not copied again."""
 
 Phase = Callable[[], object]
 

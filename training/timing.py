@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import mean
+from statistics import mean, median
 
 import torch
 
@@ -33,9 +33,6 @@ class Probe:
         plan: of the run's steps.
         source: of its batches.
         clock: what seconds are read from.
-
-    Attributes:
-        kept: most bytes that libraries kept for a micro-batch of a shape not seen before.
     """
 
     def __init__(
@@ -46,7 +43,7 @@ class Probe:
         self.plan = plan
         self.source = source
         self.clock = clock
-        self.kept = 0.0
+        self._grown: list[float] = []
 
     def micro_batch(self, kind: Kind, rows: int) -> tuple[float, float]:
         """Seconds to load and to compute a micro-batch where nothing is given, of which `rows` rows are measured."""
@@ -71,6 +68,11 @@ class Probe:
             return drawn / sum(shares.values()) / seconds["text"]
 
         return times
+
+    @property
+    def kept(self) -> float:
+        """Bytes that libraries keep for a batch of a new shape; the median, since now and then a model is compiled."""
+        return median(self._grown) if self._grown else 0.0
 
     @contextmanager
     def _only(self, task: str) -> Iterator[None]:
@@ -113,7 +115,8 @@ class Probe:
             now = heap()
             used.setdefault(tuple(value.shape for value in batch.values()), 0 if now is None else now.used)
         parts.optimizer.zero_grad(set_to_none=True)
-        self.kept = max(self.kept, (max(used.values()) - min(used.values())) / max(1, len(used) - 1))
+        if len(used) > 1:
+            self._grown.append((max(used.values()) - min(used.values())) / (len(used) - 1))
         return mean(loading) * size / rows, mean(computing[1:]) * size / rows  # the first one warms up
 
     def optimizer(self) -> float:
