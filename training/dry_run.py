@@ -31,7 +31,7 @@ from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.flow import QUANTILES, FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
-from vgen.training.parts import Parts, build_parts
+from vgen.training.parts import build_parts
 from vgen.training.timing import Kind, Probe
 from vgen.types import VideoShape
 
@@ -52,7 +52,6 @@ class Estimate:
         base: bytes of everything else: libraries, frozen weights, cached data, batches loaded ahead.
         seen: most bytes held while micro-batches were timed: a run holds no less.
         process: most bytes of a process on a CPU, with what its heap loses between blocks; None where not known.
-        kernels: bytes that libraries keep for every new shape of a batch.
         encodes_in_step: whether some tasks encode what they give in the step itself.
         elsewhere: most bytes above `base` and the weights while encoding, validating or exporting.
         caching, training, validation: seconds.
@@ -65,7 +64,6 @@ class Estimate:
     elsewhere: int
     seen: int = 0
     process: int | None = None
-    kernels: float = 0.0
     encodes_in_step: bool = False
     caching: float = 0.0
     training: float = 0.0
@@ -134,10 +132,11 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         estimate.encodes_in_step = _encodes_in_step(objective)
         estimate.caching = _caching_seconds(recipe, objective, source, clock)
         parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
-        _time_training(recipe, parts, plan, source, estimate, examples, clock)
+        probe = Probe(recipe, parts, plan, source, clock)
+        _time_training(recipe, probe, estimate, examples)
         if accelerator.device.type == "cpu":
             estimate.process = process_peak(
-                recipe, objective, source, plan, examples.values(), estimate.kernels, encodes=estimate.caching > 0
+                recipe, objective, source, plan, examples.values(), probe, encodes=estimate.caching > 0
             )
         estimate.seen = peak_memory(accelerator.device)
     return estimate
@@ -222,24 +221,15 @@ def _caching_seconds(recipe: Recipe, objective: Objective, source: Source, clock
     return total
 
 
-def _time_training(
-    recipe: Recipe,
-    parts: Parts,
-    plan: BatchPlan,
-    source: Source,
-    estimate: Estimate,
-    examples: dict[Kind, Batch],
-    clock: Callable[[], float],
-) -> None:
+def _time_training(recipe: Recipe, probe: Probe, estimate: Estimate, examples: dict[Kind, Batch]) -> None:
+    parts, plan, source = probe.parts, probe.plan, probe.source
     count = recipe.gradient_accumulation
-    probe = Probe(recipe, parts, plan, source, clock)
     micro: dict[Kind, float] = {}
     loads: dict[Kind, float] = {}
     for kind, example in examples.items():
         loads[kind], micro[kind] = probe.micro_batch(kind, _rows(kind, parts.meter, example))
     most = max(examples, key=lambda kind: kind[0] * kind[2] * _steps(recipe, kind))
     times = probe.times_by_task(most, _rows(most, parts.meter, examples[most]))
-    estimate.kernels = probe.kept
     stepping = probe.optimizer()
     samples = 0.0
     spent = dict.fromkeys(examples, 0.0)

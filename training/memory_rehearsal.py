@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import psutil
+import torch
 
 from vgen.engine.allocator import StandIns, heap, return_freed_memory
 from vgen.engine.memory import decoding_peak, encoding_peak, standing_in
@@ -24,6 +25,7 @@ from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
+from vgen.training.timing import Probe
 from vgen.types import VideoShape
 
 _CHUNK = 16
@@ -42,7 +44,7 @@ def process_peak(
     source: Source,
     plan: BatchPlan,
     examples: Iterable[Batch],
-    kernels: float,
+    probe: Probe,
     encodes: bool,
 ) -> int | None:
     """Most bytes that a process holds over a run on the CPU; None where the C library does not tell about its heap.
@@ -55,7 +57,7 @@ def process_peak(
         source: of its batches.
         plan: of its steps.
         examples: micro-batches of every kind, without content.
-        kernels: bytes that a batch of a new shape leaves behind.
+        probe: has run micro-batches; what libraries keep for their shapes is there already.
         encodes: whether the latent cache is still to be filled.
     """
     gc.collect()
@@ -82,7 +84,7 @@ def process_peak(
         for place in held:
             stand_ins.drop(place)
         peak = stand_ins.peak
-    return beside + peak + int(kernels * (different_batches(plan, source) - 1))
+    return beside + peak + int(probe.kept * len(shapes_of_batches(plan, source) - probe.shapes))
 
 
 def _step(recipe: Recipe, objective: Objective, batch: Batch) -> list[Phase]:
@@ -148,7 +150,7 @@ def _checkpoint(objective: Objective, stand_ins: StandIns) -> None:
         stand_ins.drop(place)
 
 
-def different_batches(plan: BatchPlan, source: Source) -> int:
-    """How many shapes the batches of a run have; text is as long as the longest of a batch."""
+def shapes_of_batches(plan: BatchPlan, source: Source) -> set[tuple[torch.Size, ...]]:
+    """What the batches of a run look like; text is as long as the longest of a batch."""
     steps = range(0, plan.total_steps, -(-plan.total_steps // _DRAWN))
-    return len({tuple(value.shape for value in source.load(plan.draw(step, 0, source)).values()) for step in steps})
+    return {tuple(value.shape for value in source.load(plan.draw(step, 0, source)).values()) for step in steps}

@@ -33,6 +33,9 @@ class Probe:
         plan: of the run's steps.
         source: of its batches.
         clock: what seconds are read from.
+
+    Attributes:
+        shapes: of the batches that were measured.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Probe:
         self.plan = plan
         self.source = source
         self.clock = clock
+        self.shapes: set[tuple[torch.Size, ...]] = set()
         self._grown: list[float] = []
 
     def micro_batch(self, kind: Kind, rows: int) -> tuple[float, float]:
@@ -97,7 +101,7 @@ class Probe:
         step = _first_step(self.plan, num_frames, crop)
         loading: list[float] = []
         computing: list[float] = []
-        used: dict[tuple[torch.Size, ...], int] = {}
+        used: dict[tuple[torch.Size, ...], int] = {}  # bytes of the heap after the first batch of a shape
         parts.objective.train()
         while len(computing) < 2 or sum(computing[1:]) < _PROBE_SECONDS:
             rounds = len(computing)
@@ -115,6 +119,7 @@ class Probe:
             now = heap()
             used.setdefault(tuple(value.shape for value in batch.values()), 0 if now is None else now.used)
         parts.optimizer.zero_grad(set_to_none=True)
+        self.shapes |= set(used)
         if len(used) > 1:
             self._grown.append((max(used.values()) - min(used.values())) / (len(used) - 1))
         return mean(loading) * size / rows, mean(computing[1:]) * size / rows  # the first one warms up

@@ -10,7 +10,7 @@ import torch
 
 from vgen.training.config_stages import Stage, TaskMix
 from vgen.training.data.plan import Batch, BatchPlan, Draw
-from vgen.training.memory_rehearsal import different_batches
+from vgen.training.memory_rehearsal import shapes_of_batches
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.timing import Probe
 
@@ -33,9 +33,9 @@ def _stage(steps: int, **tasks: float) -> Stage:
 
 
 def test_shapes_of_batches_are_counted() -> None:
-    assert different_batches(BatchPlan([_stage(60, text=1.0)], 0), _Texts()) == 3
-    assert different_batches(BatchPlan([_stage(1, text=1.0)], 0), _Texts()) == 1
-    assert different_batches(BatchPlan([_stage(100_000, text=1.0)], 0), _Texts()) == 3
+    assert len(shapes_of_batches(BatchPlan([_stage(60, text=1.0)], 0), _Texts())) == 3
+    assert len(shapes_of_batches(BatchPlan([_stage(1, text=1.0)], 0), _Texts())) == 1
+    assert len(shapes_of_batches(BatchPlan([_stage(100_000, text=1.0)], 0), _Texts())) == 3
 
 
 def test_a_task_counts_by_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
