@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean
 from tempfile import TemporaryDirectory
 
 import psutil
@@ -22,30 +21,26 @@ from vgen.models import CausalVideoVAE
 from vgen.training.config import Recipe
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips
-from vgen.training.data.footage.pixel_source import FootageClips
 from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan, Source
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
-from vgen.training.meter import example_batches, peak_memory, shape_key
+from vgen.training.memory_rehearsal import canvas_of, process_peak
+from vgen.training.meter import Meter, example_batches, peak_memory, shape_key
 from vgen.training.objectives.base import QUANTILES, Objective
+from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
-from vgen.training.parts import Parts, build_parts, checkpoint_activations
-from vgen.training.randomness import Keys
+from vgen.training.parts import build_parts, checkpoint_activations
+from vgen.training.timing import Kind, Probe
 from vgen.types import VideoShape
 
-_PROBE_SECONDS = 1.0
-"""Least time that a kind of micro-batch is measured for, after one to warm up."""
 _LONGEST_MICRO_BATCH = 10.0
 """Seconds; where one would take longer, fewer rows are measured."""
 _USUAL_UTILISATION = 0.3
 _PREFETCHED = 4
 _BACKWARD = 3
 """Forward and backward together in forwards."""
-
-Kind = tuple[int, int | None, int]
-"""(num_frames, crop, batch size of a process)."""
 
 
 @dataclass
@@ -56,6 +51,7 @@ class Estimate:
         memory: of one process, for what is trained.
         base: bytes of everything else: libraries, frozen weights, cached data, batches loaded ahead.
         seen: most bytes held while micro-batches were timed: a run holds no less.
+        process: most bytes of a process on a CPU, with what its heap loses between blocks; None where not known.
         encodes_in_step: whether some tasks encode what they give in the step itself.
         elsewhere: most bytes above `base` and the weights while encoding, validating or exporting.
         caching, training, validation: seconds.
@@ -67,6 +63,7 @@ class Estimate:
     base: int
     elsewhere: int
     seen: int = 0
+    process: int | None = None
     encodes_in_step: bool = False
     caching: float = 0.0
     training: float = 0.0
@@ -77,6 +74,8 @@ class Estimate:
     @property
     def peak(self) -> int:
         """Most bytes a process holds."""
+        if self.process is not None:
+            return max(self.process, self.seen)
         held = self.memory.weights + self.memory.optimizer + self.memory.ema
         # What a step that encodes has used is not given back before its forward: measured, the two add up.
         in_step = self.memory.total + (self.elsewhere if self.encodes_in_step else 0)
@@ -93,7 +92,7 @@ class Estimate:
         parts = {
             "weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer,
             "average": memory.ema, "activations": memory.activations, "workspace": memory.workspace,
-            "everything else": self.base,
+            "everything else": self.peak - self.memory.total,
         }  # fmt: skip
         shown = [f"memory {self.peak / 2**30:.2f} GiB a process"]
         shown += [f"  {name} {size / 2**30:.2f} GiB" for name, size in parts.items()]
@@ -133,7 +132,12 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         estimate.encodes_in_step = _encodes_in_step(objective)
         estimate.caching = _caching_seconds(recipe, objective, source, clock)
         parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
-        _time_training(recipe, parts, plan, source, estimate, examples, clock)
+        probe = Probe(recipe, parts, plan, source, clock)
+        _time_training(recipe, probe, estimate, examples)
+        if accelerator.device.type == "cpu":
+            estimate.process = process_peak(
+                recipe, objective, source, plan, examples.values(), probe, encodes=estimate.caching > 0
+            )
         estimate.seen = peak_memory(accelerator.device)
     return estimate
 
@@ -181,7 +185,7 @@ def _elsewhere(objective: Objective) -> int:
         if _encodes_in_step(objective):  # a whole micro-batch is rendered and encoded in the step
             encoded += [(length, size) for stage in objective.plan.stages for length, size in stage.batch.items()]
     elif isinstance(objective, VaeObjective):
-        vae, size = objective.vae, _size(objective.clips)
+        vae, size = objective.vae, canvas_of(objective.clips)
         encoded = [(objective.config.validation_frames, min(16, objective.config.validation_clips))]
         decoded = encoded[0][1]
     else:
@@ -192,14 +196,6 @@ def _elsewhere(objective: Objective) -> int:
         frames = objective.config.validation_frames
         peaks.append(_coding(decoding_peak, vae, frames, *size, decoded))
     return max(peaks)
-
-
-def _size(clips: SpriteClips | FootageClips) -> tuple[int, int]:
-    """Rows and columns of the largest clips."""
-    if isinstance(clips, SpriteClips):
-        return clips.config.height, clips.config.width
-    largest = max((sample.bucket for sample in clips.samples), key=lambda bucket: bucket.height * bucket.width)
-    return largest.height, largest.width
 
 
 def _coding(peak: Callable[..., int], vae: CausalVideoVAE, num_frames: int, height: int, width: int, batch: int) -> int:
@@ -223,102 +219,53 @@ def _caching_seconds(recipe: Recipe, objective: Objective, source: Source, clock
     return total
 
 
-def _time_training(
-    recipe: Recipe,
-    parts: Parts,
-    plan: BatchPlan,
-    source: Source,
-    estimate: Estimate,
-    examples: dict[Kind, Batch],
-    clock: Callable[[], float],
-) -> None:
+def _time_training(recipe: Recipe, probe: Probe, estimate: Estimate, examples: dict[Kind, Batch]) -> None:
+    parts, plan, source = probe.parts, probe.plan, probe.source
     count = recipe.gradient_accumulation
     micro: dict[Kind, float] = {}
+    loads: dict[Kind, float] = {}
     for kind, example in examples.items():
-        expected = parts.meter.flops.get(shape_key(example), 0) / (
-            _USUAL_UTILISATION * (parts.meter.peak_flops or float("inf"))
-        )
-        rows = max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
-        loading, computing = _micro_batch_seconds(recipe, parts, plan, source, kind, rows, clock)
-        micro[kind] = computing
-        workers = source.config.workers if isinstance(source, SpriteClips) else 0
-        beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
-        estimate.steps[kind] = count * (max(computing, loading / workers) if beside else computing + loading)
-    stepping = _optimizer_seconds(recipe, parts, clock)
+        loads[kind], micro[kind] = probe.micro_batch(kind, _rows(kind, parts.meter, example))
+    most = max(examples, key=lambda kind: kind[0] * kind[2] * _steps(recipe, kind))
+    times = probe.times_by_task(most, _rows(most, parts.meter, examples[most]))
+    stepping = probe.optimizer()
     samples = 0.0
+    spent = dict.fromkeys(examples, 0.0)
     for stage in recipe.stages:
         shares = {length: share for length, share in stage.frames.items() if share > 0}
         for length, share in shares.items():
             kind = (length, stage.crop, stage.batch[length] // plan.world)
             part = share / sum(shares.values()) * stage.steps
-            estimate.training += part * (estimate.steps[kind] + stepping)
+            computing = micro[kind] * (1.0 if length == 1 else times(stage))
+            spent[kind] += part * (count * _with_loading(source, computing, loads[kind]) + stepping)
             samples += part * stage.batch[length] * count
-    for kind in estimate.steps:
-        estimate.steps[kind] += stepping
+    estimate.training = sum(spent.values())
+    estimate.steps = {kind: seconds / _steps(recipe, kind) for kind, seconds in spent.items()}
     estimate.samples_per_second = samples / max(estimate.training, 1e-9)
     if recipe.every.validate_:
-        times = -(-recipe.total_steps // recipe.every.validate_)
-        estimate.validation = times * _validation_seconds(parts.objective, micro)
+        times_validated = -(-recipe.total_steps // recipe.every.validate_)
+        estimate.validation = times_validated * _validation_seconds(parts.objective, micro)
 
 
-def _micro_batch_seconds(
-    recipe: Recipe,
-    parts: Parts,
-    plan: BatchPlan,
-    source: Source,
-    kind: Kind,
-    rows: int,
-    clock: Callable[[], float],
-) -> tuple[float, float]:
-    """Seconds to load and to compute a micro-batch, of which `rows` rows are measured."""
-    num_frames, crop, size = kind
-    device = next(parts.objective.parameters()).device
-    step = _first_step(plan, num_frames, crop)
-    loading: list[float] = []
-    computing: list[float] = []
-    parts.objective.train()
-    while len(computing) < 2 or sum(computing[1:]) < _PROBE_SECONDS:
-        rounds = len(computing)
-        draw = plan.draw(step + rounds, 0, source)
-        indices = [(index + rounds) % source.size(num_frames) for index in range(rows)]
-        began = clock()
-        batch = source.load(draw._replace(num_frames=num_frames, crop=crop, indices=indices))
-        loaded = clock()
-        batch = {name: value.to(device) for name, value in batch.items()}
-        loss, _ = parts.model(batch, Keys(recipe.seed, step + rounds))
-        loss.backward()
-        float(loss.detach())
-        loading.append(loaded - began)
-        computing.append(clock() - loaded)
-    parts.optimizer.zero_grad(set_to_none=True)
-    return mean(loading) * size / rows, mean(computing[1:]) * size / rows  # the first one warms up
+def _rows(kind: Kind, meter: Meter, example: Batch) -> int:
+    """As many of a micro-batch's rows as are measured."""
+    able = _USUAL_UTILISATION * (meter.peak_flops or float("inf"))
+    expected = meter.flops.get(shape_key(example), 0) / able
+    return max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
 
 
-def _first_step(plan: BatchPlan, num_frames: int, crop: int | None) -> int:
-    """A step of the first stage that has this kind."""
-    step = 0
-    for stage in plan.stages:
-        if stage.crop == crop and stage.frames.get(num_frames, 0) > 0:
-            return step
-        step += stage.steps
-    raise AssertionError("kinds come from the plan's stages")
+def _with_loading(source: Source, computing: float, loading: float) -> float:
+    workers = source.config.workers if isinstance(source, SpriteClips) else 0
+    beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
+    return max(computing, loading / workers) if beside else computing + loading
 
 
-def _optimizer_seconds(recipe: Recipe, parts: Parts, clock: Callable[[], float]) -> float:
-    """Clipping, stepping and averaging; the weights move by nothing."""
-    for group in parts.optimizer.param_groups:
-        group["lr"] = 0.0
-    seconds = 0.0
-    for _ in range(2):  # the first one makes the optimiser's state
-        for value in parts.objective.parameters():
-            if value.requires_grad:
-                value.grad = torch.zeros_like(value)
-        began = clock()
-        torch.nn.utils.clip_grad_norm_(parts.objective.parameters(), recipe.optimizer.max_grad_norm)
-        parts.optimizer.step()
-        parts.ema.update(parts.objective, 0)
-        seconds = clock() - began
-    return seconds
+def _steps(recipe: Recipe, kind: Kind) -> float:
+    """How many steps of a run are of a kind."""
+    length, crop, size = kind
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    own = [s for s in recipe.stages if s.crop == crop and s.batch.get(length, 0) // world == size]
+    return sum(stage.steps * stage.frames.get(length, 0) / sum(stage.frames.values()) for stage in own)
 
 
 def _validation_seconds(objective: Objective, micro: dict[Kind, float]) -> float:
@@ -328,11 +275,24 @@ def _validation_seconds(objective: Objective, micro: dict[Kind, float]) -> float
         guided = 2 if config.guidance_scale != 1 else 1
         samples = len(QUANTILES) * config.validation_clips + guided * config.sample_steps * config.sample_clips
         return samples * _forward_seconds(micro, config.validation_frames)
+    if isinstance(objective, FineTuneObjective):
+        return _fine_tune_validation(objective, micro)
     if isinstance(objective, VaeObjective):
         vae = objective.config
         clips = vae.validation_clips * _forward_seconds(micro, vae.validation_frames)
         return clips + 4 * vae.validation_clips * _forward_seconds(micro, 1)
     return 0.0
+
+
+def _fine_tune_validation(objective: FineTuneObjective, micro: dict[Kind, float]) -> float:
+    source, config, defaults = objective.source, objective.config, objective.pipeline.config.defaults
+    guided = 2 if defaults.get("guidance_scale", 1) != 1 else 1
+    clips = min(config.sample_clips, len(source.prompts()))
+    measured = len(QUANTILES) * min(config.validation_samples, len(source.samples))
+    samples = measured + guided * defaults.get("num_inference_steps", 1) * clips
+    # Frozen weights have no gradients of their own: the backward is about another forward.
+    share = _BACKWARD / 2 if config.mode == "lora" else 1.0
+    return samples * share * max(_forward_seconds(micro, length) for length, _, _ in micro)
 
 
 def _forward_seconds(micro: dict[Kind, float], num_frames: int) -> float:

@@ -63,13 +63,19 @@ def origins(recipe: Recipe) -> dict[str, Path]:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What a model's folder says; None where it says nothing. A part's folder (vae/) is asked for its model's."""
+    """What a model's folder says; None where it says nothing.
+
+    A part's folder (vae/) is asked for its model's, or for that of the run which the model itself took the part from.
+    """
     for place in (folder, folder.parent):
         try:
             found = json.loads((place / TRAINING).read_bytes())
         except (OSError, ValueError):
             continue
-        return found if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            return None
+        taken = found.get("from", {})
+        return taken[folder.name] if place != folder and folder.name in taken else found
     return None
 
 

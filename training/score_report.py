@@ -82,18 +82,30 @@ def duration(seconds: float | None) -> str:
 
 
 def _trained(record: dict[str, Any] | None) -> str:
-    """One run after the other, the last one first."""
+    """The run that made the weights and those before it, each once, with what it began with."""
     if record is None:
         return "unknown: the folder holds no training.json"
-    said = (
-        f"`{record['recipe']}` (recipe SHA-256 {record['recipe_sha256'][:16]}), {record['steps']:,} of "
-        f"{record['total_steps']:,} steps, {duration(record['seconds'])} on {record['device']}"
-    )
-    threads = record["threads"] if record["device"] == "cpu" else None
-    said += f" with {threads} {'thread' if threads == 1 else 'threads'}" if threads else ""
-    for name, origin in record.get("from", {}).items():
-        said += f"; its {'start' if name == 'init' else name} by " + (_trained(origin) if origin else "an unknown run")
-    return said
+    said: dict[str, str] = {}
+    waiting = [record]
+    for run in waiting:  # grows meanwhile
+        begun = run.get("from", {})
+        waiting += [origin for origin in begun.values() if origin]
+        parts = [f"{'start' if name == 'init' else name} of {_run(origin)}" for name, origin in begun.items()]
+        threads = run["threads"] if run["device"] == "cpu" else None
+        with_threads = f" with {threads} {'thread' if threads == 1 else 'threads'}" if threads else ""
+        said.setdefault(
+            _run(run),
+            f"{_run(run)}, {run['steps']:,} of {run['total_steps']:,} steps, {duration(run['seconds'])} on "
+            f"{run['device']}{with_threads}" + (f", from the {' and the '.join(parts)}" if parts else ""),
+        )
+    return "; ".join(said.values())
+
+
+def _run(record: dict[str, Any] | None) -> str:
+    """What names a run: its recipe."""
+    if record is None:
+        return "an unknown run"
+    return f"`{record['recipe']}` (recipe SHA-256 {record['recipe_sha256'][:16]})"
 
 
 def _versions(report: dict[str, Any]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 
+from vgen.engine.allocator import heap
 from vgen.engine.memory import (
     WORKSPACE,
     CodingPlan,
@@ -14,6 +16,7 @@ from vgen.engine.memory import (
     encoding_within,
     plan_decoding,
     plan_encoding,
+    standing_in,
 )
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.fields import parse_bytes
@@ -41,6 +44,23 @@ def test_live_bytes_counts_what_is_alive_at_once() -> None:
         del view, second
         torch.empty(200, device="meta")
     assert live.peak == 6000
+
+
+@pytest.mark.skipif(heap() is None, reason="this C library does not tell about its heap")
+def test_stand_ins_take_room_in_the_heap_and_no_memory() -> None:
+    size, process = 256 << 20, psutil.Process()
+    with standing_in() as stand_ins:
+        began, resident = stand_ins.peak, process.memory_info().rss
+        with LiveBytes():
+            kept = torch.empty(size, dtype=torch.uint8, device="meta")
+            assert stand_ins.peak - began == pytest.approx(size, rel=0.1)
+            assert process.memory_info().rss - resident < size / 10
+            del kept
+        ended = heap()
+    assert ended is not None and ended.used < began + size / 2
+    with LiveBytes():
+        torch.empty(size, dtype=torch.uint8, device="meta")
+        assert LiveBytes.stand_ins is None
 
 
 def _clip_bytes(shape: LatentShape, batch: int) -> int:

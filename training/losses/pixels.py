@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -69,10 +70,16 @@ def _difference_psnr(first: Tensor, second: Tensor) -> float:
 def ssim(first: Tensor, second: Tensor) -> float:
     """Structural similarity, mean over frames and channels (Wang et al. 2004: 11-pixel Gaussian, sigma 1.5).
 
+    One clip after the other, since a dozen float32 copies of all would be more than training holds.
+
     Args:
         first: uint8 [B, F, H, W, 3].
         second: the same shape.
     """
+    return fmean(_ssim_of_clip(*clips) for clips in zip(first, second, strict=True))
+
+
+def _ssim_of_clip(first: Tensor, second: Tensor) -> float:
     offsets = torch.arange(11, dtype=torch.float32) - 5
     line = torch.exp(-offsets.square() / (2 * 1.5**2))
     line = line / line.sum()
@@ -81,7 +88,7 @@ def ssim(first: Tensor, second: Tensor) -> float:
     def blur(image: Tensor) -> Tensor:
         return functional.conv2d(image, kernel)
 
-    a, b = (clip.flatten(0, 1).permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(1).float() for clip in (first, second))
+    a, b = (clip.permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(1).float() for clip in (first, second))
     mean_a, mean_b = blur(a), blur(b)
     var_a = blur(a * a) - mean_a.square()
     var_b = blur(b * b) - mean_b.square()

@@ -9,12 +9,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vgen.engine.allocator import StandIns
 from vgen.errors import OutOfMemoryError
 from vgen.models import CausalVideoVAE
 from vgen.types import LatentShape, VideoShape
@@ -32,7 +33,10 @@ class LiveBytes(TorchDispatchMode):
 
     Attributes:
         peak: the most there were.
+        stand_ins: where set, see `standing_in`.
     """
+
+    stand_ins: ClassVar[StandIns | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +50,10 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self._take_in(leaf.untyped_storage())
-        self.peak = max(self.peak, self._alive)
+        if self._alive > self.peak:
+            self.peak = self._alive
+            if self.stand_ins is not None:
+                self.stand_ins.look()
         return result
 
     def _take_in(self, storage: torch.UntypedStorage) -> None:
@@ -54,11 +61,14 @@ class LiveBytes(TorchDispatchMode):
         if key not in self._seen:
             self._seen.add(key)
             self._alive += size
-            weakref.finalize(storage, self._forget, key, size)
+            place = None if self.stand_ins is None else self.stand_ins.take(size)
+            weakref.finalize(storage, self._forget, key, size, place, self.stand_ins)
 
-    def _forget(self, key: int, size: int) -> None:
+    def _forget(self, key: int, size: int, place: int | None, stand_ins: StandIns | None) -> None:
         self._seen.discard(key)
         self._alive -= size
+        if stand_ins is not None:
+            stand_ins.drop(place)
 
     def overlook(self, *models: torch.nn.Module) -> None:
         """Leave out the weights of models, which were there before; otherwise a view of one counts as new."""
@@ -68,6 +78,16 @@ class LiveBytes(TorchDispatchMode):
     def now(self) -> int:
         """Bytes that are alive now."""
         return self._alive
+
+
+@contextmanager
+def standing_in() -> Iterator[StandIns]:
+    """Inside, every tensor that `LiveBytes` counts has a block of its size in the C library's heap."""
+    LiveBytes.stand_ins = made = StandIns()
+    try:
+        yield made
+    finally:
+        LiveBytes.stand_ins = None
 
 
 class CodingPlan(NamedTuple):

@@ -11,7 +11,7 @@ from vgen.errors import RequestError
 from vgen.training import chain
 from vgen.training.chain import embedded_chain, is_chain, read_chain, run_chain
 from vgen.training.config import load_recipe
-from vgen.training.provenance import TRAINING, record, trained_seconds
+from vgen.training.provenance import TRAINING, read_record, record, trained_seconds
 
 NAMES = ["sprites_vae", "sprites_decoder", "sprites_t2v", "sprites_tasks"]
 
@@ -88,3 +88,15 @@ def test_the_record_counts_the_time_of_all_starts(tmp_path: Path) -> None:
     made = record(recipe, log, 40)
     assert (made["steps"], made["total_steps"], made["seconds"]) == (40, recipe.total_steps, 13.5)
     assert made["from"] == {"vae": None, "init": {"recipe": "sprites_t2v"}}
+
+
+def test_a_part_that_a_model_took_over_was_made_by_another_run(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    for part in ("vae", "transformer"):
+        (model / part).mkdir(parents=True)
+    made = {"recipe": "tasks", "from": {"vae": {"recipe": "decoder"}, "init": None}}
+    (model / TRAINING).write_text(json.dumps(made))
+    assert read_record(model) == read_record(model / "transformer") == made
+    assert read_record(model / "vae") == {"recipe": "decoder"}
+    (model / TRAINING).write_text(json.dumps({**made, "from": {"vae": None}}))
+    assert read_record(model / "vae") is None, "the run that took it over did not make it"

@@ -72,10 +72,17 @@ def test_what_a_newer_report_tells_is_shown(scores: dict[str, Any]) -> None:
     tier["untrained"] = dict.fromkeys(("presence", "colour", "shape", "motion", "joint"), joint)
     page = render(newer)
     assert "`tasks` (recipe SHA-256 abababababababab), 900 of 1,000 steps, 2.5 h on cpu with 1 thread" in page
-    assert "its vae by an unknown run; its start by `text`" in page and "60 s on cpu with 2 threads" in page
+    assert "from the vae of an unknown run and the start of `text`" in page and "60 s on cpu with 2 threads" in page
     assert "`vgen evaluate --tasks all`" in page and "2026-01-02" in page and "**3** was chosen" in page
     assert _row(page, "VAE: PSNR")[2] == "35.0 – 36.5 dB"
     assert _row(page, "text to video, seen: joint")[5].endswith("untrained 50.0 %")
+
+
+def test_a_run_that_several_began_with_is_told_once(scores: dict[str, Any]) -> None:
+    decoder = {**TRAINING, "recipe": "decoder", "from": {}}
+    text = {**TRAINING, "recipe": "text", "from": {"vae": decoder}}
+    page = render({**scores, "training": {**TRAINING, "from": {"vae": decoder, "init": text}}})
+    assert page.count("900 of 1,000 steps") == 3 and page.count("`decoder`") == 3
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
