@@ -139,7 +139,14 @@ def decoding_peak(
     return joined * (shape.height * shape.width + edges) + max(coding, 3 * joined * tile[0] * tile[1])
 
 
-def encoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, plan: CodingPlan | None = None) -> int:
+def encoding_peak(
+    vae: CausalVideoVAE,
+    shape: LatentShape,
+    batch: int = 1,
+    *,
+    plan: CodingPlan | None = None,
+    device: str | None = None,
+) -> int:
     """Most bytes alive while a clip is encoded, its latents included; its pixels, which are there already, are not.
 
     Args:
@@ -147,10 +154,11 @@ def encoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, pl
         shape: of the latents to make.
         batch: clips encoded together.
         plan: the way of coding; None: as `vae` is set up.
+        device: see `decoding_peak`.
     Returns:
         Bytes, the workspace of convolutions included.
     """
-    double = _double(vae, plan)
+    double = _double(vae, plan, device)
     tile, _ = _largest_tile(double, shape)
     frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_encoding else shape.frames
     video = torch.empty(

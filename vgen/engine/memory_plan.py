@@ -64,19 +64,21 @@ class Sizes:
             self._known[key] = encoding_text_peak(self.text, *key[1:])
         return self._known[key]
 
-    def coding(self, peak: Callable[..., int], work: Work, room: int) -> CodingPlan:
+    def coding(self, peak: Callable[..., int], work: Work, room: int, device: str) -> CodingPlan:
         """The VAE's way in `room`, the one that needs least if none fits; each is rehearsed once.
 
         Args:
             peak: decoding_peak or encoding_peak.
             work: the call.
             room: bytes above the weights.
+            device: type of the one that it will work on.
         """
         found: list[CodingPlan] = []
         for frames, tile in ways_of_coding(self.vae, work.shape):
-            key = (peak.__name__, work.shape, work.clips, frames, tile)
+            key = (peak.__name__, work.shape, work.clips, frames, tile, device)
             if key not in self._known:
-                self._known[key] = peak(self.vae, work.shape, work.clips, plan=CodingPlan(frames, tile, 0))
+                plan = CodingPlan(frames, tile, 0)
+                self._known[key] = peak(self.vae, work.shape, work.clips, plan=plan, device=device)
             found.append(CodingPlan(frames, tile, self._known[key]))
             if found[-1].peak_bytes <= room:
                 return found[-1]
@@ -197,16 +199,18 @@ def _try(sizes: Sizes, work: Work, budget: int, device: str, base: int, places: 
     stages: dict[str, int] = {}
     way = "none"
     if sizes.text is not None:
-        way, stages["encode the text"] = _text_way(sizes, work, budget - always, device, text)
-        stages["encode the text"] += always
+        # An encoder that does not stay is done with before the other models come, where they come at all.
+        beside = always if sizes.keep_text or device == "cpu" else base + (small if places == "blocks" else 0)
+        way, stages["encode the text"] = _text_way(sizes, work, budget - beside, device, text)
+        stages["encode the text"] += beside
     encoding = None
     if work.encodes:
         clip = _clip_bytes(sizes.vae, work, 4)
-        encoding = sizes.coding(encoding_peak, work, budget - coding - clip)
+        encoding = sizes.coding(encoding_peak, work, budget - coding - clip, device)
         stages["encode what is given"] = coding + clip + encoding.peak_bytes
         in_loop += vae if places != "together" else 0  # diffusers' hooks send it away only with the whole call
     stages["denoise"] = always + in_loop + sizes.denoising(work, together)
-    decoding = sizes.coding(decoding_peak, work, budget - coding)
+    decoding = sizes.coding(decoding_peak, work, budget - coding, device)
     stages["decode"] = coding + max(decoding.peak_bytes, _finished_bytes(sizes.vae, work))
     host = 0
     if device != "cpu":
@@ -237,7 +241,5 @@ def _clip_bytes(vae: Any, work: Work, itemsize: int) -> int:
 
 
 def _finished_bytes(vae: Any, work: Work) -> int:
-    """The finished clip: as decoded, in float32, and twice more where given pixels are pasted into it."""
-    size = vae.dtype.itemsize
-    copies = (0 if size == 4 else size) + 4 + (8 if work.encodes else 0)
-    return _clip_bytes(vae, work, copies)
+    """The finished clip in float32, and twice more where given pixels are pasted into it."""
+    return _clip_bytes(vae, work, 4 + (8 if work.encodes else 0))
