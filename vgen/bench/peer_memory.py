@@ -24,7 +24,7 @@ def peer_stages(sizes: Sizes, work: Work, arm: str, *, base: int) -> Mapping[str
 
     Args:
         sizes: of our model, with a text encoder; theirs has the same weights.
-        work: the call; as diffusers does it, the branches of the guidance are one batch, and texts are encoded one by one.
+        work: the call; as diffusers does it: the branches of the guidance are one batch, texts are encoded one by one.
         arm: of ARMS.
         base: what the runtime takes.
     """

@@ -3,7 +3,7 @@
 A device holds the models that are needed, and what they compute. The ways to need less of it, in the order in which
 they are tried: everything together; the branches of the guidance one after another; transformer and VAE in turn; the
 transformer's blocks one by one. In each, texts are encoded on the device, block by block, or on the host, and the VAE
-codes the clip whole or in pieces along time. All of these are exact. Only where none fits, tiles that are blended.
+codes the clip in pieces along time, usual ones or smaller. All of these are exact. Only where none fits, blended tiles.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Sizes:
             self._known[key] = encoding_text_peak(self.text, *key[1:])
         return self._known[key]
 
-    def coding(self, peak: Callable[..., int], work: Work, room: int, device: str) -> CodingPlan:
+    def coding(self, peak: Callable[..., int], work: Work, room: int, device: str, tiles: bool) -> CodingPlan:
         """The VAE's way in `room`, the one that needs least if none fits; each is rehearsed once.
 
         Args:
@@ -72,9 +72,12 @@ class Sizes:
             work: the call.
             room: bytes above the weights.
             device: type of the one that it will work on.
+            tiles: whether blended tiles may be used.
         """
         found: list[CodingPlan] = []
         for frames, tile in ways_of_coding(self.vae, work.shape):
+            if tile is not None and not tiles:
+                break
             key = (peak.__name__, work.shape, work.clips, frames, tile, device)
             if key not in self._known:
                 plan = CodingPlan(frames, tile, 0)
@@ -82,6 +85,8 @@ class Sizes:
             found.append(CodingPlan(frames, tile, self._known[key]))
             if found[-1].peak_bytes <= room:
                 return found[-1]
+            if len(found) > 1 and found[-2].tile is not None and found[-1].peak_bytes > 0.95 * found[-2].peak_bytes:
+                break  # what is left does not lie with the tiles
         return min(found, key=lambda plan: plan.peak_bytes)
 
 
@@ -145,8 +150,8 @@ class MemoryPlan:
 
 def _say(plan: CodingPlan) -> str:
     if plan.num_frames is None and plan.tile is None:
-        return "whole"
-    text = f"{plan.num_frames} frames at a time" if plan.num_frames is not None else "whole in time"
+        return "in pieces of the usual size"
+    text = "in small pieces" if plan.num_frames is not None else "in pieces of the usual size"
     return text if plan.tile is None else f"{text}, in blended tiles of {plan.tile[1]} x {plan.tile[0]} (not exact)"
 
 
@@ -165,8 +170,8 @@ def choose_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int
     least: MemoryPlan | None = None
     for exact in (True, False):
         for places, together in _ways(work, device):
-            plan = _try(sizes, work, budget, device, base, places, together)
-            if plan.peak <= budget and (plan.exact or not exact):
+            plan = _try(sizes, work, budget, device, base, places, together, tiles=not exact)
+            if plan.peak <= budget:
                 return plan
             least = plan if least is None or plan.peak < least.peak else least
     assert least is not None
@@ -186,7 +191,9 @@ def _ways(work: Work, device: str) -> Iterator[tuple[str, bool]]:
             yield places, False
 
 
-def _try(sizes: Sizes, work: Work, budget: int, device: str, base: int, places: str, together: bool) -> MemoryPlan:
+def _try(
+    sizes: Sizes, work: Work, budget: int, device: str, base: int, places: str, together: bool, *, tiles: bool
+) -> MemoryPlan:
     """One way, with the ways of text and VAE that fit the rest; where nothing fits, those that need least."""
     vae = weight_bytes(sizes.vae)
     text = weight_bytes(sizes.text) if sizes.text is not None else 0
@@ -206,11 +213,11 @@ def _try(sizes: Sizes, work: Work, budget: int, device: str, base: int, places: 
     encoding = None
     if work.encodes:
         clip = _clip_bytes(sizes.vae, work, 4)
-        encoding = sizes.coding(encoding_peak, work, budget - coding - clip, device)
+        encoding = sizes.coding(encoding_peak, work, budget - coding - clip, device, tiles)
         stages["encode what is given"] = coding + clip + encoding.peak_bytes
         in_loop += vae if places != "together" else 0  # diffusers' hooks send it away only with the whole call
     stages["denoise"] = always + in_loop + sizes.denoising(work, together)
-    decoding = sizes.coding(decoding_peak, work, budget - coding, device)
+    decoding = sizes.coding(decoding_peak, work, budget - coding, device, tiles)
     stages["decode"] = coding + max(decoding.peak_bytes, _finished_bytes(sizes.vae, work))
     host = 0
     if device != "cpu":

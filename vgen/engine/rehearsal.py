@@ -61,8 +61,8 @@ def rehearse(run: Callable[[], Any], *models: nn.Module) -> int:
 def by_few_blocks(owner: nn.Module, name: str, peak: Callable[[], int]) -> int:
     """What `peak` gives, told from runs with two and three of a model's blocks.
 
-    Blocks of one shape take the same memory one after another, and each keeps the same amount: what comes on top with the
-    third is what every further one adds.
+    Blocks of one shape take the same memory one after another, and each keeps the same amount: what comes on top with
+    the third is what every further one adds.
 
     Args:
         owner, name: where the blocks are.
@@ -133,7 +133,6 @@ def encoding_text_peak(encoder: Any, texts: int, length: int) -> int:
         texts: P.
         length: L.
     """
-
 
     def run() -> Tensor:
         return encoder(torch.empty(texts, length, dtype=torch.long, device="meta"))[0]

@@ -113,8 +113,8 @@ def stages_of(steps: Iterator[Step], latents: Tensor, numbers: int) -> Iterator[
 def numbers_a_frame(decoder: Decoder, latents: Tensor) -> int:
     """Numbers of the largest tensor for each frame of the finished clip; arguments as for `stages_of`."""
     positions, stride = latents.shape[0] * latents.shape[3] * latents.shape[4], 1
-    found, steps = [], list(decoding_steps(decoder, None, None))
-    for step in steps:
+    found: list[tuple[int, int]] = []
+    for step in decoding_steps(decoder, None, None):
         found.append((positions * step.width, stride))
         positions *= step.growth[1] * step.growth[2]
         stride *= step.growth[0]

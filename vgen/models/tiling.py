@@ -14,7 +14,7 @@ from torch import Tensor
 from vgen.errors import ShapeError
 from vgen.models.decoding_steps import numbers_a_frame, piece_on
 
-_SMALLER = 4
+_SMALLER = 2
 """How many times smaller pieces are where a clip is streamed; yet smaller ones would save little and cost time."""
 
 
