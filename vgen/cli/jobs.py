@@ -127,6 +127,8 @@ def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = Non
         text_cache=text_cache,
     )
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    if pipe.deferred_text is not None:
+        pipe.deferred_text.quantize = job.request.quantize_text
     if text_first:
         from vgen.pipelines.planning import encode_first
 
@@ -156,11 +158,8 @@ def set_lossy(pipe: Any, job: Job) -> None:
     request = job.request
     if request.step_cache is not None and request.step_cache.startswith("magcache"):
         pipe.magnitudes = find_magnitudes(job.model.folder)
-    if request.quantize_text is not None:
-        if pipe.deferred_text is not None:
-            pipe.deferred_text.quantize = request.quantize_text
-        else:
-            quantize_text_encoder(pipe.text_encoder, request.quantize_text)
+    if request.quantize_text is not None and pipe.deferred_text is None:  # a deferred one is told before it is used
+        quantize_text_encoder(pipe.text_encoder, request.quantize_text)
     if request.quantize is not None:
         if request.lora:
             pipe.fuse_lora()
