@@ -206,7 +206,7 @@ def _joined(pieces: Iterator[Tensor], frames: int) -> Tensor:
     """Pieces in time as one clip of so many frames; nothing is ever held twice."""
     clip: Tensor | None = None
     done = 0
-    for piece in pieces:
+    for piece in filter(_has_frames, pieces):  # an empty one may be of a stripe, see engine.vae_parallel
         if piece.shape[2] == frames:
             return piece
         if clip is None:
