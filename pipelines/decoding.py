@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,19 @@ def decode_latents(
     Returns:
         [B, 3, F, H, W], about [-1, 1], float32.
     """
-    latents, timestep = _raw_latents(vae, latents, settings, convention, dtype)
-    with within_memory(vae, LatentShape(*latents.shape[2:]), latents.shape[0], settings.vae_memory):
-        video = vae.decode(latents.to(vae.dtype), timestep, return_dict=False, generator=settings.generator)[0]
-    return video.float()
+    video: Tensor | None = None
+    done = 0
+    for piece in _pieces(vae, latents, settings, convention, dtype):
+        if piece.shape[2] == settings.num_frames:
+            return piece.float()
+        if video is None:
+            video = piece.new_empty(*piece.shape[:2], settings.num_frames, *piece.shape[3:], dtype=torch.float32)
+        video[:, :, done : done + piece.shape[2]] = piece
+        done += piece.shape[2]
+        del piece  # before the next one is made
+    assert video is not None
+    assert done == settings.num_frames
+    return video
 
 
 def decode_to_bytes(
@@ -56,18 +65,25 @@ def decode_to_bytes(
     Returns:
         uint8 [B, F, H, W, 3]: the same as `decode_latents`, `paste_known` and rounding after one another.
     """
-    latents, timestep = _raw_latents(vae, latents, settings, convention, dtype)
     frames = HostFrames(settings.num_frames)
-    with within_memory(vae, LatentShape(*latents.shape[2:]), latents.shape[0], settings.vae_memory):
-        latents = latents.to(vae.dtype)
-        if vae.use_slicing and latents.shape[0] > 1:  # one clip after the other, all of them to the end
-            pieces = iter([vae.decode(latents, timestep, return_dict=False, generator=settings.generator)[0]])
-        else:
-            pieces = vae.decode_in_pieces(latents, timestep, generator=settings.generator)
-        for piece in pieces:
-            keep, clips = settings.keep_known_pixels, settings.num_videos_per_prompt
-            frames.append(paste_known(piece.float(), given, keep, clips, frames.done))
+    for piece in _pieces(vae, latents, settings, convention, dtype):
+        keep, clips = settings.keep_known_pixels, settings.num_videos_per_prompt
+        frames.append(paste_known(piece.float(), given, keep, clips, frames.done))
+        del piece
     return frames.finish()
+
+
+def _pieces(
+    vae: Any, latents: Tensor, settings: GenerationSettings, convention: Convention, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """[B, 3, F, H, W] each, of the VAE's dtype, as the decoder gives them out."""
+    raw, timestep = _raw_latents(vae, latents, settings, convention, dtype)
+    raw = raw.to(vae.dtype)
+    with within_memory(vae, LatentShape(*raw.shape[2:]), raw.shape[0], settings.vae_memory):
+        if vae.use_slicing and raw.shape[0] > 1:  # one clip after the other, all of them to the end
+            yield vae.decode(raw, timestep, return_dict=False, generator=settings.generator)[0]
+        else:
+            yield from vae.decode_in_pieces(raw, timestep, generator=settings.generator)
 
 
 def _raw_latents(

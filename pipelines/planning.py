@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,29 @@ def _with_remedy(
     return found
 
 
+def encode_first(pipe: Any, device: str, prompts: Sequence[str], negative_prompt: str, way: str | None = None) -> None:
+    """Encode prompts by a deferred text encoder while nothing else lies on the device.
+
+    Args:
+        pipe: loaded, on the host, with a `deferred_text`.
+        device: to work on.
+        prompts, negative_prompt: that calls are going to ask for.
+        way: of TEXT_WAYS; None: as `deferred_text` is set up.
+    """
+    if way is not None:
+        _set_text_way(pipe, way)
+    before, pipe.placement = pipe.placement, Placement(torch.device(device))
+    try:
+        pipe.encode_ahead(prompts, negative_prompt)
+    finally:
+        pipe.placement = before
+
+
+def _set_text_way(pipe: Any, way: str) -> None:
+    pipe.deferred_text.way = way if way in ("blocks", "host") else "dropped"
+    pipe.deferred_text.texts_at_once = 2
+
+
 def place_models(pipe: Any, plan: MemoryPlan, device: str) -> None:
     """Put a pipeline's models where a plan wants them.
 
@@ -154,10 +177,8 @@ def place_models(pipe: Any, plan: MemoryPlan, device: str) -> None:
         plan: of `plan_call`.
         device: to work on.
     """
-    deferred = getattr(pipe, "deferred_text", None)
-    if deferred is not None:
-        deferred.way = plan.text if plan.text in ("blocks", "host") else "dropped"
-        deferred.texts_at_once = 2
+    if getattr(pipe, "deferred_text", None) is not None:
+        _set_text_way(pipe, plan.text)
     settings = {"guidance_batching": plan.guidance_batching, "vae_memory": plan.vae_memory}
     pipe.placement = Placement(torch.device(device), settings=settings)
     if plan.places == "together":

@@ -43,6 +43,9 @@ def test_the_report_says_what_was_measured(report_file):
         assert all(len(stage["seconds"]) == 2 for stage in arm["stages"].values())
         assert arm["attention"] and arm["lossy"] == [] and arm["step_rate"]["flops"] > 1e6
         assert 0 < arm["step_rate"]["mfu_matmul"] < 2 and arm["step_rate"]["mfu_datasheet"] is None
+    assert len({arm["weight_bytes"] for arm in report["arms"].values()}) == 1
+    clip = 17 * 64 * 96 * 3 * 4
+    assert all(clip < arm["allocated_bytes"] < 100 * clip for arm in report["arms"].values())
     assert report["arms"]["plain"]["parts"] == [] and "hoisting" in report["arms"]["vgen"]["parts"]
     assert set(report["ratios"]) == {"diffusers", "plain"}
     assert set(report["parity"]["stages"]["step"]) == {"vgen", "plain"}

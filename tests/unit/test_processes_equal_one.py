@@ -108,7 +108,8 @@ for kind, config in kinds.items():
     for parameter in vae.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     seen = []
-    vae.decoder.mid_block.register_forward_pre_hook(lambda block, args: seen.append(tuple(args[0].shape[3:])))
+    first = vae.decoder.mid_block.resnets[0]
+    first.register_forward_pre_hook(lambda block, args: seen.append(tuple(args[0].shape[3:])))
     frames, side, other = 1 + 2 * vae.strides.temporal, 5 * vae.strides.height, 3 * vae.strides.width
     ways = (
         (False, False, (2, 3, frames, side, other)),

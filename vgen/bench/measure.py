@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from math import comb
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Work = Callable[[], Any]
@@ -120,6 +124,27 @@ def peak_bytes(work: Work, device: torch.device) -> int | None:
         )
     except OSError:
         return None
+
+
+def allocated_peak(work: Work, device: torch.device) -> int:
+    """Most bytes that one run holds at the same time above what is there before it, by torch's own allocator.
+
+    What `torch.cuda.max_memory_allocated` counts, on a CPU too: tensors, and the workspaces that operations ask torch
+    for (convolutions copy their input and output into a layout of their own). The kernels are those of any other run.
+    Interpreter, libraries and memory that the C library keeps for later do not count.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        return int(torch.cuda.max_memory_allocated(device)) - int(before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would say on stderr that it starts and stops
+    gc.collect()  # cycles of earlier runs must not be freed within this one
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))
 
 
 class _AttentionOps(TorchDispatchMode):

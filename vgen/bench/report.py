@@ -104,6 +104,10 @@ def _share(arm: dict[str, Any], stage: str, of: str) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
+def _mebibytes(arm: dict[str, Any], key: str) -> str:
+    return "" if arm.get(key) is None else f"{arm[key] / 2**20:.0f}"
+
+
 def _number(arm: dict[str, Any], key: str) -> str:
     return "" if arm.get(key) is None else f"{arm[key]:.3g}"
 
@@ -117,7 +121,9 @@ _FACTS = {
     "step, of a matmul's rate": lambda arm: _share(arm, "step", "mfu_matmul"),
     "step, of the datasheet": lambda arm: _share(arm, "step", "mfu_datasheet"),
     "decode, of a matmul's rate": lambda arm: _share(arm, "decode", "mfu_matmul"),
-    "peak memory, MiB": lambda arm: "" if arm["peak_bytes"] is None else f"{arm['peak_bytes'] / 2**20:.0f}",
+    "peak of the process, or of the GPU, MiB": lambda arm: _mebibytes(arm, "peak_bytes"),
+    "weights, MiB": lambda arm: _mebibytes(arm, "weight_bytes"),
+    "allocated above them, MiB": lambda arm: _mebibytes(arm, "allocated_bytes"),
     "attention": lambda arm: ", ".join(name.removeprefix("aten::") for name in arm["attention"]),
     "compiled": lambda arm: arm["compiled"] or "no",
     "lossy": lambda arm: ", ".join(arm["lossy"]) or "no",

@@ -19,6 +19,7 @@ from vgen.bench.choose import STAGES
 from vgen.bench.lossy import error_of, reference_of
 from vgen.bench.measure import (
     CLOCKS,
+    allocated_peak,
     attention_used,
     interleaved,
     matmul_rate,
@@ -29,6 +30,7 @@ from vgen.bench.measure import (
 )
 from vgen.bench.parity import check_parity
 from vgen.bench.scenarios import Scenario
+from vgen.engine.offload import weight_bytes
 from vgen.errors import RequestError
 from vgen.ops import parts
 from vgen.version import __version__
@@ -158,6 +160,7 @@ def _arm_report(
     scenario = arm.scenario
     work, step = arm.stage("end_to_end"), arm.stage("step")
     assert work is not None and step is not None
+    models = (arm.pipeline.transformer, arm.pipeline.vae, arm.pipeline.text_encoder)
     stages: dict[str, dict[str, Any]] = {
         name: {"p50": quantile(times, 0.5), "p90": quantile(times, 0.9), "min": min(times), "seconds": times}
         for name, times in timed.items()
@@ -166,6 +169,8 @@ def _arm_report(
         "cold": dict(cold),
         "stages": stages,
         "peak_bytes": peak_bytes(work, device),
+        "allocated_bytes": allocated_peak(work, device),
+        "weight_bytes": sum(weight_bytes(model) for model in models if model is not None),
         "attention": attention_used(step),
         "precision": scenario.dtype,
         "compiled": arm.compiled,

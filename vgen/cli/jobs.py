@@ -93,8 +93,16 @@ def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, v
     return Job(resolved, model, output, overwrite, notes)
 
 
-def load_pipeline(class_name: str, job: Job) -> Any:
-    """Import torch, load the pipeline, and settle device and dtype in `job.request`."""
+def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = None) -> Any:
+    """Import torch, load the pipeline, and settle device and dtype in `job.request`.
+
+    A text encoder that does not stay is done with before the other models go to a GPU.
+
+    Args:
+        class_name: of vgen.pipelines.
+        job: what it is for.
+        prompts: of all its calls; None: that of the job.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
@@ -110,14 +118,24 @@ def load_pipeline(class_name: str, job: Job) -> Any:
     text_cache, memory = text_cache_for(job.request, job.model.folder), None
     if job.request.memory is not None:
         memory = plan_memory(job.request, job.model.folder, keep_text=text_cache is None)
+    text_first = text_cache is not None and device != "cpu"
     pipe = pipeline_class.from_pretrained(
         job.request.model,
         dtype=getattr(torch, dtype),
-        device=device if memory is None else "cpu",
+        device=device if memory is None and not text_first else "cpu",
         text_encoder_folder=job.request.text_encoder,
         text_cache=text_cache,
     )
     pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    if pipe.deferred_text is not None:
+        pipe.deferred_text.quantize = job.request.quantize_text
+    if text_first:
+        from vgen.pipelines.planning import encode_first
+
+        words = [job.request.prompt] if prompts is None else prompts
+        encode_first(pipe, device, words, job.request.negative_prompt, None if memory is None else memory.text)
+        if memory is None:
+            pipe.to(device)
     load_loras(pipe, job.request)
     set_lossy(pipe, job)
     if job.request.compile:
@@ -140,11 +158,8 @@ def set_lossy(pipe: Any, job: Job) -> None:
     request = job.request
     if request.step_cache is not None and request.step_cache.startswith("magcache"):
         pipe.magnitudes = find_magnitudes(job.model.folder)
-    if request.quantize_text is not None:
-        if pipe.deferred_text is not None:
-            pipe.deferred_text.quantize = request.quantize_text
-        else:
-            quantize_text_encoder(pipe.text_encoder, request.quantize_text)
+    if request.quantize_text is not None and pipe.deferred_text is None:  # a deferred one is told before it is used
+        quantize_text_encoder(pipe.text_encoder, request.quantize_text)
     if request.quantize is not None:
         if request.lora:
             pipe.fuse_lora()

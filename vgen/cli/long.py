@@ -69,8 +69,9 @@ def make_long(
     elif given is not None:
         take.append(given)
     job.request = request.model_copy(update={"seed": take.seed})
-    pipe = load_pipeline("MaskedPredictionPipeline", job)
-    pipe.encode_ahead([prompt for prompt, _, _ in parts], job.request.negative_prompt)
+    prompts = [prompt for prompt, _, _ in parts]
+    pipe = load_pipeline("MaskedPredictionPipeline", job, prompts)
+    pipe.encode_ahead(prompts, job.request.negative_prompt)
     _make(pipe, job, windows, parts, take, before, looks if looks is not None else request.reference)
     if not processes.leads():
         return

@@ -74,8 +74,9 @@ def generate_all(path: str, options: JobOptions) -> None:
         typer.echo(f"vgen: {path}, {fault}", err=True)
     if not jobs:
         raise RequestError(f"--prompts {path}: none of its {len(lines)} prompts can be used.")
-    pipe = load_pipeline("TextToVideoPipeline", jobs[0])
-    pipe.encode_ahead([job.request.prompt for job in jobs], jobs[0].request.negative_prompt)
+    prompts = [job.request.prompt for job in jobs]
+    pipe = load_pipeline("TextToVideoPipeline", jobs[0], prompts)
+    pipe.encode_ahead(prompts, jobs[0].request.negative_prompt)
     made = processes.leads() and not folder.exists()
     if processes.leads():
         folder.mkdir(exist_ok=True)

@@ -52,7 +52,7 @@ def export_vbench(
     missing = [job for job in jobs if not _is_made(job, digest, overwrite)]
     target.mkdir(exist_ok=True)
     if missing:
-        pipe = load_pipeline("TextToVideoPipeline", missing[0])
+        pipe = load_pipeline("TextToVideoPipeline", missing[0], [job.request.prompt for job in missing])
         settled = {"device": missing[0].request.device, "dtype": missing[0].request.dtype}
         for job in missing:
             job.request = job.request.model_copy(update=settled)

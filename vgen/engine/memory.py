@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from vgen.engine.allocator import StandIns
 from vgen.errors import OutOfMemoryError
 from vgen.models import CausalVideoVAE
+from vgen.models.decoding_steps import piece_on
 from vgen.types import LatentShape, VideoShape
 
 WORKSPACE: Final = 1.3
@@ -43,11 +44,13 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._alive = 0
         self._seen: set[int] = set()
+        self._waiting: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it made."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        leaves = (result,) if isinstance(result, torch.Tensor) else tree_leaves(result)
+        for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
                 self._take_in(leaf.untyped_storage())
         if self._alive > self.peak:
@@ -57,23 +60,27 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _take_in(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
         if key not in self._seen:
+            size = storage.nbytes()
             self._seen.add(key)
             self._alive += size
             place = None if self.stand_ins is None else self.stand_ins.take(size)
-            weakref.finalize(storage, self._forget, key, size, place, self.stand_ins)
+            stand_ins = self.stand_ins
+            self._waiting[key] = weakref.ref(storage, lambda _: self._forget(key, size, place, stand_ins))
 
     def _forget(self, key: int, size: int, place: int | None, stand_ins: StandIns | None) -> None:
         self._seen.discard(key)
         self._alive -= size
         if stand_ins is not None:
             stand_ins.drop(place)
+        del self._waiting[key]
 
-    def overlook(self, *models: torch.nn.Module) -> None:
-        """Leave out the weights of models, which were there before; otherwise a view of one counts as new."""
-        for model in models:
-            self._seen.update(t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers()))
+    def overlook(self, *known: torch.nn.Module | torch.Tensor) -> None:
+        """Leave out weights of models, and tensors, that were there before; otherwise a view of one counts as new."""
+        for one in known:
+            tensors = (one,) if isinstance(one, torch.Tensor) else (*one.parameters(), *one.buffers())
+            self._seen.update(tensor.untyped_storage()._cdata for tensor in tensors)
 
     def now(self) -> int:
         """Bytes that are alive now."""
@@ -108,7 +115,15 @@ class CodingPlan(NamedTuple):
             vae.enable_tiling(*self.tile, *(side - cut for side, cut in zip(self.tile, overlap, strict=True)))
 
 
-def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, plan: CodingPlan | None = None) -> int:
+def decoding_peak(
+    vae: CausalVideoVAE,
+    shape: LatentShape,
+    batch: int = 1,
+    *,
+    plan: CodingPlan | None = None,
+    device: str | None = None,
+    clip: bool = True,
+) -> int:
     """Most bytes alive while a clip is decoded, the finished clip included, weights not.
 
     Args:
@@ -116,29 +131,43 @@ def decoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, pl
         shape: of the latents.
         batch: clips decoded together.
         plan: the way of coding; None: as `vae` is set up.
+        device: type of the one that it will work on; None: the model's.
+        clip: whether the clip is put together, in float32, where it is decoded; else its pieces are sent away.
     Returns:
         Bytes, the workspace of convolutions included.
     """
-    double = _double(vae, plan)
+    double = _double(vae, plan, device)
     tile, edges = _largest_tile(double, shape)
     frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_decoding else shape.frames
     latents = torch.empty(batch, double.config.latent_channels, frames, *tile, device="meta", dtype=vae.dtype)
     timestep = torch.empty(batch, device="meta", dtype=vae.dtype) if double.config.timestep_conditioning else None
+    first = count = 0
     with torch.no_grad(), LiveBytes() as live:
+        live.overlook(double, latents)
         for piece in double.decode_in_pieces(latents, timestep):
+            if count == 0:
+                first, live.peak = live.peak, live.now()
+            count += 1
             del piece
     # What becomes of the pieces: they are joined into a clip; a tile's clip is blended into that of the whole picture.
-    pixel = batch * 3 * VideoShape.of_latent(shape, vae.strides).num_frames * vae.dtype.itemsize
+    pixel = batch * 3 * VideoShape.of_latent(shape, vae.strides).num_frames * 4
     pixel *= vae.strides.height * vae.strides.width
-    clip = pixel * tile[0] * tile[1]
-    working = int(live.peak * WORKSPACE)
-    coding = working + clip if double.use_framewise_decoding else working
+    before, after = int(first * WORKSPACE), int(live.peak * WORKSPACE)  # of that clip
     if tile == shape[1:]:
-        return coding
-    return pixel * (shape.height * shape.width + edges) + max(coding, 3 * clip)
+        return max(before, after + (pixel * tile[0] * tile[1] if clip and count > 1 else 0))
+    joined = pixel * vae.dtype.itemsize // 4
+    coding = max(before, after + joined * tile[0] * tile[1])
+    return joined * (shape.height * shape.width + edges) + max(coding, 3 * joined * tile[0] * tile[1])
 
 
-def encoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, plan: CodingPlan | None = None) -> int:
+def encoding_peak(
+    vae: CausalVideoVAE,
+    shape: LatentShape,
+    batch: int = 1,
+    *,
+    plan: CodingPlan | None = None,
+    device: str | None = None,
+) -> int:
     """Most bytes alive while a clip is encoded, its latents included; its pixels, which are there already, are not.
 
     Args:
@@ -146,16 +175,18 @@ def encoding_peak(vae: CausalVideoVAE, shape: LatentShape, batch: int = 1, *, pl
         shape: of the latents to make.
         batch: clips encoded together.
         plan: the way of coding; None: as `vae` is set up.
+        device: see `decoding_peak`.
     Returns:
         Bytes, the workspace of convolutions included.
     """
-    double = _double(vae, plan)
+    double = _double(vae, plan, device)
     tile, _ = _largest_tile(double, shape)
     frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_encoding else shape.frames
     video = torch.empty(
         batch, 3, *VideoShape.of_latent(LatentShape(frames, *tile), vae.strides), device="meta", dtype=vae.dtype
     )
     with torch.no_grad(), LiveBytes() as live:
+        live.overlook(double, video)
         double.encode(video)
     latents = batch * 2 * double.config.latent_channels * shape.frames * shape.height * shape.width * vae.dtype.itemsize
     return int(live.peak * WORKSPACE) + (0 if tile == shape[1:] else 2 * latents)
@@ -235,14 +266,15 @@ def _set_up(vae: CausalVideoVAE, plan: CodingPlan) -> Iterator[None]:
             setattr(vae, name, value)
 
 
-def _double(vae: CausalVideoVAE, plan: CodingPlan | None) -> CausalVideoVAE:
-    """A model without content that codes as `vae` does, or by a plan."""
+def _double(vae: CausalVideoVAE, plan: CodingPlan | None, device: str | None = None) -> CausalVideoVAE:
+    """A model without content that codes as `vae` does on a device, or by a plan."""
     with torch.device("meta"):
         double = CausalVideoVAE.from_config(vae.config).eval()
     torch.nn.Module.to(double, vae.dtype)  # diffusers' own `to` warns about casting, which does not matter here
     for name, value in vars(vae).items():
         if name.startswith(("use_", "tile_")):
             setattr(double, name, value)
+    double.decoding_piece = vae.decoding_piece or piece_on(device or vae.device.type)
     if plan is not None:
         plan.apply(double)
     return double

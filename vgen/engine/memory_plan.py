@@ -3,7 +3,7 @@
 A device holds the models that are needed, and what they compute. The ways to need less of it, in the order in which
 they are tried: everything together; the branches of the guidance one after another; transformer and VAE in turn; the
 transformer's blocks one by one. In each, texts are encoded on the device, block by block, or on the host, and the VAE
-codes the clip whole or in pieces along time. All of these are exact. Only where none fits, tiles that are blended.
+codes the clip in pieces along time, usual ones or smaller. All of these are exact. Only where none fits, blended tiles.
 """
 
 from __future__ import annotations
@@ -64,22 +64,29 @@ class Sizes:
             self._known[key] = encoding_text_peak(self.text, *key[1:])
         return self._known[key]
 
-    def coding(self, peak: Callable[..., int], work: Work, room: int) -> CodingPlan:
+    def coding(self, peak: Callable[..., int], work: Work, room: int, device: str, tiles: bool) -> CodingPlan:
         """The VAE's way in `room`, the one that needs least if none fits; each is rehearsed once.
 
         Args:
             peak: decoding_peak or encoding_peak.
             work: the call.
             room: bytes above the weights.
+            device: type of the one that it will work on.
+            tiles: whether blended tiles may be used.
         """
         found: list[CodingPlan] = []
         for frames, tile in ways_of_coding(self.vae, work.shape):
-            key = (peak.__name__, work.shape, work.clips, frames, tile)
+            if tile is not None and not tiles:
+                break
+            key = (peak.__name__, work.shape, work.clips, frames, tile, device)
             if key not in self._known:
-                self._known[key] = peak(self.vae, work.shape, work.clips, plan=CodingPlan(frames, tile, 0))
+                plan = CodingPlan(frames, tile, 0)
+                self._known[key] = peak(self.vae, work.shape, work.clips, plan=plan, device=device)
             found.append(CodingPlan(frames, tile, self._known[key]))
             if found[-1].peak_bytes <= room:
                 return found[-1]
+            if len(found) > 1 and found[-2].tile is not None and found[-1].peak_bytes > 0.95 * found[-2].peak_bytes:
+                break  # what is left does not lie with the tiles
         return min(found, key=lambda plan: plan.peak_bytes)
 
 
@@ -143,8 +150,8 @@ class MemoryPlan:
 
 def _say(plan: CodingPlan) -> str:
     if plan.num_frames is None and plan.tile is None:
-        return "whole"
-    text = f"{plan.num_frames} frames at a time" if plan.num_frames is not None else "whole in time"
+        return "in pieces of the usual size"
+    text = "in small pieces" if plan.num_frames is not None else "in pieces of the usual size"
     return text if plan.tile is None else f"{text}, in blended tiles of {plan.tile[1]} x {plan.tile[0]} (not exact)"
 
 
@@ -163,8 +170,8 @@ def choose_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int
     least: MemoryPlan | None = None
     for exact in (True, False):
         for places, together in _ways(work, device):
-            plan = _try(sizes, work, budget, device, base, places, together)
-            if plan.peak <= budget and (plan.exact or not exact):
+            plan = _try(sizes, work, budget, device, base, places, together, tiles=not exact)
+            if plan.peak <= budget:
                 return plan
             least = plan if least is None or plan.peak < least.peak else least
     assert least is not None
@@ -184,7 +191,9 @@ def _ways(work: Work, device: str) -> Iterator[tuple[str, bool]]:
             yield places, False
 
 
-def _try(sizes: Sizes, work: Work, budget: int, device: str, base: int, places: str, together: bool) -> MemoryPlan:
+def _try(
+    sizes: Sizes, work: Work, budget: int, device: str, base: int, places: str, together: bool, *, tiles: bool
+) -> MemoryPlan:
     """One way, with the ways of text and VAE that fit the rest; where nothing fits, those that need least."""
     vae = weight_bytes(sizes.vae)
     text = weight_bytes(sizes.text) if sizes.text is not None else 0
@@ -197,16 +206,18 @@ def _try(sizes: Sizes, work: Work, budget: int, device: str, base: int, places: 
     stages: dict[str, int] = {}
     way = "none"
     if sizes.text is not None:
-        way, stages["encode the text"] = _text_way(sizes, work, budget - always, device, text)
-        stages["encode the text"] += always
+        # An encoder that does not stay is done with before the other models come, where they come at all.
+        beside = always if sizes.keep_text or device == "cpu" else base + (small if places == "blocks" else 0)
+        way, stages["encode the text"] = _text_way(sizes, work, budget - beside, device, text)
+        stages["encode the text"] += beside
     encoding = None
     if work.encodes:
         clip = _clip_bytes(sizes.vae, work, 4)
-        encoding = sizes.coding(encoding_peak, work, budget - coding - clip)
+        encoding = sizes.coding(encoding_peak, work, budget - coding - clip, device, tiles)
         stages["encode what is given"] = coding + clip + encoding.peak_bytes
         in_loop += vae if places != "together" else 0  # diffusers' hooks send it away only with the whole call
     stages["denoise"] = always + in_loop + sizes.denoising(work, together)
-    decoding = sizes.coding(decoding_peak, work, budget - coding)
+    decoding = sizes.coding(decoding_peak, work, budget - coding, device, tiles)
     stages["decode"] = coding + max(decoding.peak_bytes, _finished_bytes(sizes.vae, work))
     host = 0
     if device != "cpu":
@@ -237,7 +248,5 @@ def _clip_bytes(vae: Any, work: Work, itemsize: int) -> int:
 
 
 def _finished_bytes(vae: Any, work: Work) -> int:
-    """The finished clip: as decoded, in float32, and twice more where given pixels are pasted into it."""
-    size = vae.dtype.itemsize
-    copies = (0 if size == 4 else size) + 4 + (8 if work.encodes else 0)
-    return _clip_bytes(vae, work, copies)
+    """The finished clip in float32, and twice more where given pixels are pasted into it."""
+    return _clip_bytes(vae, work, 4 + (8 if work.encodes else 0))

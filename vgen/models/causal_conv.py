@@ -71,7 +71,8 @@ class FramePaddedConv3d(nn.Conv3d):
         if stream.last and self.frames_after:
             frames = torch.cat([frames, frames[:, :, -1:].expand(-1, -1, self.frames_after, -1, -1)], dim=2)
         count = max(0, (frames.shape[2] - kernel) // step + 1)
-        stream.keep(self, frames[:, :, count * step :])
+        if not stream.last:
+            stream.keep(self, frames[:, :, count * step :])
         if count == 0:
             rows, columns = (
                 (frames.shape[axis + 2] + 2 * self.padding[axis] - self.kernel_size[axis]) // self.stride[axis] + 1
@@ -135,7 +136,35 @@ class CausalConv3d(nn.Module):
             shift, scale: [B, C, 1, 1, 1], or both None.
             stream: see FramePaddedConv3d.
         """
+        if stream is not None and not torch.is_grad_enabled():
+            return self._piece_after_norm(hidden_states, eps, shift, scale, stream)
         whole = stream is None and hidden_states.shape[2] > 1
         edges = (self.conv.frames_before, self.conv.frames_after) if whole else (0, 0)
         activated = ops.pixel_norm_silu(hidden_states, shift, scale, *edges, eps)
         return self.conv(activated, stream=stream, padded=whole)
+
+    def _piece_after_norm(
+        self, hidden_states: Tensor, eps: float, shift: Tensor | None, scale: Tensor | None, stream: FrameStream
+    ) -> Tensor:
+        """As `after_norm`: the norm leaves room for the frames kept from the last piece, so that nothing is joined."""
+        conv = self.conv
+        kept = stream.pop(conv)
+        before = 0 if kept is None else kept.shape[2]
+        after = conv.frames_after if stream.last else 0
+        if hidden_states.shape[2]:
+            if begins(stream, conv, hidden_states):
+                before = conv.frames_before
+            activated = ops.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
+            if kept is not None:
+                activated[:, :, :before] = kept
+        elif kept is not None:
+            activated = torch.cat([kept, kept[:, :, -1:].expand(-1, -1, after, -1, -1)], dim=2)
+        else:
+            activated = hidden_states
+        count = max(0, activated.shape[2] - conv.kernel_size[0] + 1)
+        if not stream.last and activated.shape[2] > count:
+            stream.keep(conv, activated[:, :, count:])
+        if count == 0:
+            size = hidden_states.shape
+            return hidden_states.new_empty(size[0], conv.out_channels, 0, *size[3:])
+        return conv(activated, padded=True)

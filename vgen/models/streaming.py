@@ -8,6 +8,7 @@ what is still held. So nothing is computed twice, nothing is blended, and no fra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -32,14 +33,18 @@ class FrameStream:
         """Whether something is kept for a layer."""
         return (layer, name) in self._kept
 
+    def pop(self, layer: nn.Module, name: str = "") -> Tensor | None:
+        """What was kept for a layer, or None; the memory is emptied."""
+        return self._kept.pop((layer, name), None)
+
     def join(self, layer: nn.Module, frames: Tensor, name: str = "") -> Tensor:
         """What was kept for a layer, followed by `frames`; both [B, C, F, H, W]. The memory is emptied."""
-        kept = self._kept.pop((layer, name), None)
+        kept = self.pop(layer, name)
         return frames if kept is None else torch.cat([kept, frames], dim=FRAMES)
 
     def keep(self, layer: nn.Module, frames: Tensor, name: str = "") -> None:
-        """Remember `frames` (possibly none) for the next piece."""
-        self._kept[(layer, name)] = frames
+        """Remember a copy of `frames` (possibly none) for the next piece: what they are a part of can be freed."""
+        self._kept[(layer, name)] = frames.clone()
 
     def once(self, layer: nn.Module, make: Callable[[], Tensor | None], name: str) -> Tensor | None:
         """A tensor made at the first piece and used for all."""
@@ -67,6 +72,24 @@ def take(stream: FrameStream | None, layer: nn.Module, frames: Tensor, count: in
     return joined[:, :, :count]
 
 
+def add_beside(stream: FrameStream | None, layer: nn.Module, slower: Tensor, frames: Tensor) -> Tensor:
+    """`slower` plus the same frames of a path that runs beside it (see `take`), in place if nobody wants gradients."""
+    count = slower.shape[FRAMES]
+    if torch.is_grad_enabled():
+        return slower + take(stream, layer, frames, count)
+    if stream is None:
+        return slower.add_(frames)
+    done, waiting = 0, []
+    for part in (stream.pop(layer), frames):
+        if part is not None:
+            now = min(part.shape[FRAMES], count - done)
+            slower.narrow(FRAMES, done, now).add_(part.narrow(FRAMES, 0, now))
+            waiting.append(part.narrow(FRAMES, now, part.shape[FRAMES] - now))
+            done += now
+    stream.keep(layer, waiting[0] if len(waiting) == 1 else torch.cat(waiting, dim=FRAMES))
+    return slower
+
+
 def begins(stream: FrameStream | None, layer: nn.Module, frames: Tensor) -> bool:
     """Whether `frames` [B, C, F, H, W] hold the clip's first frame, as far as `layer` has seen the clip."""
     if stream is None:
@@ -78,17 +101,18 @@ def begins(stream: FrameStream | None, layer: nn.Module, frames: Tensor) -> bool
 
 
 class StreamStage(NamedTuple):
-    """A part of a network that a stream goes through, and how many frames of its result go on together."""
+    """A part of a network that a stream goes through, and about how many frames it takes at a time."""
 
-    run: Callable[[Tensor, FrameStream], Tensor]
+    run: Callable[[Tensor, FrameStream | None], Tensor]
     frames: int
 
 
 def run_in_pieces(stages: Sequence[StreamStage], pieces: Iterable[Tensor]) -> Iterator[Tensor]:
     """Send a clip through `stages` piece by piece.
 
-    Every stage has a memory of its own, and hands on no more frames at a time than it says: what the stages before it
-    let go of at the clip's end then never meets at full resolution all at once.
+    Every stage has a memory of its own, and takes no more than half as many frames again at a time as it says: what the
+    stages before it let go of at the clip's end then never meets at full resolution all at once. A piece is freed as
+    soon as the next stage has worked it up. A stage that gets the whole clip at once is told so by a stream of None.
 
     Args:
         stages: in order.
@@ -96,18 +120,31 @@ def run_in_pieces(stages: Sequence[StreamStage], pieces: Iterable[Tensor]) -> It
     Returns:
         The results, piece by piece; some may have no frames.
     """
+    marked = _marked(pieces)
     for stage in stages:
-        pieces = _through(stage, pieces)
-    return iter(pieces)
+        marked = _through(stage, marked)
+    return map(itemgetter(0), marked)
 
 
-def _through(stage: StreamStage, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    stream = FrameStream()
+def _marked(pieces: Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """Each piece, and whether it is the last."""
     iterator = iter(pieces)
     piece = next(iterator, None)
     while piece is not None:
         following = next(iterator, None)
-        stream.last = following is None
-        made = stage.run(piece, stream)
-        yield from made.split(stage.frames, dim=FRAMES) if made.shape[FRAMES] else (made,)
+        yield piece, following is None
         piece = following
+
+
+def _through(stage: StreamStage, pieces: Iterator[tuple[Tensor, bool]]) -> Iterator[tuple[Tensor, bool]]:
+    stream, started = FrameStream(), False
+    for piece, last in pieces:
+        count = max(1, round(piece.shape[FRAMES] / stage.frames))
+        parts = list(piece.tensor_split(count, dim=FRAMES)) if count > 1 else [piece]
+        del piece
+        parts.reverse()
+        while parts:
+            stream.last = last and len(parts) == 1
+            memory = stream if started or not stream.last else None
+            started = True
+            yield stage.run(parts.pop(), memory), stream.last  # no name holds on to the result

@@ -1,6 +1,7 @@
 """Encoding and decoding in pieces: along time exactly, in space by overlapping tiles that are blended.
 
-Memory then grows neither with the length of a clip nor with the size of its pictures.
+Memory then grows neither with the length of a clip nor with the size of its pictures. Decoding is always in pieces
+along time where nobody wants gradients, see decoding_steps: it takes no longer than decoding a clip whole.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import torch
 from torch import Tensor
 
 from vgen.errors import ShapeError
+from vgen.models.decoding_steps import numbers_a_frame, piece_on
 from vgen.models.vae_blocks import Generators
 from vgen.models.vae_decoder import Decoder
 from vgen.models.vae_encoder import Encoder
 from vgen.types import Strides
+
+_SMALLER = 2
+"""How many times smaller pieces are where a clip is streamed; yet smaller ones would save little and cost time."""
 
 
 class TiledCoding:
@@ -34,12 +39,13 @@ class TiledCoding:
         self.tile_sample_stride_height = self.tile_sample_stride_width = 448
         self.use_framewise_encoding = self.use_framewise_decoding = False
         self.tile_sample_stride_num_frames = self.strides.temporal
+        self.decoding_piece: int | None = None
 
     def enable_streaming(self, num_frames: int | None = None) -> None:
-        """Encode and decode clips piece by piece in time, with the result of the whole.
+        """Encode clips piece by piece in time, and decode them in smaller pieces than usual; the result is the same.
 
         Args:
-            num_frames: pixel frames worked on at a time, a multiple of the temporal stride; None: one stride.
+            num_frames: most pixel frames worked on at a time, a multiple of the temporal stride; None: one stride.
         Raises:
             ShapeError: not a multiple.
         """
@@ -54,7 +60,7 @@ class TiledCoding:
         self.use_framewise_encoding = self.use_framewise_decoding = True
 
     def disable_streaming(self) -> None:
-        """Encode and decode all frames at once."""
+        """Encode all frames at once, and decode in pieces of the usual size."""
         self.use_framewise_encoding = self.use_framewise_decoding = False
 
     def enable_tiling(
@@ -133,12 +139,15 @@ class TiledCoding:
             self.tile_sample_stride_width // self.strides.width,
         )
         scales = (self.strides.height, self.strides.width)
-        frames = self.tile_sample_stride_num_frames // self.strides.temporal
 
         def decode(part: Tensor) -> Iterator[Tensor]:
-            if not self.use_framewise_decoding:
+            numbers = self.decoding_piece or piece_on(part.device.type)
+            if self.use_framewise_decoding:
+                frames = self.tile_sample_stride_num_frames * numbers_a_frame(self.decoder, part)
+                numbers = min(numbers // _SMALLER, frames)
+            elif torch.is_grad_enabled():
                 return iter([self.decoder(part, temb, generator)])
-            return self.decoder.in_pieces(part.split(frames, dim=2), temb, generator, part.shape[0], frames)
+            return self.decoder.in_pieces(part, temb, generator, numbers)
 
         return self._tiled(decode, latents, tile, step, scales, self._pixel_frames(latents))
 
@@ -153,7 +162,7 @@ class TiledCoding:
     ) -> Iterator[Tensor]:
         """`code` applied to `whole`, in pieces of time; by tiles, in one piece of `frames`, if it is larger."""
         if not self.use_tiling or (whole.shape[3] <= tile[0] and whole.shape[4] <= tile[1]):
-            return (piece for piece in code(whole) if piece.shape[2])
+            return filter(_has_frames, code(whole))
         return iter([_by_tiles(code, whole, tile, step, scales, frames)])
 
 
@@ -197,17 +206,22 @@ def _by_tiles(
     return result
 
 
+def _has_frames(piece: Tensor) -> bool:
+    return piece.shape[2] > 0
+
+
 def _joined(pieces: Iterator[Tensor], frames: int) -> Tensor:
     """Pieces in time as one clip of so many frames; nothing is ever held twice."""
     clip: Tensor | None = None
     done = 0
-    for piece in pieces:
+    for piece in filter(_has_frames, pieces):  # an empty one may be of a stripe, see engine.vae_parallel
         if piece.shape[2] == frames:
             return piece
         if clip is None:
             clip = piece.new_empty(*piece.shape[:2], frames, *piece.shape[3:])
         clip[:, :, done : done + piece.shape[2]] = piece
         done += piece.shape[2]
+        del piece  # before the next one is made
     assert clip is not None
     assert done == frames
     return clip

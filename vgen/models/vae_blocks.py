@@ -15,7 +15,7 @@ from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import ChannelLayerNorm, PixelNorm, TimestepEmbedder
 from vgen.models.module_list import ModuleListOf
-from vgen.models.streaming import FrameStream, begins, take
+from vgen.models.streaming import FrameStream, add_beside, begins, take
 
 Generators = torch.Generator | list[torch.Generator] | None
 """Where injected noise comes from: one generator for the batch, one a sample, or the global one."""
@@ -150,8 +150,7 @@ class ResnetBlock(nn.Module):
             hidden_states = hidden_states + (noise[:, 1:] * self.per_channel_scale2)[:, :, None]
         if self.conv_shortcut is not None and self.norm3 is not None:
             inputs = self.conv_shortcut(self.norm3(inputs), stream=stream)
-        carried = take(stream, self, inputs, hidden_states.shape[2])
-        return hidden_states + carried if torch.is_grad_enabled() else hidden_states.add_(carried)
+        return add_beside(stream, self, hidden_states, inputs)
 
 
 class Downsampler(nn.Module):
@@ -228,11 +227,17 @@ class Upsampler(nn.Module):
             convolved = self.conv(hidden_states, stream=stream)
             surplus = surplus if begins(stream, self, convolved) else 0
             upsampled = ops.depth_to_space(convolved, self.stride, surplus)
-            hidden_states = take(stream, self, hidden_states, convolved.shape[2])
+            count = convolved.shape[2]
+            del convolved
+            if self.residual:
+                hidden_states = take(stream, self, hidden_states, count)
         if not self.residual:
             return upsampled
         carried = ops.depth_to_space(hidden_states, self.stride, surplus)
-        return upsampled + carried.repeat(1, self.repeats, 1, 1, 1)
+        if torch.is_grad_enabled():
+            return upsampled + carried.repeat(1, self.repeats, 1, 1, 1)
+        upsampled.unflatten(1, (self.repeats, -1)).add_(carried.unsqueeze(1))
+        return upsampled
 
 
 class Stage(nn.Module):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 
 import torch
 from einops import rearrange
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
+from vgen.models.decoding_steps import decoding_steps, stages_of
 from vgen.models.layers import PixelNorm, TimestepEmbedder
 from vgen.models.module_list import ModuleListOf
-from vgen.models.streaming import FrameStream, StreamStage, run_in_pieces
+from vgen.models.streaming import FrameStream, run_in_pieces
 from vgen.models.vae_blocks import Generators, MidBlock, UpBlock, check_lengths, modulation, resolution_stride
 
 
@@ -123,53 +123,32 @@ class Decoder(nn.Module):
         Raises:
             RequestError: the decoder takes a timestep and none was given.
         """
-        hidden_states = latents
-        for stage, _ in self._stages(timesteps, generator, latents.shape[0]):
-            hidden_states = stage(hidden_states, None)
-        return hidden_states
+        timesteps = self._scaled(timesteps, latents.shape[0])
+        hidden_states = self.mid_block(self.from_latents(latents), timesteps, generator)
+        for block in self.up_blocks:
+            hidden_states = block(hidden_states, timesteps, generator)
+        return self.to_pixels(timesteps, hidden_states)
 
     def in_pieces(
-        self,
-        pieces: Iterable[Tensor],
-        timesteps: Tensor | None,
-        generator: Generators,
-        batch: int,
-        latent_frames: int = 1,
+        self, latents: Tensor, timesteps: Tensor | None, generator: Generators, numbers: int
     ) -> Iterator[Tensor]:
         """Decode a clip piece by piece; the frames are those of decoding it whole, some given out later.
 
         Args:
-            pieces: [B, C, f, h, w], the latents cut along their frames.
-            timesteps, generator: see `forward`.
-            batch: B.
-            latent_frames: how much of the clip is worked on at a time.
+            latents, timesteps, generator: see `forward`.
+            numbers: of the largest tensor that are worked on at a time, see decoding_steps.piece_on.
         Returns:
             [B, 3, F, H, W] each; some may have no frames.
         """
-        stages = self._stages(timesteps, generator, batch)
-        return run_in_pieces([StreamStage(stage, latent_frames * factor) for stage, factor in stages], pieces)
+        steps = decoding_steps(self, self._scaled(timesteps, latents.shape[0]), generator)
+        return run_in_pieces(list(stages_of(steps, latents, numbers)), [latents])
 
-    def _stages(
-        self, timesteps: Tensor | None, generator: Generators, batch: int
-    ) -> list[tuple[Callable[[Tensor, FrameStream | None], Tensor], int]]:
-        """The parts of the network in order, each with the frames that one latent frame has become after it."""
-        if self.timestep_scale_multiplier is not None:
-            timesteps = _expanded(timesteps, batch) * self.timestep_scale_multiplier
-        stages: list[tuple[Callable[[Tensor, FrameStream | None], Tensor], int]] = [
-            (self._from_latents, 1),
-            (partial(_run, self.mid_block, timesteps, generator), 1),
-        ]
-        factor = 1
-        for block in self.up_blocks:
-            for upsampler in block.upsamplers or ():
-                factor *= upsampler.stride[0]
-            stages.append((partial(_run, block, timesteps, generator), factor))
-        return [*stages, (partial(self._to_pixels, timesteps), factor * self.patch[0])]
-
-    def _from_latents(self, latents: Tensor, stream: FrameStream | None) -> Tensor:
+    def from_latents(self, latents: Tensor, stream: FrameStream | None = None) -> Tensor:
+        """The first convolution: [B, C, f, h, w] -> [B, D, f, h, w]."""
         return self.conv_in(latents, stream=stream)
 
-    def _to_pixels(self, timesteps: Tensor | None, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
+    def to_pixels(self, timesteps: Tensor | None, hidden_states: Tensor, stream: FrameStream | None = None) -> Tensor:
+        """The last convolution, and patches to pixels: [B, D, F, H, W] -> [B, 3, F, H, W]."""
         shift = scale = None
         if self.time_embedder is not None and self.scale_shift_table is not None:
             embedding = self.time_embedder(timesteps, hidden_states.dtype)
@@ -180,24 +159,14 @@ class Decoder(nn.Module):
             hidden_states, "b (c pt pw ph) f h w -> b c (f pt) (h ph) (w pw)", pt=frames, ph=rows, pw=columns
         )
 
-
-def _expanded(timesteps: Tensor | None, batch: int) -> Tensor:
-    """One timestep a latent, [B]."""
-    if timesteps is None:
-        raise RequestError("temb=None does not fit a timestep-conditioned decoder: give a tensor [B], e.g. 0.05.")
-    timesteps = timesteps.flatten()
-    if timesteps.numel() not in (1, batch):
-        raise RequestError(
-            f"temb has {timesteps.numel()} values for {batch} latents: give one for all or one for each ({batch})."
-        )
-    return timesteps.expand(batch)
-
-
-def _run(
-    block: nn.Module,
-    timesteps: Tensor | None,
-    generator: Generators,
-    hidden_states: Tensor,
-    stream: FrameStream | None,
-) -> Tensor:
-    return block(hidden_states, timesteps, generator, stream)
+    def _scaled(self, timesteps: Tensor | None, batch: int) -> Tensor | None:
+        if self.timestep_scale_multiplier is None:
+            return None
+        if timesteps is None:
+            raise RequestError("temb=None does not fit a timestep-conditioned decoder: give a tensor [B], e.g. 0.05.")
+        timesteps = timesteps.flatten()
+        if timesteps.numel() not in (1, batch):
+            raise RequestError(
+                f"temb has {timesteps.numel()} values for {batch} latents: give one for all or one for each ({batch})."
+            )
+        return timesteps.expand(batch) * self.timestep_scale_multiplier

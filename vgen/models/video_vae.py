@@ -196,12 +196,12 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, ModelMixin, ConfigMixin, F
     ) -> Iterator[Tensor]:
         """Decode a clip in pieces along time: together the frames of `decode`, without ever holding them all.
 
-        The length of a piece is that of `enable_streaming`; a decoder that looks ahead gives the first frames out late.
+        A decoder that looks ahead gives the first frames out late.
 
         Args:
             latents, temb, generator: as for `decode`.
         Returns:
-            [B, 3, F, H, W] each; one piece where streaming is off or the pictures are coded in tiles.
+            [B, 3, F, H, W] each; one piece where the clip is small or the pictures are coded in tiles.
         """
         self._check_latents(latents, generator)
         return self._decoded_pieces(latents, temb, generator)

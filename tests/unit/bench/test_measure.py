@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vgen.bench.choose import choose_scenario, choose_stages
-from vgen.bench.measure import attention_used, interleaved, paired_ratio, quantile
+from vgen.bench.measure import allocated_peak, attention_used, interleaved, paired_ratio, quantile
 from vgen.bench.scenarios import ARCHITECTURES, SCENARIOS
 from vgen.errors import RequestError
 
@@ -41,6 +41,23 @@ def test_few_rounds_give_their_range_and_say_how_little_that_is():
 def test_quantiles_are_interpolated():
     assert quantile([3.0, 1.0, 2.0, 4.0], 0.5) == 2.5
     assert quantile([1.0, 2.0], 0.9) == pytest.approx(1.9)
+
+
+def test_allocated_memory_is_what_is_alive_at_once():
+    kept = torch.ones(1 << 20)
+
+    def work():
+        first = torch.ones(1 << 18)
+        second = first + 1
+        del first
+        third = kept[: 1 << 17] * 2  # a view of what was there before is nothing new
+        return second, third
+
+    for _ in range(2):
+        assert 0 <= allocated_peak(work, CPU) - 4 * (2 << 18) < 100  # numbers among tensors take some bytes
+    clip = torch.ones(1, 16, 5, 32, 32)
+    weight = torch.ones(16, 16, 1, 3, 3)
+    assert allocated_peak(lambda: torch.nn.functional.conv3d(clip, weight), CPU) >= 4 * 16 * 5 * 30 * 30
 
 
 def test_the_attention_that_ran_is_named():

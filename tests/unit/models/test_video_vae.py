@@ -173,7 +173,7 @@ def test_tiles_are_aligned_and_blended_without_a_seam(vae):
     assert whole.std() > 1e-2
     vae.enable_tiling(64, 64, 40, 32)
     widths = []
-    handle = vae.decoder.register_forward_pre_hook(lambda _, arguments: widths.append(arguments[0].shape[-1]))
+    handle = vae.decoder.conv_in.register_forward_pre_hook(lambda _, arguments: widths.append(arguments[0].shape[-1]))
     torch.testing.assert_close(vae.decode(latents).sample, whole, **TOLERANCE)
     assert len(widths) == 12 and max(widths) == 8, "three by four tiles of at most 64 pixels"
     handle.remove()

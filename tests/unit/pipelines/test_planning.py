@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from vgen.bench.arms import make_arms
 from vgen.bench.build import build
+from vgen.bench.peer_memory import peer_decoding_peak, peer_denoising_peak
 from vgen.bench.scenarios import ARCHITECTURES, Scenario
 from vgen.engine.memory import WORKSPACE, CodingPlan, LiveBytes
 from vgen.engine.memory_plan import PLACES, MemoryPlan, Sizes, choose_plan
 from vgen.engine.offload import offload_of, weight_bytes
 from vgen.engine.quantize import quantize, quantize_text_encoder
-from vgen.engine.rehearsal import Work
+from vgen.engine.rehearsal import Work, denoising_peak
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.planning import place_models, plan_call, sizes_of, sizes_of_configs
+from vgen.pipelines.planning import encode_first, place_models, plan_call, sizes_of, sizes_of_configs
 from vgen.pipelines.text_cache import DeferredText, TextCache
 from vgen.request import GenerateRequest
 from vgen.types import VideoShape
@@ -85,6 +87,47 @@ def test_what_is_told_is_what_is_taken(config: str, size: tuple[int, int, int], 
     stages = {**plan.stages, "decode": held + plan.decoding.peak_bytes / WORKSPACE}
     assert max(stages.values()) == pytest.approx(held + live.peak, rel=0.2)
     assert max(stages.values()) - held == pytest.approx(live.peak, rel=0.2)  # above the weights alone, too
+
+
+def test_a_few_blocks_tell_what_all_of_them_take() -> None:
+    sizes = _sizes("ltx-50m")
+    work = Work(VideoShape(9, 64, 96).latent(sizes.vae.strides), 2, text_tokens=32)
+    transformer = sizes.transformer
+    for together in (True, False):
+        told = denoising_peak(transformer, work, together=together)
+        assert len(transformer.transformer_blocks) == 8
+        transformer.transformer_blocks[7].ff.extra = torch.nn.Linear(2, 2)  # no longer equal: all of them are run
+        assert denoising_peak(transformer, work, together=together) == told
+        del transformer.transformer_blocks[7].ff.extra
+
+
+def test_prompts_are_encoded_before_the_models_move(tiny_pipeline_folder: Path) -> None:
+    pipe = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder, text_cache=TextCache(None))
+    assert pipe.deferred_text is not None
+    for way, expected in (("blocks", "blocks"), (None, "blocks"), ("kept", "dropped")):
+        encode_first(pipe, "cpu", ["a red circle", f"something new, {way}"], "", way)
+        assert pipe.deferred_text.way == expected
+        assert pipe.placement is None
+    assert pipe.deferred_text.loads == 3
+    pipe.set_progress_bar_config(disable=True)
+    pipe(prompt="a red circle", negative_prompt="", num_inference_steps=1)
+    assert pipe.deferred_text.loads == 3  # found again
+
+
+def test_the_peer_is_told_as_it_is_measured() -> None:
+    scenario = _scenario("ltx-50m", (128, 192, 33))
+    arms = make_arms(scenario, ("diffusers",), torch.device("cpu"), 0)
+    sizes = _sizes("ltx-50m")
+    work, theirs = _work(sizes, scenario), arms[1].pipeline
+    for stage, told, model in (
+        ("denoise", peer_denoising_peak, theirs.transformer), ("decode", peer_decoding_peak, theirs.vae)
+    ):  # fmt: skip
+        work_of = arms[1].stage(stage)
+        assert work_of is not None
+        with LiveBytes() as live:
+            live.overlook(theirs.transformer, theirs.vae)
+            work_of()
+        assert told(model.to("meta"), work) == pytest.approx(live.peak, rel=0.2)
 
 
 def test_a_smaller_budget_never_plans_more() -> None:

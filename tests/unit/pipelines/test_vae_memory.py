@@ -27,9 +27,9 @@ def _frames(pipeline: TextToVideoPipeline, **settings: object) -> np.ndarray:
 def test_a_smaller_budget_changes_no_pixel_worth_seeing(pipeline, monkeypatch) -> None:
     whole = _frames(pipeline)
     seen = []
-    decode = pipeline.vae.decode
+    vae, decode = pipeline.vae, pipeline.vae.decode_in_pieces
     monkeypatch.setattr(
-        pipeline.vae, "decode", lambda *a, **k: (seen.append(pipeline.vae.use_framewise_decoding), decode(*a, **k))[1]
+        vae, "decode_in_pieces", lambda *a, **k: (seen.append(vae.use_framewise_decoding), decode(*a, **k))[1]
     )
     np.testing.assert_allclose(_frames(pipeline, vae_memory="10MB"), whole, atol=1e-5)
     np.testing.assert_array_equal(_frames(pipeline, vae_memory="auto"), whole)
