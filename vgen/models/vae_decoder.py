@@ -13,8 +13,9 @@ from vgen.models.causal_conv import CausalConv3d
 from vgen.models.decoding_steps import decoding_steps, stages_of
 from vgen.models.layers import PixelNorm, TimestepEmbedder
 from vgen.models.module_list import ModuleListOf
+from vgen.models.resolution import check_lengths, resolution_stride
 from vgen.models.streaming import FrameStream, run_in_pieces
-from vgen.models.vae_blocks import Generators, MidBlock, UpBlock, check_lengths, modulation, resolution_stride
+from vgen.models.vae_blocks import Generators, MidBlock, UpBlock, modulation
 
 
 class Decoder(nn.Module):

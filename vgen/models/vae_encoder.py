@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vgen.errors import RequestError
 from vgen.models.causal_conv import CausalConv3d
 from vgen.models.layers import PixelNorm
+from vgen.models.resolution import check_lengths
 from vgen.models.streaming import FrameStream, StreamStage, run_in_pieces
-from vgen.models.vae_blocks import DownBlock, MidBlock, check_lengths
+from vgen.models.vae_blocks import DownBlock, MidBlock
 
 CONV_BLOCK, SPACE_TO_DEPTH_BLOCK = "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D"
 """The two kinds of `down_block_types`; names as public configs have them."""

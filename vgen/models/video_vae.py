@@ -24,8 +24,9 @@ from vgen.errors import ShapeError
 from vgen.models.config_io import OptionalConfigKeys
 from vgen.models.latent_distribution import LatentDistribution
 from vgen.models.registration import register_class, register_single_file
+from vgen.models.resolution import STRIDES
 from vgen.models.tiling import TiledCoding
-from vgen.models.vae_blocks import STRIDES, Generators, ResnetBlock
+from vgen.models.vae_blocks import Generators, ResnetBlock
 from vgen.models.vae_decoder import Decoder
 from vgen.models.vae_encoder import Encoder, down_stages
 from vgen.types import Strides, VideoShape

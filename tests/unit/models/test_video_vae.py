@@ -11,7 +11,8 @@ from vgen import ops
 from vgen.errors import RequestError, ShapeError
 from vgen.models import CausalVideoVAE
 from vgen.models.causal_conv import FramePaddedConv3d
-from vgen.models.vae_blocks import ResnetBlock, space_to_depth
+from vgen.models.resolution import space_to_depth
+from vgen.models.vae_blocks import ResnetBlock
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 
