@@ -66,7 +66,7 @@ def test_a_clip_is_a_pure_function_of_its_index() -> None:
 
 def test_splits_share_no_clip() -> None:
     digests = {
-        split: {SpriteWorld(split, 1).scene(index).start for index in range(150)}
+        split: {SpriteWorld(split, 1).scene(index).bodies[0].start for index in range(150)}
         for split in ("train", "validation", "test")
     }
     assert all(len(found) == 150 for found in digests.values())
@@ -209,7 +209,7 @@ def test_answer_prompts_say_all_that_is_judged() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"tier": 3}, ["tier=3", "1, 2"]),
+        ({"tier": 4}, ["tier=4", "1, 2, 3"]),
         ({"tier": ()}, ["tier=()"]),
         ({"split": "trian"}, ["split='trian'", "validation"]),
         ({"triples": "withheld"}, ["train", "seen"]),
