@@ -1,7 +1,6 @@
 """What the judge sees of two objects: each one's pixels in every frame, told apart by colour and followed over time.
 
-Where they touch, or one covers the other, neither is measured: places, shapes and sizes come from the frames in which
-they are apart.
+Where one covers the other neither is measured: places, shapes and sizes come from the frames that show both whole.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ BEFORE_SHARE: Final = 0.9  # ... in that share of the frames
 MEETING: Final = 3.0  # between two objects that meet, at the most
 COVERED_AREA: Final = 0.75  # of its usual area: an object that shows less is behind the other ...
 WHOLE_AREA: Final = 0.8  # ... which shows at least that much
+TOUCHING_AREA: Final = 0.9  # of its usual area, that each must show where they touch, to be measured there
 HIDDEN_REACH: Final = 2.0  # around an object, within which another one is hidden by it
 
 
@@ -44,7 +44,7 @@ class PairObservation:
     """Two objects, frame by frame.
 
     Attributes:
-        objects: what is measured of each; visible only where they are apart.
+        objects: what is measured of each; visible only where both are whole.
         explained: [2, F] bool, seen, or hidden by the other one.
         relations: what the first is to the second, and the second to the first, as words of `RELATIONS`.
     """
@@ -66,17 +66,23 @@ def observe_pair(frames: NDArray[np.uint8]) -> PairObservation | None:
     references = _two_colours(front, labels, inner)
     if references is None:
         return None
-    named = np.stack(
-        [_told_apart(front, frame, labels[frame], inner[frame], references) for frame in range(len(frames))]
-    )
-    places, alone = _largest(named, front.unit)
-    seen = places.any(axis=(2, 3))
-    apart = seen.all(axis=0) & ~(widened(places[0], 1) & places[1]).any(axis=(1, 2))
+    named = np.full(labels.shape, -1, np.int8)
+    mixed = [
+        _name_pixels(front, frame, labels[frame], inner[frame], references, named[frame])
+        for frame in range(len(frames))
+    ]
+    places, alone = _largest(named, labels, np.array(mixed), front.unit)
+    seen = places.any(axis=(2, 3)).all(axis=0)
+    apart = seen & ~(widened(places[0], 1) & places[1]).any(axis=(1, 2))
     if not apart.any():
         return None
-    one, other = (measure(front, places[k] & apart[:, None, None], alone[k], places[1 - k]) for k in (0, 1))
-    explained = np.stack([seen[k] | _hidden(places[k], places[1 - k], front.unit) for k in (0, 1)])
-    relations = _relations(one, other, places, front.unit), _relations(other, one, places[::-1], front.unit)
+    sizes = places.sum(axis=(2, 3))
+    shares = sizes / np.median(sizes[:, apart], axis=1, keepdims=True)
+    whole = apart | (seen & (shares >= TOUCHING_AREA).all(axis=0))
+    one, other = (measure(front, places[k] & whole[:, None, None], alone[k], places[1 - k]) for k in (0, 1))
+    explained = np.stack([places[k].any(axis=(1, 2)) | _hidden(places[k], places[1 - k], front.unit) for k in (0, 1)])
+    near = (widened(places[0], round(MEETING * front.unit)) & places[1]).any(axis=(1, 2))
+    relations = (_relations(one, other, shares, apart, near), _relations(other, one, shares[::-1], apart, near))
     return PairObservation((one, other), explained, relations)
 
 
@@ -105,11 +111,15 @@ def _two_colours(front: Foreground, labels: NDArray[np.int64], inner: Flags) -> 
     return np.stack([np.median(rgb_to_lab(np.concatenate(pixels_of[colour])), axis=0) for colour in found[:2]])
 
 
-def _told_apart(
-    front: Foreground, frame: int, labels: NDArray[np.int64], inner: Flags, references: Floats
-) -> NDArray[np.int8]:
-    """[H, W]: the object of every pixel, -1 for the background. A part is one object's, or divided by colour."""
-    named = np.full(labels.shape, -1, np.int8)
+def _name_pixels(
+    front: Foreground, frame: int, labels: NDArray[np.int64], inner: Flags, references: Floats, named: NDArray[np.int8]
+) -> bool:
+    """Write the object of every pixel of a frame into `named` [H, W]: a part is one object's, or divided by colour.
+
+    Returns:
+        whether a part was divided.
+    """
+    divided = False
     for part in np.unique(labels[labels >= 0]):
         mine = labels == part
         if mine.sum() < MIN_AREA * front.unit**2:
@@ -125,7 +135,8 @@ def _told_apart(
             continue
         named[core] = nearest
         _spread(named, mine)
-    return named
+        divided = True
+    return divided
 
 
 def _spread(named: NDArray[np.int8], part: Flags) -> None:
@@ -138,19 +149,20 @@ def _spread(named: NDArray[np.int8], part: Flags) -> None:
             named[open_pixels & (named < 0) & widened(named == number, 1)] = number
 
 
-def _largest(named: NDArray[np.int8], unit: float) -> tuple[Flags, Flags]:
+def _largest(named: NDArray[np.int8], labels: NDArray[np.int64], divided: Flags, unit: float) -> tuple[Flags, Flags]:
     """[2, F, H, W], the largest connected pixels of each object; [2, F], whether nothing else is nearly as large."""
     places, alone = np.zeros((2, *named.shape), np.bool_), np.ones((2, len(named)), np.bool_)
     for number in (0, 1):
         mine = named == number
-        labels = components(mine)
+        parts = labels.copy()
+        parts[divided] = components(mine[divided])
         for frame in np.flatnonzero(mine.any(axis=(1, 2))):
-            counts = np.bincount(labels[frame][mine[frame]])
+            counts = np.bincount(parts[frame][mine[frame]])
             largest = int(counts.argmax())
             others = np.delete(counts, largest)
             alone[number, frame] = not len(others) or others.max() < SECOND_AREA * counts[largest]
             if counts[largest] >= MIN_AREA * unit**2:
-                places[number, frame] = labels[frame] == largest
+                places[number, frame] = mine[frame] & (parts[frame] == largest)
     return places, alone
 
 
@@ -168,24 +180,25 @@ def _hidden(mine: Flags, other: Flags, unit: float) -> Flags:
     return hidden
 
 
-def _relations(one: Observation, other: Observation, places: Flags, unit: float) -> frozenset[str]:
-    """What one object is to the other."""
+def _relations(one: Observation, other: Observation, shares: Floats, apart: Flags, near: Flags) -> frozenset[str]:
+    """What one object is to the other.
+
+    Args:
+        one, other: what is measured of them.
+        shares: [2, F] of its usual area that each shows.
+        apart, near: [F], the objects do not touch; they are close enough to meet.
+    """
     found = set()
-    apart = one.visible
     steps = other.centres[apart] - one.centres[apart]
     for axis, word in enumerate(("left of", "above")):
         if (steps[:, axis] >= BEFORE).mean() >= BEFORE_SHARE:
             found.add(word)
-    # How much of its usual area each shows where they are not apart, and between its first and last appearance.
-    sizes = places.sum(axis=(2, 3))
     times = np.flatnonzero(apart)
     between = np.arange(times[0], times[-1] + 1)
     together = between[~apart[between]]
-    shares = (sizes / np.median(sizes[:, apart], axis=1, keepdims=True))[:, together]
-    least = shares.min(axis=1) if len(together) else np.ones(2)
+    least = shares[:, together].min(axis=1) if len(together) else np.ones(2)
     if least[0] <= COVERED_AREA and least[1] >= WHOLE_AREA:
         found.add("behind")
-    near = (widened(places[0], round(MEETING * unit)) & places[1])[between].any()
-    if near and least.min() >= WHOLE_AREA:
+    if near[between].any() and least.min() >= WHOLE_AREA:
         found.add("collides with")
     return frozenset(found)
