@@ -188,30 +188,51 @@ def _agreement(seen: Verdict, item: ObjectKey, picture: bool) -> tuple[bool, boo
     return seen.colour == item.colour, seen.shape == item.shape, picture or moved
 
 
+def centres_of(frames: NDArray[np.uint8], key: AnswerKey) -> NDArray[np.float32]:
+    """Where the objects of a key are: [F, objects, 2] pixels as (x, y), NaN where one is not seen whole.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        key: tells which object is which.
+    """
+    if len(key.objects) == 1:
+        return judge(frames).centres[:, None]
+    seen = judge_pair(frames)
+    if seen is None:
+        return np.full((len(frames), 2, 2), np.nan, np.float32)
+    order, _ = _matched(seen, key, len(frames) == 1)
+    return np.stack([seen.objects[number].centres for number in order], axis=1)
+
+
 def _score_pair(frames: NDArray[np.uint8], key: AnswerKey) -> Score:
-    """Which object is which is decided by the colours, and by shapes and motions where those do not tell."""
     seen = judge_pair(frames)
     if seen is None:
         alone = judge(frames)
         return Score(False, False, False, False, alone.acceleration, alone.flicker, False)
-    found = []
-    for order in ((0, 1), (1, 0)):
-        parts = [
-            _agreement(seen.objects[k], item, len(frames) == 1) for k, item in zip(order, key.objects, strict=True)
-        ]
-        colours, shapes, motions = zip(*parts, strict=True)
-        found.append(((sum(colours), sum(shapes) + sum(motions)), order, (all(colours), all(shapes), all(motions))))
-    _, order, (colour, shape, motion) = max(found, key=lambda entry: entry[0])
+    order, agreed = _matched(seen, key, len(frames) == 1)
     one, other = seen.objects
     return Score(
         one.presence and other.presence,
-        colour,
-        shape,
-        motion,
+        *agreed,
         (one.acceleration + other.acceleration) / 2.0,
         one.flicker,
         key.relation is None or key.relation in seen.relations[order[0]],
     )
+
+
+def _matched(seen: PairVerdict, key: AnswerKey, picture: bool) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
+    """Which seen object is which of the key, and whether colours, shapes and motions agree.
+
+    Colours decide, and shapes and motions where those do not tell.
+    """
+    found = []
+    for order in ((0, 1), (1, 0)):
+        parts = [_agreement(seen.objects[k], item, picture) for k, item in zip(order, key.objects, strict=True)]
+        colours, shapes, motions = zip(*parts, strict=True)
+        rank = (sum(colours), sum(shapes) + sum(motions))
+        found.append((rank, order, (all(colours), all(shapes), all(motions))))
+    _, order, agreed = max(found, key=lambda entry: entry[0])
+    return order, agreed
 
 
 def _outline(seen: Observation) -> Outline:

@@ -158,7 +158,7 @@ def build_objective(
     else:
         _fill(cache, control, accelerator)
     with accelerator.main_process_first():
-        tokenizer = _tokenizer(config, folder / "tokenizer")
+        tokenizer = _tokenizer(config, clips.world.tiers, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
     plan = BatchPlan(recipe.stages, recipe.seed)
     return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan), source
@@ -178,13 +178,14 @@ def _fill(cache: LatentCache | TrajectoryCache, control: Control, accelerator: A
     cache.load()
 
 
-def _tokenizer(config: FlowObjectiveConfig, folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(config: FlowObjectiveConfig, tiers: tuple[int, ...], folder: Path) -> PreTrainedTokenizerBase:
     """The run's tokenizer: fitted once and kept, since the text encoder's ids must never change their meaning."""
     if config.init is not None:
         return AutoTokenizer.from_pretrained(config.init / "tokenizer")
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".tmp")
-        sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length).save_pretrained(partial)
+        fitted = sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length, tiers)
+        fitted.save_pretrained(partial)
         partial.rename(folder)
     return AutoTokenizer.from_pretrained(folder)
 
