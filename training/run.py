@@ -152,6 +152,7 @@ def build_objective(
         return objective, trajectories
     config = recipe.objective
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae.to(accelerator.device)  # where the cache, tasks encoded in the step, and samples need it
     cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
     if blank:
         cache.blank()

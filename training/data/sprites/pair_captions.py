@@ -13,7 +13,7 @@ from vgen.training.data.sprites.grammar import BESIDE, HITS, PASSES, STOPS, Verb
 from vgen.training.data.sprites.keys import AnswerKey, ObjectKey
 from vgen.training.data.sprites.phrases import Parts, Random, inflect, join, pick, say, verb
 
-_UNSAID = 0.2  # share of captions that leave out what the other object does, where that is free
+_UNSAID = 0.3  # share of captions that leave out what the other object does, where that is free
 _BOTH = 0.4  # of those of a collision: both objects are what the sentence is about
 
 
