@@ -33,8 +33,10 @@ MIXED_SHARE: Final = 0.05  # of a part's inner pixels in the other colour: from 
 BEFORE: Final = 3.0  # between the centres along an axis, from which on one object is before the other ...
 BEFORE_SHARE: Final = 0.9  # ... in that share of the frames
 MEETING: Final = 3.0  # between two objects that meet, at the most
-COVERED_AREA: Final = 0.75  # of its usual area: an object that shows less is behind the other ...
-WHOLE_AREA: Final = 0.8  # ... which shows at least that much
+COVERED_AREA: Final = (
+    0.6  # of its usual area: an object that shows no more, and loses more than the other, is behind it
+)
+WHOLE_AREA: Final = 0.8  # of its usual area, that each of two that meet shows all the time
 TOUCHING_AREA: Final = 0.9  # of its usual area, that each must show where they touch, to be measured there
 HIDDEN_REACH: Final = 2.0  # around an object, within which another one is hidden by it
 
@@ -76,13 +78,13 @@ def observe_pair(frames: NDArray[np.uint8]) -> PairObservation | None:
     apart = seen & ~(widened(places[0], 1) & places[1]).any(axis=(1, 2))
     if not apart.any():
         return None
-    sizes = places.sum(axis=(2, 3))
-    shares = sizes / np.median(sizes[:, apart], axis=1, keepdims=True)
+    sizes = places.sum(axis=(2, 3)).astype(np.float64)
+    usual = np.median(sizes[:, apart], axis=1, keepdims=True)
+    shares = sizes / usual
     whole = apart | (seen & (shares >= TOUCHING_AREA).all(axis=0))
     one, other = (measure(front, places[k] & whole[:, None, None], alone[k], places[1 - k]) for k in (0, 1))
     explained = np.stack([places[k].any(axis=(1, 2)) | _hidden(places[k], places[1 - k], front.unit) for k in (0, 1)])
-    near = (widened(places[0], round(MEETING * front.unit)) & places[1]).any(axis=(1, 2))
-    relations = (_relations(one, other, shares, apart, near), _relations(other, one, shares[::-1], apart, near))
+    relations = _relations((one, other), places, apart, usual[:, 0], shares, front.unit)
     return PairObservation((one, other), explained, relations)
 
 
@@ -180,25 +182,36 @@ def _hidden(mine: Flags, other: Flags, unit: float) -> Flags:
     return hidden
 
 
-def _relations(one: Observation, other: Observation, shares: Floats, apart: Flags, near: Flags) -> frozenset[str]:
-    """What one object is to the other.
+def _relations(
+    objects: tuple[Observation, Observation],
+    places: Flags,
+    apart: Flags,
+    usual: NDArray[np.float64],
+    shares: NDArray[np.float64],
+    unit: float,
+) -> tuple[frozenset[str], frozenset[str]]:
+    """What each object is to the other.
 
     Args:
-        one, other: what is measured of them.
-        shares: [2, F] of its usual area that each shows.
-        apart, near: [F], the objects do not touch; they are close enough to meet.
+        objects: what is measured of them; places: [2, F, H, W], their pixels.
+        apart: [F], they do not touch.
+        usual: [2], pixels that each shows then; shares: [2, F], what it shows of them in every frame.
+        unit: pixels a unit of length.
     """
-    found = set()
-    steps = other.centres[apart] - one.centres[apart]
-    for axis, word in enumerate(("left of", "above")):
-        if (steps[:, axis] >= BEFORE).mean() >= BEFORE_SHARE:
-            found.add(word)
     times = np.flatnonzero(apart)
-    between = np.arange(times[0], times[-1] + 1)
-    together = between[~apart[between]]
-    least = shares[:, together].min(axis=1) if len(together) else np.ones(2)
-    if least[0] <= COVERED_AREA and least[1] >= WHOLE_AREA:
-        found.add("behind")
-    if near[between].any() and least.min() >= WHOLE_AREA:
-        found.add("collides with")
-    return frozenset(found)
+    between = slice(times[0], times[-1] + 1)
+    together = ~apart[between]
+    least = shares[:, between][:, together].min(axis=1) if together.any() else np.ones(2)
+    lost = usual * (1.0 - least)
+    near = (widened(places[0], round(MEETING * unit)) & places[1])[between].any()
+    found: tuple[set[str], set[str]] = (set(), set())
+    for number, words in enumerate(found):
+        if least[number] <= COVERED_AREA and lost[number] > lost[1 - number]:
+            words.add("behind")
+        if near and least.min() >= WHOLE_AREA:
+            words.add("collides with")
+        steps = objects[1 - number].centres[apart] - objects[number].centres[apart]
+        words.update(
+            word for axis, word in enumerate(("left of", "above")) if (steps[:, axis] >= BEFORE).mean() >= BEFORE_SHARE
+        )
+    return frozenset(found[0]), frozenset(found[1])
