@@ -170,7 +170,7 @@ def _largest(named: NDArray[np.int8], labels: NDArray[np.int64], divided: Flags,
 
 def _hidden(mine: Flags, other: Flags, unit: float) -> Flags:
     """[F], frames in which one object is not seen, and the other is where it should be between those where it is."""
-    seen = mine.any(axis=(1, 2))
+    seen = np.asarray(mine.any(axis=(1, 2)))
     times = np.flatnonzero(seen)
     hidden = np.zeros(len(seen), np.bool_)
     middles = np.array([np.argwhere(mine[time]).mean(axis=0) for time in times])

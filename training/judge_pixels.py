@@ -135,7 +135,7 @@ def measure(front: Foreground, parts: Flags, alone: Flags, others: Flags | None 
     areas, contrasts = np.full(num_frames, np.nan, np.float32), np.zeros(num_frames, np.float32)
     centres = np.full((num_frames, 2), np.nan, np.float32)
     votes = np.zeros((num_frames, len(COLOURS)), np.float32)
-    visible = parts.any(axis=(1, 2))
+    visible = np.asarray(parts.any(axis=(1, 2)))
     away = frames.astype(np.float32) - front.behind
     for frame in np.flatnonzero(visible):
         component = parts[frame]

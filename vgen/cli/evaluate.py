@@ -134,7 +134,7 @@ def _score(
 
     request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
     guidance = _scales(choose_guidance)
-    chosen = {} if tiers is None else {"tiers": _tiers(tiers)}
+    chosen: dict[str, Any] = {} if tiers is None else {"tiers": _tiers(tiers)}
     Model.find(request.model)
     device = choose_device(request.device or "auto")
     from vgen.training.evaluate import FULL, QUICK, evaluate_model

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ Frames = NDArray[np.uint8]
 
 
 @cache
-def _clips(count: int, **options: int) -> tuple[SpriteClip, ...]:
+def _clips(count: int, **options: Any) -> tuple[SpriteClip, ...]:
     world = SpriteWorld("test", 3, **options)
     return tuple(world.sample(index) for index in range(count))
 

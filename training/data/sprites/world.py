@@ -209,7 +209,7 @@ class SpriteWorld:
         painted = _paint(scene, self.height, self.width)
         words = caption(scene.key, stream("caption", self.split, tier, place), forms=forms_of(self.split))
         return SpriteClip(
-            painted.frames, words, scene.key, painted.tracks, painted.object_masks.any(axis=0), painted.object_masks,
+            painted.frames, words, scene.key, painted.tracks, np.asarray(painted.object_masks.any(axis=0)), painted.object_masks,
             self.frame_rate, scene, self.split, tier, place,
         )  # fmt: skip
 
