@@ -207,10 +207,11 @@ class SpriteWorld:
         scene = self.scene(index, num_frames)
         tier, place = self._locate(index)
         painted = _paint(scene, self.height, self.width)
+        masks = np.asarray(painted.object_masks.any(axis=0))
         words = caption(scene.key, stream("caption", self.split, tier, place), forms=forms_of(self.split))
         return SpriteClip(
-            painted.frames, words, scene.key, painted.tracks, np.asarray(painted.object_masks.any(axis=0)), painted.object_masks,
-            self.frame_rate, scene, self.split, tier, place,
+            painted.frames, words, scene.key, painted.tracks, masks, painted.object_masks, self.frame_rate, scene,
+            self.split, tier, place,
         )  # fmt: skip
 
     def picture(self, index: int, x: float, y: float) -> NDArray[np.uint8]:
