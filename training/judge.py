@@ -1,7 +1,8 @@
 """The judge: what a clip shows, read from its pixels alone, and whether that is what was asked.
 
 No learned weights. It shares only the palette and the shape outlines with the renderer. Its thresholds stand frozen
-at the top of this file, of `judge_pixels`, `judge_shape` and `judge_motion`: a change re-scores every earlier model.
+at the top of this file and of `judge_pixels`, `judge_pair`, `judge_shape` and `judge_motion`: a change re-scores every
+earlier model.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vgen.errors import ShapeError
-from vgen.training.data.sprites.keys import AnswerKey
+from vgen.training.data.sprites.keys import AnswerKey, ObjectKey
 from vgen.training.data.sprites.palette import COLOURS
 from vgen.training.judge_motion import QUICK_PACE, Travel, read_travel
+from vgen.training.judge_pair import PairObservation, observe_pair
 from vgen.training.judge_pixels import Observation, observe
 from vgen.training.judge_shape import Outline, read_outline
 
@@ -25,6 +27,7 @@ HIDDEN_SHARE: Final = 0.1  # of the frames in which one that comes or goes must 
 ALONE_SHARE: Final = 0.7  # of the frames that show it in full colour in which it must be the only one
 AREA_CHANGE: Final = 1.8  # factor from which on the area grows or shrinks
 COLOUR_SHARE: Final = 0.6  # of the votes that a first or last colour must have to count as a change
+APART_SHARE: Final = 0.1  # of the frames in which two objects must be seen apart
 SHAPE_FRAMES: Final = 0.5  # frames with at least this share of the largest area show the shape
 
 
@@ -62,7 +65,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Score:
-    """Whether a clip shows what its key says. `motion` is True in a picture, where there is nothing to judge."""
+    """Whether a clip shows what its key says: of two objects, whether both do.
+
+    `motion` is True in a picture, where there is nothing to judge; `relation` is None for one object.
+    """
 
     presence: bool
     colour: bool
@@ -70,11 +76,25 @@ class Score:
     motion: bool
     acceleration: float
     flicker: float
+    relation: bool | None = None
 
     @property
     def joint(self) -> bool:
         """All of it at once."""
-        return self.presence and self.colour and self.shape and self.motion
+        return self.presence and self.colour and self.shape and self.motion and self.relation is not False
+
+
+@dataclass(frozen=True)
+class PairVerdict:
+    """What the judge saw of two objects.
+
+    Attributes:
+        objects: one verdict each, in no order that means anything.
+        relations: what the first is to the second, and the second to the first, as words of `RELATIONS`.
+    """
+
+    objects: tuple[Verdict, Verdict]
+    relations: tuple[frozenset[str], frozenset[str]]
 
 
 def judge(frames: NDArray[np.uint8]) -> Verdict:
@@ -85,22 +105,53 @@ def judge(frames: NDArray[np.uint8]) -> Verdict:
     Raises:
         ShapeError: another layout or type.
     """
+    _check(frames)
+    seen = observe(frames)
+    if not len(seen.times):
+        return Verdict(
+            False, background=seen.background, flicker=seen.flicker, centres=seen.centres * np.float32(seen.unit)
+        )
+    coming = _coming_or_going(seen)
+    return _read(seen, coming, coming is not None or bool(seen.visible.mean() >= PRESENT_SHARE))
+
+
+def judge_pair(frames: NDArray[np.uint8]) -> PairVerdict | None:
+    """Read a clip of two objects of different colours; None where there are not two.
+
+    Args:
+        frames: uint8 [F, H, W, 3]; F = 1 for a picture.
+    Raises:
+        ShapeError: another layout or type.
+    """
+    _check(frames)
+    seen = observe_pair(frames)
+    if seen is None:
+        return None
+    one, other = (_read(item, None, _is_followed(seen, number)) for number, item in enumerate(seen.objects))
+    return PairVerdict((one, other), seen.relations)
+
+
+def _check(frames: NDArray[np.uint8]) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not len(frames):
         raise ShapeError(f"frames is {frames.dtype} {list(frames.shape)}: the judge reads uint8 [F, H, W, 3].")
-    seen = observe(frames)
-    times = seen.times
+
+
+def _is_followed(seen: PairObservation, number: int) -> bool:
+    """Whether one of two objects is there throughout, if hidden at times, and is seen alone often enough."""
+    alone = seen.objects[number].visible.mean() >= APART_SHARE
+    return bool(alone and seen.explained[number].mean() >= PRESENT_SHARE)
+
+
+def _read(seen: Observation, coming: str | None, present: bool) -> Verdict:
+    """Colour, shape and motion of one object that is seen in some frame."""
     pixels = seen.centres * np.float32(seen.unit)
-    if not len(times):
-        return Verdict(False, background=seen.background, flicker=seen.flicker, centres=pixels)
     outline = _outline(seen)
-    coming = _coming_or_going(seen)
     first, last = _colours(seen)
     solid = np.flatnonzero(seen.solid)
     travel = read_travel(solid, seen.centres[solid].astype(np.float64))
     motion, phases = _motion(seen, outline, coming, travel, first != last)
-    picture = len(frames) == 1
+    picture = len(pixels) == 1
     straight = travel.motion not in ("still", "other", "bounce", "circle", "zigzag")
-    present = coming is not None or seen.visible.mean() >= PRESENT_SHARE
     return Verdict(
         presence=bool(present and seen.alone[solid].mean() >= ALONE_SHARE),
         colour=first,
@@ -123,19 +174,65 @@ def score(frames: NDArray[np.uint8], key: AnswerKey) -> Score:
 
     Args:
         frames: uint8 [F, H, W, 3].
-        key: what was asked; one object. Speed, size and background are not scored.
+        key: what was asked; one object or two. Speed, size and background are not scored.
     """
-    item = key.objects[0]
+    if len(key.objects) == 2:
+        return _score_pair(frames, key)
     seen = judge(frames)
+    return Score(seen.presence, *_agreement(seen, key.objects[0], len(frames) == 1), seen.acceleration, seen.flicker)
+
+
+def _agreement(seen: Verdict, item: ObjectKey, picture: bool) -> tuple[bool, bool, bool]:
+    """Whether colour, shape and motion are those of the key."""
     moved = seen.motion == item.motion and seen.phases == item.phases and seen.colour_to == item.colour_to
+    return seen.colour == item.colour, seen.shape == item.shape, picture or moved
+
+
+def centres_of(frames: NDArray[np.uint8], key: AnswerKey) -> NDArray[np.float32]:
+    """Where the objects of a key are: [F, objects, 2] pixels as (x, y), NaN where one is not seen whole.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        key: tells which object is which.
+    """
+    if len(key.objects) == 1:
+        return judge(frames).centres[:, None]
+    seen = judge_pair(frames)
+    if seen is None:
+        return np.full((len(frames), 2, 2), np.nan, np.float32)
+    order, _ = _matched(seen, key, len(frames) == 1)
+    return np.stack([seen.objects[number].centres for number in order], axis=1)
+
+
+def _score_pair(frames: NDArray[np.uint8], key: AnswerKey) -> Score:
+    seen = judge_pair(frames)
+    if seen is None:
+        alone = judge(frames)
+        return Score(False, False, False, False, alone.acceleration, alone.flicker, False)
+    order, agreed = _matched(seen, key, len(frames) == 1)
+    one, other = seen.objects
     return Score(
-        seen.presence,
-        seen.colour == item.colour,
-        seen.shape == item.shape,
-        len(frames) == 1 or moved,
-        seen.acceleration,
-        seen.flicker,
+        one.presence and other.presence,
+        *agreed,
+        (one.acceleration + other.acceleration) / 2.0,
+        one.flicker,
+        key.relation is None or key.relation in seen.relations[order[0]],
     )
+
+
+def _matched(seen: PairVerdict, key: AnswerKey, picture: bool) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
+    """Which seen object is which of the key, and whether colours, shapes and motions agree.
+
+    Colours decide, and shapes and motions where those do not tell.
+    """
+    found = []
+    for order in ((0, 1), (1, 0)):
+        parts = [_agreement(seen.objects[k], item, picture) for k, item in zip(order, key.objects, strict=True)]
+        colours, shapes, motions = zip(*parts, strict=True)
+        rank = (sum(colours), sum(shapes) + sum(motions))
+        found.append((rank, order, (all(colours), all(shapes), all(motions))))
+    _, order, agreed = max(found, key=lambda entry: entry[0])
+    return order, agreed
 
 
 def _outline(seen: Observation) -> Outline:

@@ -1,4 +1,4 @@
-"""What the judge sees: the background, the object in front of it, and its outline in every frame.
+"""What the judge sees: the background, an object in front of it, and its outline in every frame.
 
 Everything comes from the pixels of one clip. Lengths are in units of 1/64 of the short side, areas in square units.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ SECOND_AREA: Final = 0.35  # of the largest component: from there on a second on
 
 @dataclass
 class Observation:
-    """The largest thing in front of the background, frame by frame.
+    """One thing in front of the background, frame by frame.
 
     Attributes:
         unit: pixels a unit of length.
@@ -60,13 +60,34 @@ class Observation:
         return np.flatnonzero(self.visible)
 
 
-def observe(frames: NDArray[np.uint8]) -> Observation:
-    """Find the object in every frame.
+class Foreground(NamedTuple):
+    """A clip against its background.
+
+    Attributes:
+        frames: uint8 [F, H, W, 3]; smooth: the same, slightly blurred.
+        unit: pixels a unit of length.
+        behind: uint8 [H, W, 3], the background; background: its nearest plain colour.
+        distance: [F, H, W] Lab distance from the background; seen: [F, H, W] where something is in front of it.
+        flicker: see `Observation`.
+    """
+
+    frames: NDArray[np.uint8]
+    smooth: NDArray[np.uint8]
+    unit: float
+    behind: NDArray[np.uint8]
+    background: str
+    distance: Floats
+    seen: Flags
+    flicker: float
+
+
+def find_foreground(frames: NDArray[np.uint8]) -> Foreground:
+    """Tell what is in front of the background from the background.
 
     Args:
         frames: uint8 [F, H, W, 3].
     """
-    num_frames, height, width, _ = frames.shape
+    _, height, width, _ = frames.shape
     unit = min(height, width) / 64.0
     smooth = _smoothed(frames)
     ring = _ring(height, width, max(2, round(RING_UNITS * unit)))
@@ -74,26 +95,56 @@ def observe(frames: NDArray[np.uint8]) -> Observation:
     distance = np.linalg.norm(rgb_to_lab(smooth) - rgb_to_lab(behind), axis=-1)
     spread = BORDER_SPREAD * float(np.percentile(distance[:, ring], 98))
     seen = distance > np.clip(spread, *FOREGROUND_DISTANCE)
-    labels = _components(seen)
-    alphas = np.zeros(seen.shape, dtype=np.float32)
-    areas, contrasts = np.full(num_frames, np.nan, np.float32), np.zeros(num_frames, np.float32)
-    centres = np.full((num_frames, 2), np.nan, np.float32)
-    votes = np.zeros((num_frames, len(COLOURS)), np.float32)
-    visible, alone = np.zeros(num_frames, np.bool_), np.ones(num_frames, np.bool_)
-    away = frames.astype(np.float32) - behind
-    for frame in range(num_frames):
+    return Foreground(
+        frames, smooth, unit, behind, _background_name(behind[ring]), distance, seen, _flicker(frames, seen)
+    )
+
+
+def observe(frames: NDArray[np.uint8]) -> Observation:
+    """Find the largest object in every frame.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+    """
+    front = find_foreground(frames)
+    seen, labels = front.seen, components(front.seen)
+    parts, alone = np.zeros_like(seen), np.ones(len(seen), np.bool_)
+    for frame in range(len(seen)):
         counts = np.bincount(labels[frame][seen[frame]]) if seen[frame].any() else np.zeros(1, np.int64)
         largest = int(counts.argmax())
-        if counts[largest] < MIN_AREA * unit**2:
+        if counts[largest] < MIN_AREA * front.unit**2:
             continue
         others = np.delete(counts, largest)
         alone[frame] = not len(others) or others.max() < SECOND_AREA * counts[largest]
-        component = seen[frame] & (labels[frame] == largest)
+        parts[frame] = seen[frame] & (labels[frame] == largest)
+    return measure(front, parts, alone)
+
+
+def measure(front: Foreground, parts: Flags, alone: Flags, others: Flags | None = None) -> Observation:
+    """Outline, place and colour of one object in every frame.
+
+    Args:
+        front: the clip.
+        parts: [F, H, W], the pixels that are taken for the object; none where it is not seen.
+        alone: [F], see `Observation`.
+        others: [F, H, W], pixels that belong to something else.
+    """
+    frames, unit, distance = front.frames, front.unit, front.distance
+    num_frames = len(frames)
+    alphas = np.zeros(parts.shape, dtype=np.float32)
+    areas, contrasts = np.full(num_frames, np.nan, np.float32), np.zeros(num_frames, np.float32)
+    centres = np.full((num_frames, 2), np.nan, np.float32)
+    votes = np.zeros((num_frames, len(COLOURS)), np.float32)
+    visible = np.asarray(parts.any(axis=(1, 2)))
+    away = frames.astype(np.float32) - front.behind
+    for frame in np.flatnonzero(visible):
+        component = parts[frame]
         strong = component & (distance[frame] >= 0.7 * np.percentile(distance[frame][component], 90))
         step = np.median(away[frame][strong], axis=0)
-        alpha = np.clip(away[frame] @ step / float(step @ step), 0.0, 1.0) * _widened(component)
+        alpha = np.clip(away[frame] @ step / float(step @ step), 0.0, 1.0) * widened(component)
+        if others is not None:
+            alpha *= ~others[frame]
         alphas[frame] = alpha
-        visible[frame] = True
         areas[frame] = alpha.sum() / unit**2
         centres[frame] = _centre(alpha) / unit
         contrasts[frame] = np.median(distance[frame][strong])
@@ -101,18 +152,7 @@ def observe(frames: NDArray[np.uint8]) -> Observation:
         votes[frame] = _vote(frames[frame][core if core.any() else component])
     # Only what comes or goes is seen half faded; a colour change has its own contrast at either end.
     solid = visible if visible[0] and visible[-1] else visible & (contrasts >= SOLID_SHARE * contrasts.max())
-    return Observation(
-        unit,
-        alphas,
-        visible,
-        areas,
-        centres,
-        solid,
-        alone,
-        votes,
-        _background_name(behind[ring]),
-        _flicker(frames, seen),
-    )
+    return Observation(unit, alphas, visible, areas, centres, solid, alone, votes, front.background, front.flicker)
 
 
 def _smoothed(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -143,7 +183,7 @@ def _background(frames: NDArray[np.uint8], ring: Flags) -> NDArray[np.uint8]:
     return np.clip(places @ plane + 0.5, 0.0, 255.0).astype(np.uint8)
 
 
-def _components(seen: Flags) -> NDArray[np.int64]:
+def components(seen: Flags) -> NDArray[np.int64]:
     """Label the connected parts (4 neighbours) of every frame; each label is a pixel's place in its frame."""
     num_frames, height, width = seen.shape
     size = height * width
@@ -165,14 +205,14 @@ def _components(seen: Flags) -> NDArray[np.int64]:
         labels = spread
 
 
-def _widened(component: Flags) -> Flags:
-    """A component and two pixels around it, where its soft edge lies."""
-    for _ in range(2):
+def widened(component: Flags, pixels: int = 2) -> Flags:
+    """A component [..., H, W] and some pixels around it: two of them are where its soft edge lies."""
+    for _ in range(pixels):
         wide = component.copy()
-        wide[1:] |= component[:-1]
-        wide[:-1] |= component[1:]
-        wide[:, 1:] |= component[:, :-1]
-        wide[:, :-1] |= component[:, 1:]
+        wide[..., 1:, :] |= component[..., :-1, :]
+        wide[..., :-1, :] |= component[..., 1:, :]
+        wide[..., 1:] |= component[..., :-1]
+        wide[..., :-1] |= component[..., 1:]
         component = wide
     return component
 
@@ -188,8 +228,13 @@ _PALETTE_LAB: Final = rgb_to_lab(np.array(list(COLOURS.values()), dtype=np.uint8
 _BACKGROUND_LAB: Final = rgb_to_lab(np.array(list(BACKGROUNDS.values()), dtype=np.uint8))
 
 
+def nearest_colours(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Places in the palette of the colours nearest to pixels [n, 3]."""
+    return np.linalg.norm(rgb_to_lab(pixels)[:, None] - _PALETTE_LAB, axis=-1).argmin(axis=1)
+
+
 def _vote(pixels: NDArray[np.uint8]) -> Floats:
-    nearest = np.linalg.norm(rgb_to_lab(pixels)[:, None] - _PALETTE_LAB, axis=-1).argmin(axis=1)
+    nearest = nearest_colours(pixels)
     return (np.bincount(nearest, minlength=len(COLOURS)) / len(pixels)).astype(np.float32)
 
 
@@ -199,7 +244,7 @@ def _background_name(border: NDArray[np.uint8]) -> str:
 
 
 def _flicker(frames: NDArray[np.uint8], seen: Flags) -> float:
-    empty = ~_widened(np.asarray(seen.any(axis=0)))
+    empty = ~widened(np.asarray(seen.any(axis=0)))
     if len(frames) < 2 or not empty.any():
         return 0.0
     return float(np.abs(np.diff(frames[:, empty].astype(np.float32), axis=0)).mean())

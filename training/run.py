@@ -152,13 +152,14 @@ def build_objective(
         return objective, trajectories
     config = recipe.objective
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae.to(accelerator.device)  # where the cache, tasks encoded in the step, and samples need it
     cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
     if blank:
         cache.blank()
     else:
         _fill(cache, control, accelerator)
     with accelerator.main_process_first():
-        tokenizer = _tokenizer(config, folder / "tokenizer")
+        tokenizer = _tokenizer(config, clips.world.tiers, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
     plan = BatchPlan(recipe.stages, recipe.seed)
     return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan), source
@@ -178,13 +179,14 @@ def _fill(cache: LatentCache | TrajectoryCache, control: Control, accelerator: A
     cache.load()
 
 
-def _tokenizer(config: FlowObjectiveConfig, folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(config: FlowObjectiveConfig, tiers: tuple[int, ...], folder: Path) -> PreTrainedTokenizerBase:
     """The run's tokenizer: fitted once and kept, since the text encoder's ids must never change their meaning."""
     if config.init is not None:
         return AutoTokenizer.from_pretrained(config.init / "tokenizer")
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".tmp")
-        sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length).save_pretrained(partial)
+        fitted = sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length, tiers)
+        fitted.save_pretrained(partial)
         partial.rename(folder)
     return AutoTokenizer.from_pretrained(folder)
 

@@ -62,8 +62,8 @@ _WILSON: Final = (
 _READING: Final = """## How to read it
 
 - A judge without learned weights (`training/judge.py`) reads presence, colour, shape and motion from the pixels of a
-  clip; *joint* means all of them are what the prompt asked for. *Withheld*: combinations of colour, shape and motion
-  that training never showed. No pixels are pasted back anywhere.
+  clip, and what two objects are to each other; *joint* means all of them are what the prompt asked for, of all objects.
+  *Withheld*: combinations of colour, shape and motion that training never showed. No pixels are pasted back anywhere.
 - Intervals cover 95 %: {shares}.
 - *Ceilings*: the same judge on the original clips after the VAE. *Floors*: captions swapped among clips; a clip's
   first frame held; the same model with freshly drawn weights; the nearest known frame or pixel; a linear blend of what
@@ -157,7 +157,7 @@ def _text_lines(tier: dict[str, Any], triples: str, found: dict[str, Any], aim: 
     said = ", ".join(f"{name} {_percent(rate)}" for name, rate in floors.items())
     name = f"text to video, {triples}"
     yield _share(f"{name}: joint", found["joint"], aim, f"VAE {_percent(vae['joint'])}", said)
-    for part in ("presence", "colour", "shape", "motion"):
+    for part in (part for part in ("presence", "colour", "shape", "motion", "relation") if part in found):
         floor = f"untrained {_percent(tier['untrained'][part])}" if "untrained" in tier else ""
         yield _share(f"{name}: {part}", found[part], None, f"VAE {_percent(vae[part])}", floor)
 
@@ -223,7 +223,7 @@ def _error(name: str, found: dict[str, Rate], aim: float, also: bool = True, sai
 
 
 def _by_motion(tier: dict[str, Any]) -> list[str]:
-    """Joint share of every motion, seen and withheld."""
+    """Joint share of every motion, or relation of two objects, seen and withheld."""
     motions = sorted({motion for found in tier["text_to_video"].values() for motion in found["by_motion"]})
     rows = ["Joint share by motion:", "", "| motion | " + " | ".join(tier["text_to_video"]) + " |", "|---|---|---|"]
     for motion in motions:

@@ -39,6 +39,8 @@ def _rows(tier: dict[str, Any]) -> dict[str, str]:
         rows[f"text to video, {triples}: colour / shape / motion"] = " / ".join(
             _rate(found[part]) for part in ("colour", "shape", "motion")
         )
+        if "relation" in found:
+            rows[f"text to video, {triples}: relation"] = _rate(found["relation"])
         rows[f"floors, {triples}: shuffled captions / still video"] = " / ".join(
             _rate(found["floors"][floor]) for floor in ("shuffled_captions", "still_video")
         )

@@ -26,7 +26,7 @@ from vgen.training.statistics import psnr_interval, share_interval
 Clips = NDArray[np.uint8]
 Rates = dict[str, dict[str, float]]
 FLOORS = ("shuffled_captions", "still_video")
-_PARTS = ("presence", "colour", "shape", "motion", "joint")
+_PARTS = ("presence", "colour", "shape", "motion", "relation", "joint")
 
 
 class Budget(NamedTuple):
@@ -39,14 +39,14 @@ class Budget(NamedTuple):
 
 
 def row_of(judged: Score) -> Row:
-    """A score as a ledger keeps it."""
-    passed = {part: bool(getattr(judged, part)) for part in _PARTS}
+    """A score as a ledger keeps it; one object has no relation."""
+    passed = {part: bool(getattr(judged, part)) for part in _PARTS if getattr(judged, part) is not None}
     return {**passed, "acceleration": float(judged.acceleration), "flicker": float(judged.flicker)}
 
 
 def rates(rows: Sequence[Row], repeats: int = 1) -> Rates:
     """Share of clips that pass, for each part of a score, with its interval; `repeats` clips of each prompt."""
-    return {part: share([row[part] for row in rows], repeats) for part in _PARTS}
+    return {part: share([row[part] for row in rows], repeats) for part in _PARTS if all(part in row for row in rows)}
 
 
 def share(passed: Sequence[bool], repeats: int = 1) -> dict[str, float]:
@@ -120,7 +120,7 @@ def text_to_video_scores(
 
     Args:
         pipeline: the model.
-        tier: 1 or 2.
+        tier: of SpriteWorld.
         triples: "seen" or "withheld".
         budget: how many.
         seed: of the first clip; the clips after it count up.
@@ -233,7 +233,7 @@ def full_prompt(clip: SpriteClip) -> str:
 def _by_motion(rows: Sequence[Row], keys: Sequence[AnswerKey]) -> dict[str, float]:
     groups: dict[str, list[float]] = {}
     for row, key in zip(rows, keys, strict=True):
-        groups.setdefault(str(key.objects[0].motion), []).append(float(row["joint"]))
+        groups.setdefault(str(key.relation or key.objects[0].motion), []).append(float(row["joint"]))
     return {motion: float(np.mean(values)) for motion, values in sorted(groups.items())}
 
 

@@ -102,18 +102,14 @@ def length_scores(
     found = {}
     for length in LENGTHS:
         named = f"{length} frames, tier {tier}"
-        keys = [(prompt, _still(key) if length == 1 else key) for prompt, key in asked]
+        keys = [(prompt, key.at_rest() if length == 1 else key) for prompt, key in asked]
         rows = _single_clips(pipeline, keys, budget, seed, ledger, named, **{**settings, "num_frames": length})
         found[str(length)] = rates(rows)
     return found
 
 
-def _still(key: AnswerKey) -> AnswerKey:
-    return replace(key, objects=tuple(replace(item, motion=None, phases=()) for item in key.objects))
-
-
 def _story(tier: int, index: int) -> list[tuple[str, AnswerKey]]:
-    """Four prompts and their keys: slowly, so that there is room for the way."""
+    """Four prompts and their keys: the first object alone, slowly, so that there is room for the way."""
     rng = stream("story", "test", tier, index)
     key = SpriteWorld("test", tier).scene(index).key
     ways = list(DIRECTIONS)
@@ -123,7 +119,7 @@ def _story(tier: int, index: int) -> list[tuple[str, AnswerKey]]:
     for motion in (there, back, "still", there):
         speed = None if motion == "still" else "slow"
         item = replace(key.objects[0], motion=motion, speed=speed, phases=(), colour_to=None)
-        segment = replace(key, objects=(item,))
+        segment = replace(key, objects=(item,), relation=None)
         said = ("colour", "shape", "motion", "background", *(["speed"] if speed else []))
         told.append((caption(segment, rng, require=said), segment))
     return told

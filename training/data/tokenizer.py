@@ -6,7 +6,7 @@ import json
 import math
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -63,9 +63,18 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int = 1024, max_length:
     )
 
 
-def sprite_tokenizer(vocabulary: int = 1024, max_length: int = 64) -> PreTrainedTokenizerFast:
-    """The tokenizer of the embedded model: fitted to captions of tiers 1 and 2, the same in every run."""
-    return train_tokenizer(vocabulary_corpus(_CORPUS_CAPTIONS), vocabulary, max_length)
+def sprite_tokenizer(
+    vocabulary: int = 1024, max_length: int = 64, tiers: Collection[int] = (1, 2)
+) -> PreTrainedTokenizerFast:
+    """A tokenizer fitted to captions of SpriteWorld, the same in every run on the same tiers.
+
+    Args:
+        vocabulary, max_length: see `train_tokenizer`.
+        tiers: of the data. Captions of tiers 1 and 2 are always among the texts, so a run on either of them has the
+            tokenizer of the embedded model.
+    """
+    corpus = vocabulary_corpus(_CORPUS_CAPTIONS, tiers=tuple(sorted({1, 2, *tiers})))
+    return train_tokenizer(corpus, vocabulary, max_length)
 
 
 def _word_scores(

@@ -37,6 +37,9 @@ def evaluate(
         str,
         typer.Option("--tasks", metavar="basic|all", help="all: prediction, interpolation and completion, too."),
     ] = "basic",
+    tiers: Annotated[
+        str | None, typer.Option("--tiers", metavar="LIST", help="1,2,3: SpriteWorld's to score; 1,2 if left out.")
+    ] = None,
     seed: Annotated[str, typer.Option("--seed", metavar="N", help="Seed of all noise.")] = "0",
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file, or clips, if there.")] = False,
@@ -92,7 +95,7 @@ def evaluate(
         _report_again(report_from, report, overwrite)
         return
     if export is not None:
-        scored = (output, report, choose_guidance, seeds, clip_model, fvd_model, lpips)
+        scored = (output, report, choose_guidance, tiers, seeds, clip_model, fvd_model, lpips)
         if tasks != "basic" or quick or any(value is not None for value in scored):
             raise RequestError("--export-vbench makes clips and scores nothing: leave the options for scores out.")
         from vgen.cli.vbench import export_vbench
@@ -106,7 +109,7 @@ def evaluate(
         if target is not None:
             _check_target(name, target, ending, overwrite)
     _score(
-        model, seed, device, tasks, quick, num_prompts, seeds, choose_guidance,
+        model, seed, device, tasks, quick, num_prompts, seeds, choose_guidance, tiers,
         output=output, report=report, weights=(clip_model, fvd_model, lpips),
     )  # fmt: skip
 
@@ -120,6 +123,7 @@ def _score(
     num_prompts: int | None,
     seeds: int | None,
     choose_guidance: str | None,
+    tiers: str | None,
     *,
     output: str | None,
     report: str | None,
@@ -130,6 +134,7 @@ def _score(
 
     request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
     guidance = _scales(choose_guidance)
+    chosen: dict[str, Any] = {} if tiers is None else {"tiers": _tiers(tiers)}
     Model.find(request.model)
     device = choose_device(request.device or "auto")
     from vgen.training.evaluate import FULL, QUICK, evaluate_model
@@ -138,17 +143,25 @@ def _score(
     budget = usual._replace(prompts=num_prompts or usual.prompts, seeds=seeds or usual.seeds)
     evaluate_model(
         request.model, output=output, device=device, seed=request.seed or 0, tasks=tasks, budget=budget, report=report,
-        guidance=guidance, command=_command(model, seed, tasks, quick, num_prompts, seeds, choose_guidance),
-        **_field_weights(*weights),
+        guidance=guidance, command=_command(model, seed, tasks, quick, num_prompts, seeds, choose_guidance, tiers),
+        **chosen, **_field_weights(*weights),
     )  # fmt: skip
 
 
 def _command(
-    model: str, seed: str, tasks: str, quick: bool, num_prompts: int | None, seeds: int | None, guidance: str | None
+    model: str,
+    seed: str,
+    tasks: str,
+    quick: bool,
+    num_prompts: int | None,
+    seeds: int | None,
+    guidance: str | None,
+    tiers: str | None,
 ) -> str:
     """What repeats the scores; files to write and the device do not matter to them."""
     words = ["vgen", "evaluate", "--model", model, "--tasks", tasks, "--seed", seed, *(["--quick"] if quick else [])]
-    for name, value in (("--num-prompts", num_prompts), ("--seeds", seeds), ("--choose-guidance", guidance)):
+    for name, value in (("--num-prompts", num_prompts), ("--seeds", seeds), ("--choose-guidance", guidance),
+                        ("--tiers", tiers)):  # fmt: skip
         words += [] if value is None else [name, str(value)]
     return shlex.join(words)
 
@@ -166,6 +179,18 @@ def _scales(text: str | None) -> tuple[float, ...]:
     if not scales or not all(0 <= scale < float("inf") for scale in scales):
         raise RequestError(f"choose_guidance={text!r} must be guidance scales, parted by commas, such as 2,3,4.")
     return scales
+
+
+def _tiers(text: str) -> tuple[int, ...]:
+    """Tiers from "1,2,3"."""
+    from vgen.errors import RequestError
+    from vgen.training.data.sprites.splits import TIERS
+
+    known = {str(tier): tier for tier in TIERS}
+    words = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    if any(word not in known for word in words):
+        raise RequestError(f"tiers={text!r} must be tiers of SpriteWorld, parted by commas: {','.join(known)}.")
+    return tuple(known[word] for word in words)
 
 
 def _check_target(name: str, text: str, ending: str, overwrite: bool) -> None:

@@ -295,6 +295,10 @@ def test_evaluate_checks_first(tmp_path: Path, paper_model: Path, run_cli: Run) 
         (("--model", paper_model, "-o", tmp_path / "there.json"), "exists already"),
         (("--model", paper_model, "--report", tmp_path / "scores.txt"), "must end in .md"),
         (("--model", paper_model, "--choose-guidance", "2,x"), "choose_guidance='2,x' must be guidance scales"),
+        (
+            ("--model", paper_model, "--tiers", "1,4"),
+            "tiers='1,4' must be tiers of SpriteWorld, parted by commas: 1,2,3",
+        ),
         (("--report-from", tmp_path / "there.json"), "holds no scores"),
         (("--report-from", tmp_path / "there.json", "--report", tmp_path / "there.json"), "must end in .md"),
     ):
@@ -311,7 +315,8 @@ def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, mo
     words = ("--model", paper_model, "--quick", "--device", "cpu", "--seed", 4, "-o", tmp_path / "scores.json")
     assert run_cli("evaluate", *words, "--tasks", "al").code == 2
     assert run_cli("evaluate", *words, "--tasks", "all").code == 0
-    more = ("--report", tmp_path / "README.md", "--choose-guidance", "2,3.5,2", "--num-prompts", 9, "--seeds", 2)
+    more = ("--report", tmp_path / "README.md", "--choose-guidance", "2,3.5,2", "--num-prompts", 9, "--seeds", 2,
+            "--tiers", "1,3")  # fmt: skip
     assert run_cli("evaluate", *words, *more).code == 0
     expected = {
         "output": str(tmp_path / "scores.json"), "device": "cpu", "seed": 4, "tasks": "all", "budget": scoring.QUICK,
@@ -321,7 +326,8 @@ def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, mo
     assert seen[0] == ((str(paper_model),), expected)
     assert seen[1][1]["budget"] == scoring.QUICK._replace(prompts=9, seeds=2)
     assert seen[1][1]["guidance"] == (2.0, 3.5) and seen[1][1]["report"] == str(tmp_path / "README.md")
-    assert seen[1][1]["command"].endswith("--num-prompts 9 --seeds 2 --choose-guidance 2,3.5,2")
+    assert seen[1][1]["tiers"] == (1, 3)
+    assert seen[1][1]["command"].endswith("--num-prompts 9 --seeds 2 --choose-guidance 2,3.5,2 --tiers 1,3")
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from vgen.errors import RequestError
-from vgen.training.config import VaeObjectiveConfig, load_recipe
+from vgen.models import CausalVideoVAE
+from vgen.training.config import FlowObjectiveConfig, SpritesConfig, VaeObjectiveConfig, load_recipe
+from vgen.training.objectives.flow import build_transformer
+from vgen.training.objectives.text import build_text_encoder
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "train"
 
@@ -32,6 +36,24 @@ def test_the_shipped_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(CONFIGS / f"{name}.yaml")
     assert recipe.name == name
     assert recipe.total_steps == sum(stage.steps for stage in recipe.stages)
+
+
+def test_the_larger_model_fits_into_24_mebibytes_and_trains_on_what_its_vae_does() -> None:
+    """In float16, as it is exported; counted without making the weights."""
+    vae_recipe, recipe = load_recipe(CONFIGS / "sprites_128_vae.yaml"), load_recipe(CONFIGS / "sprites_128.yaml")
+    assert isinstance(vae_recipe.objective, VaeObjectiveConfig) and isinstance(recipe.objective, FlowObjectiveConfig)
+    assert isinstance(recipe.data, SpritesConfig) and recipe.data.tier == [1, 2, 3]
+    assert vae_recipe.data == recipe.data.model_copy(update={"workers": vae_recipe.data.workers})
+    assert recipe.objective.vae == vae_recipe.run_folder / "export"
+    with torch.device("meta"):
+        vae = CausalVideoVAE(**vae_recipe.objective.model)
+        parts = (
+            vae,
+            build_transformer(recipe.objective, vae.config.latent_channels, 0),
+            build_text_encoder(recipe.objective, recipe.objective.text_encoder.vocabulary, 0),
+        )
+    weights = sum(parameter.numel() for part in parts for parameter in part.parameters())
+    assert recipe.export_dtype == "float16" and 2 * weights < 23.5 * 2**20
 
 
 def test_overrides_reach_every_level(tmp_path: Path) -> None:

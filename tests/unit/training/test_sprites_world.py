@@ -32,6 +32,14 @@ FROZEN: dict[tuple[str, int, int], tuple[int, tuple[float, float, float], tuple[
     ("test", 2, 0): (44815687, (29.313, 36.161, 96.03), (14.169, 32.539)),
     ("test", 2, 77): (782518380, (94.683, 65.589, 41.344), (36.21, 20.462)),
     ("test", 2, 1999): (1652269614, (111.915, 108.782, 108.782), (29.411, 14.958)),
+    ("train", 3, 0): (1177066636, (117.922, 121.859, 118.484), (19.047, 48.621)),
+    ("train", 3, 77): (2421735642, (34.025, 26.483, 37.043), (41.918, 42.608)),
+    ("train", 3, 49999): (35214658, (36.766, 38.532, 94.291), (18.011, 11.836)),
+    ("validation", 3, 0): (2331939102, (104.779, 100.854, 97.863), (49.372, 56.678)),
+    ("validation", 3, 1999): (4133128109, (98.470, 71.478, 35.906), (44.864, 16.561)),
+    ("test", 3, 0): (991093610, (48.752, 56.270, 115.917), (16.676, 25.963)),
+    ("test", 3, 77): (754093229, (43.215, 36.037, 94.200), (24.561, 24.663)),
+    ("test", 3, 1999): (497675509, (13.905, 21.485, 32.896), (27.771, 17.704)),
 }
 
 
@@ -51,7 +59,7 @@ def test_splits_are_frozen(place: tuple[str, int, int]) -> None:
 
 def test_frozen_places_cover_all_splits_and_tiers() -> None:
     assert {place[:2] for place in FROZEN} == {
-        (split, tier) for split in ("train", "validation", "test") for tier in (1, 2)
+        (split, tier) for split in ("train", "validation", "test") for tier in (1, 2, 3)
     }
 
 
@@ -66,7 +74,7 @@ def test_a_clip_is_a_pure_function_of_its_index() -> None:
 
 def test_splits_share_no_clip() -> None:
     digests = {
-        split: {SpriteWorld(split, 1).scene(index).start for index in range(150)}
+        split: {SpriteWorld(split, 1).scene(index).bodies[0].start for index in range(150)}
         for split in ("train", "validation", "test")
     }
     assert all(len(found) == 150 for found in digests.values())
@@ -82,7 +90,7 @@ def test_withheld_triples_are_never_in_training(tier: int) -> None:
             assert zlib.crc32(f"{item.colour}|{item.shape}|{word}".encode()) % 7 != 0
 
 
-@pytest.mark.parametrize("tier", [1, 2])
+@pytest.mark.parametrize("tier", [1, 2, 3])
 def test_test_clips_can_be_asked_for_by_triples(tier: int) -> None:
     for triples, wanted in (("seen", {False}), ("withheld", {True}), ("all", {False, True})):
         world = SpriteWorld("test", tier, triples=triples)
@@ -164,8 +172,9 @@ def test_a_turned_clip_goes_another_way_first() -> None:
         assert judge(frames[8:]).motion == motion
 
 
-def test_a_larger_canvas_shows_the_same_scene() -> None:
-    small, large = SpriteWorld("test", 2).sample(5), SpriteWorld("test", 2, height=128, width=128).sample(5)
+@pytest.mark.parametrize("tier", [2, 3])
+def test_a_larger_canvas_shows_the_same_scene(tier: int) -> None:
+    small, large = SpriteWorld("test", tier).sample(5), SpriteWorld("test", tier, height=128, width=128).sample(5)
     assert large.frames.shape == (17, 128, 128, 3) and small.key == large.key
     np.testing.assert_allclose(large.tracks.centres, 2.0 * small.tracks.centres, rtol=1e-5)
     halved = large.frames.reshape(17, 64, 2, 64, 2, 3).astype(np.float32).mean(axis=(2, 4))
@@ -174,12 +183,12 @@ def test_a_larger_canvas_shows_the_same_scene() -> None:
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 9, 33, 65])
 def test_every_length_works(num_frames: int) -> None:
-    world = SpriteWorld("train", (1, 2), height=48, width=96)
+    world = SpriteWorld("train", (1, 2, 3), height=48, width=96)
     for index in range(12):
         clip = world.sample(index, num_frames)
         assert clip.frames.shape == (num_frames, 48, 96, 3) and clip.frames.dtype == np.uint8
         assert clip.masks.shape == (num_frames, 48, 96) and clip.masks.dtype == np.bool_
-        assert clip.masks.any()
+        assert clip.masks.any() and len(clip.object_masks) == len(clip.key.objects) == 1 + (clip.tier == 3)
         assert clip.flow.shape == (num_frames - 1, 48, 96, 2)
         assert (clip.key.objects[0].motion is None) == (num_frames == 1)
 
@@ -209,7 +218,7 @@ def test_answer_prompts_say_all_that_is_judged() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"tier": 3}, ["tier=3", "1, 2"]),
+        ({"tier": 4}, ["tier=4", "1, 2, 3"]),
         ({"tier": ()}, ["tier=()"]),
         ({"split": "trian"}, ["split='trian'", "validation"]),
         ({"triples": "withheld"}, ["train", "seen"]),

@@ -42,7 +42,7 @@ class Oracle:
     def __init__(self, shift: int) -> None:
         self.shift = shift
         self.real: dict[bytes, np.ndarray] = {}
-        for tier in (1,):
+        for tier in (1, 3):
             world = SpriteWorld("test", tier, num_frames=17, height=64, width=64, frame_rate=8.0)
             for index in range(8):
                 frames = world.sample(index).frames
@@ -81,6 +81,14 @@ def test_a_model_that_is_right_has_no_error_and_baselines_have(model: Any) -> No
     box = completion_scores(model(0), 1, BUDGET, 0, Ledger())
     assert box["psnr"] > 60 and box["known_psnr"] > 60
     assert box["nearest_copy"] < 30 and box["linear_blend"] < 30
+
+
+def test_of_two_objects_both_centres_count(model: Any) -> None:
+    predicted = prediction_scores(model(0), 3, BUDGET, 0, Ledger())
+    between = interpolation_scores(model(0), 3, BUDGET, 0, Ledger())
+    for found in (*predicted.values(), between):
+        assert found["error"]["mean"] < 1e-6 < 2 < found["nearest_copy"]["mean"]
+        assert found["error"]["count"] == 4
 
 
 def test_a_model_that_is_off_by_three_pixels_is_measured_so(model: Any) -> None:

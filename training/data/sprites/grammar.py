@@ -162,6 +162,49 @@ VERBS: Final[dict[str, tuple[Verb, ...]]] = {
 # Second phases that say "stop" instead of "stay still".
 STOPS: Final = (Verb("stops", "stopping"), Verb("stops", "stopping", "moving"), Verb("comes", "coming", "to a stop"))
 
+
+class Place(NamedTuple):
+    """How one object's place beside another is said: before the other one's noun, or behind a noun of its own."""
+
+    to: tuple[str, ...]
+    it: tuple[str, ...]
+
+
+_TO_THE: Final = {
+    side: (f"to the {side} of", f"to the {side} of", f"on the {side} of", f"{side} of") for side in ("left", "right")
+}
+_ON_ITS: Final = {
+    side: (f"to its {side}", f"to its {side}", f"on its {side}", f"to the {side} of it") for side in ("left", "right")
+}
+_OVER: Final = (("above", "above", "over", "higher than"), ("above it", "above it", "over it", "higher up"))
+_UNDER: Final = (("below", "below", "under", "beneath"), ("below it", "below it", "under it", "beneath it"))
+# What the object is that the sentence is about; `it` places the other one.
+BESIDE: Final[dict[str, Place]] = {
+    "left of": Place(_TO_THE["left"], _ON_ITS["right"]),
+    "right of": Place(_TO_THE["right"], _ON_ITS["left"]),
+    "above": Place(_OVER[0], _UNDER[1]),
+    "below": Place(_UNDER[0], _OVER[1]),
+}
+HITS: Final = (
+    Verb("hits", "hitting"),
+    Verb("hits", "hitting"),
+    Verb("bumps", "bumping", "into"),
+    Verb("collides", "colliding", "with"),
+    Verb("crashes", "crashing", "into"),
+    Verb("runs", "running", "into"),
+    Verb("knocks", "knocking", "into"),
+    Verb("strikes", "striking"),
+)
+PASSES: Final = (
+    Verb("passes", "passing"),
+    Verb("passes", "passing"),
+    Verb("goes", "going"),
+    Verb("moves", "moving"),
+    Verb("slides", "sliding"),
+    Verb("travels", "traveling"),
+    Verb("crosses", "crossing"),
+)
+
 SPEED_WORDS: Final[dict[str, tuple[str, ...]]] = {
     "slow": ("slowly", "slowly", "gently"),
     "quick": ("quickly", "quickly", "fast", "rapidly"),

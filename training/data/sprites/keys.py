@@ -7,7 +7,7 @@ word. A triple (colour, shape, motion) whose checksum divides by seven is withhe
 from __future__ import annotations
 
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Final
 
@@ -40,16 +40,18 @@ SPEEDS: Final[tuple[str, ...]] = ("slow", "quick")
 BACKGROUND_KINDS: Final[tuple[str, ...]] = ("plain", "gradient", "striped", "checkered", "speckled")
 PATTERNS: Final[tuple[str, ...]] = ("striped", "spotted")
 
-_CARDINAL = ("left", "right", "up", "down")
+CARDINAL: Final = ("left", "right", "up", "down")
 # The two-phase motions, first phase and second phase.
 PHASES: Final[tuple[tuple[str, str], ...]] = (
-    *((first, second) for first in _CARDINAL for second in _CARDINAL if first != second),
-    *((first, "still") for first in _CARDINAL),
-    *(("still", second) for second in _CARDINAL),
+    *((first, second) for first in CARDINAL for second in CARDINAL if first != second),
+    *((first, "still") for first in CARDINAL),
+    *(("still", second) for second in CARDINAL),
     ("grow", "shrink"),
     ("shrink", "grow"),
 )
 WITHHELD_ONE_IN: Final = 7
+# What two objects are to each other, the first one to the second.
+RELATIONS: Final[tuple[str, ...]] = ("left of", "above", "collides with", "behind")
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,17 @@ class Background:
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """What a clip shows. `camera` and `audio` are constant in tiers 1 and 2."""
+    """What a clip shows. `camera` and `audio` are constant in tiers 1 to 3.
+
+    Of two objects `relation` says what the first is to the second: a word of `RELATIONS`, or None where neither is
+    said to be anywhere.
+    """
 
     objects: tuple[ObjectKey, ...]
     background: Background
     camera: str = "still"
     audio: str | None = None
+    relation: str | None = None
 
     @property
     def withheld(self) -> bool:
@@ -95,8 +102,17 @@ class AnswerKey:
         return any(item.withheld for item in self.objects)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types for JSON, with `withheld` written out."""
-        return {**asdict(self), "withheld": self.withheld}
+        """Plain types for JSON, with `withheld` written out, and `relation` where there is one."""
+        found = {**asdict(self), "withheld": self.withheld}
+        if self.relation is None:
+            del found["relation"]
+        return found
+
+    def at_rest(self) -> AnswerKey:
+        """The same things in a picture: no motions, and no relation that takes time."""
+        objects = tuple(replace(item, motion=None, phases=()) for item in self.objects)
+        relation = self.relation if self.relation in ("left of", "above") else None
+        return replace(self, objects=objects, relation=relation)
 
 
 @cache

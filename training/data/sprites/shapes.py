@@ -63,3 +63,29 @@ EXTENTS: Final[dict[str, Extent]] = {
 }
 # A turn by this many degrees leaves the shape as it was.
 SYMMETRY_DEGREES: Final[dict[str, float]] = {"circle": 0.0, "square": 90.0, "triangle": 360.0, "cross": 90.0}
+
+
+def far_edge(shape: str, direction: tuple[float, float], lanes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far a shape of radius 1 reaches along a direction, lane by lane.
+
+    Args:
+        shape: a word of `SHAPES`.
+        direction: a unit vector.
+        lanes: distances from the line through the centre, towards (-y, x) of the direction.
+    Returns:
+        -inf in lanes that miss the shape.
+    """
+    if shape == "circle":
+        return np.where(np.abs(lanes) < 1.0, np.sqrt(np.maximum(1.0 - lanes**2, 0.0)), -np.inf)
+    found = np.full_like(lanes, -np.inf)
+    for sign, planes in POLYGONS[shape]:
+        if sign > 0:
+            along = planes[:, 0] * direction[0] + planes[:, 1] * direction[1]
+            rest = planes[:, 2] - lanes[:, None] * (planes[:, 1] * direction[0] - planes[:, 0] * direction[1])
+            flat = np.abs(along) < 1e-9
+            cut = rest / np.where(flat, 1.0, along)
+            far = np.where(along > 1e-9, cut, np.inf).min(axis=1)
+            near = np.where(along < -1e-9, cut, -np.inf).max(axis=1)
+            hit = (near <= far) & np.all(~flat | (rest >= 0.0), axis=1)
+            found = np.maximum(found, np.where(hit, far, -np.inf))
+    return found

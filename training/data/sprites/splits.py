@@ -12,7 +12,7 @@ from vgen.errors import RequestError
 
 SPLITS: Final[dict[str, int]] = {"train": 0, "validation": 1, "test": 2}
 NOMINAL_LENGTH: Final[dict[str, int]] = {"train": 50_000, "validation": 2_000, "test": 2_000}
-TIERS: Final[tuple[int, ...]] = (1, 2)
+TIERS: Final[tuple[int, ...]] = (1, 2, 3)
 TRIPLES: Final[tuple[str, ...]] = ("seen", "withheld", "all")
 _WORLD: Final = zlib.crc32(b"SpriteWorld")
 
@@ -35,6 +35,7 @@ class Draws:
         *("colour_to", "pattern", "pattern_kind", "pattern_a", "pattern_b"),
         *("turn", "phase", "amplitude", "period", "drift", "drift_sign", "main", "rebound"),
         *("factor", "when", "how_long"),
+        *("relation", "way", "partner", "order", "swap", "pace", "ratio", "lane", "clear_before", "clear_after"),
     )
     _places: Final = {name: place for place, name in enumerate(names)}
 

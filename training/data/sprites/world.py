@@ -8,25 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vgen.errors import RequestError, ShapeError
+from vgen.training.data.sprites.bodies import UNITS, Body, Scene
 from vgen.training.data.sprites.captions import JUDGED, caption, forms_of
-from vgen.training.data.sprites.keys import BASIC_MOTIONS, MOTIONS, AnswerKey
+from vgen.training.data.sprites.keys import BASIC_MOTIONS, MOTIONS, AnswerKey, ObjectKey
 from vgen.training.data.sprites.palette import COLOURS
 from vgen.training.data.sprites.render import backdrop, cover, paint, surface
-from vgen.training.data.sprites.scene import UNITS, Scene, draw_scene, motion_of, moved, turned
+from vgen.training.data.sprites.scene import draw_scene, motion_of, moved, turned
 from vgen.training.data.sprites.splits import NOMINAL_LENGTH, SPLITS, TIERS, TRIPLES, check_choice, stream
 
 MIN_SIDE: Final = 16
 _CANDIDATES: Final = 32  # clips for one place where motions are emphasised
 
 
-@dataclass(frozen=True)
-class Tracks:
+class Tracks(NamedTuple):
     """Where the objects are; pixels from the top left corner of the canvas, N objects.
 
     Attributes:
@@ -61,6 +61,7 @@ class SpriteClip:
         key: what the clip shows.
         tracks: where its objects are.
         masks: bool [F, H, W], pixels that an object covers at least by half.
+        object_masks: bool [N, F, H, W], those of each object that no nearer one covers.
         frame_rate: frames a second.
         scene: what was painted.
         split, tier, index: where the clip stands.
@@ -71,6 +72,7 @@ class SpriteClip:
     key: AnswerKey
     tracks: Tracks
     masks: NDArray[np.bool_]
+    object_masks: NDArray[np.bool_]
     frame_rate: float
     scene: Scene = field(repr=False)
     split: str
@@ -96,27 +98,32 @@ class SpriteClip:
         num_frames, height, width = self.masks.shape
         rows, columns = np.mgrid[0:height, 0:width].astype(np.float32) + 0.5
         flow = np.zeros((num_frames - 1, height, width, 2), dtype=np.float32)
-        centres, radii, angles = self.tracks.centres[0], self.tracks.radii[0], self.tracks.angles[0]
-        for frame in range(num_frames - 1):
-            across, down = columns - centres[frame, 0], rows - centres[frame, 1]
-            scale = radii[frame + 1] / radii[frame]
-            turn = angles[frame + 1] - angles[frame]
-            cos, sin = scale * np.cos(turn), scale * np.sin(turn)
-            shift = centres[frame + 1] - centres[frame]
-            moved = np.stack([cos * across - sin * down - across, sin * across + cos * down - down], axis=-1) + shift
-            flow[frame] = np.where(self.masks[frame][..., None], moved, 0.0)
+        for number, masks in enumerate(self.object_masks):
+            centres, radii, angles = (values[number] for values in self.tracks[:3])
+            for frame in range(num_frames - 1):
+                across, down = columns - centres[frame, 0], rows - centres[frame, 1]
+                scale = radii[frame + 1] / radii[frame]
+                turn = angles[frame + 1] - angles[frame]
+                cos, sin = scale * np.cos(turn), scale * np.sin(turn)
+                shift = centres[frame + 1] - centres[frame]
+                ahead = np.stack([cos * across - sin * down - across, sin * across + cos * down - down], axis=-1)
+                flow[frame] = np.where(masks[frame][..., None], ahead + shift, flow[frame])
         return flow
 
     @cached_property
     def events(self) -> tuple[Event, ...]:
-        """Impacts of a bounce, in order of time."""
+        """Impacts of a bounce, and the collision of two objects (told of the first one), in order of time."""
         times = np.arange(len(self.frames))
-        track = self.tracks.centres[0]
-        floor = float(track[:, 1].max())
-        return tuple(
-            Event("impact", time, 0, (float(np.interp(time, times, track[:, 0])), floor))
-            for time in self.scene.path.impacts
-        )
+        found = []
+        for number, (body, track) in enumerate(zip(self.scene.bodies, self.tracks.centres, strict=True)):
+            floor = float(track[:, 1].max())
+            for time in body.path.impacts:
+                found.append(Event("impact", time, number, (float(np.interp(time, times, track[:, 0])), floor)))
+        if self.scene.contact is not None:
+            unit = min(self.frames.shape[1:3]) / UNITS
+            across, down = self.scene.contact.position
+            found.append(Event("collision", self.scene.contact.time, 0, (across * unit, down * unit)))
+        return tuple(found)
 
 
 class SpriteWorld:
@@ -124,12 +131,12 @@ class SpriteWorld:
 
     Args:
         split: "train", "validation" or "test".
-        tier: 1, 2, or a tuple of tiers, taken in turn; a tier named twice is taken twice.
+        tier: 1, 2, 3, or a tuple of tiers, taken in turn; a tier named twice is taken twice.
         num_frames: frames a clip; 1 = pictures.
         height, width: size of the canvas, at least 16; positions scale with the short side.
         frame_rate: frames a second; motions are defined per frame, so it changes no pixel.
         emphasis: how many times as often as it comes by itself a motion is shown, by its base word; clips of the other
-            motions then stand for fewer. Only a tier that has the motion changes.
+            motions then stand for fewer. Only a tier of one object that has the motion changes.
         triples: "seen" or "withheld" keeps only clips of that kind; "all" mixes them. None: "seen" for training,
             "all" otherwise. Training never shows a withheld triple.
     Raises:
@@ -154,7 +161,7 @@ class SpriteWorld:
             if wanted not in TIERS:
                 raise RequestError(f"tier={wanted} is not rendered: use one of {', '.join(map(str, TIERS))}.")
         if not tiers:
-            raise RequestError("tier=() names no tier: use 1, 2 or (1, 2).")
+            raise RequestError("tier=() names no tier: use 1, 2, 3 or (1, 2).")
         triples = triples or ("seen" if split == "train" else "all")
         check_choice("triples", triples, TRIPLES)
         if split == "train" and triples != "seen":
@@ -199,29 +206,34 @@ class SpriteWorld:
         """
         scene = self.scene(index, num_frames)
         tier, place = self._locate(index)
-        frames, tracks, masks = _paint(scene, self.height, self.width)
+        painted = _paint(scene, self.height, self.width)
+        masks = np.asarray(painted.object_masks.any(axis=0))
         words = caption(scene.key, stream("caption", self.split, tier, place), forms=forms_of(self.split))
-        return SpriteClip(frames, words, scene.key, tracks, masks, self.frame_rate, scene, self.split, tier, place)
+        return SpriteClip(
+            painted.frames, words, scene.key, painted.tracks, masks, painted.object_masks, self.frame_rate, scene,
+            self.split, tier, place,
+        )  # fmt: skip
 
     def picture(self, index: int, x: float, y: float) -> NDArray[np.uint8]:
-        """The object of clip `index` at rest in front of its background: uint8 [1, H, W, 3].
+        """What clip `index` shows, at rest in front of its background: uint8 [1, H, W, 3].
 
         Args:
             index: 0 or more.
-            x, y: where, from 0 to 1 of the room that it has.
+            x, y: where, from 0 to 1 of the room that it has; two objects keep their places to each other.
         """
-        return _paint(moved(self.scene(index, 1), x, y, self.height, self.width), self.height, self.width)[0]
+        return _paint(moved(self.scene(index, 1), x, y, self.height, self.width), self.height, self.width).frames
 
     def turn(self, index: int, num_frames: int, turn: int, way: str, pace: float) -> NDArray[np.uint8]:
         """Clip `index` as a stretch of a longer one, uint8 [F, H, W, 3]: see `scene.turned`.
 
-        Only straight motions and rest are turned into, and from another way; other clips are themselves.
+        Only a single object's straight motions and rest are turned into, and from another way; other clips are
+        themselves.
         """
         scene = self.scene(index, num_frames)
-        motion = scene.key.objects[0].motion
+        motion = scene.key.objects[0].motion if len(scene.bodies) == 1 else None
         if turn and motion in BASIC_MOTIONS and motion != way:
             scene = turned(scene, turn, way, pace, self.height, self.width)
-        return _paint(scene, self.height, self.width)[0]
+        return _paint(scene, self.height, self.width).frames
 
     def _locate(self, index: int) -> tuple[int, int]:
         """The tier of a clip and its place in it; a tier named twice gives two clips a turn."""
@@ -231,7 +243,7 @@ class SpriteWorld:
 
     def _emphasised(self, tier: int, place: int) -> int:
         """The clip that stands at `place`: the first of a few that its motion's emphasis lets pass."""
-        if not self.emphasis or (tier == 1 and not set(self.emphasis) & set(BASIC_MOTIONS)):
+        if not self.emphasis or tier == 3 or (tier == 1 and not set(self.emphasis) & set(BASIC_MOTIONS)):
             return place
         rng, most = stream("emphasis", self.split, tier, place), max(1.0, *self.emphasis.values())
         candidates = range(place * _CANDIDATES, (place + 1) * _CANDIDATES)
@@ -247,23 +259,40 @@ def _check_shape(num_frames: int, height: int, width: int) -> None:
             raise ShapeError(f"{name}={value} must be at least {MIN_SIDE}; use {MIN_SIDE}.")
 
 
-def _paint(scene: Scene, height: int, width: int) -> tuple[NDArray[np.uint8], Tracks, NDArray[np.bool_]]:
-    item, background, path = scene.key.objects[0], scene.key.background, scene.path
+class _Painted(NamedTuple):
+    frames: NDArray[np.uint8]
+    tracks: Tracks
+    object_masks: NDArray[np.bool_]
+
+
+def _paint(scene: Scene, height: int, width: int) -> _Painted:
+    background, count = scene.key.background, len(scene.bodies[0].path.alpha)
+    frames = np.empty((count, height, width, 3), dtype=np.uint8)
+    frames[:] = backdrop(background.kind, background.colour, background.colour_to, height, width, scene.texture)
+    parts = [_lay(frames, item, body) for item, body in zip(scene.key.objects, scene.bodies, strict=True)]
+    masks = np.stack([mask for _, mask in parts])
+    for nearer in range(1, len(masks)):
+        masks[:nearer] &= ~masks[nearer]
+    return _Painted(
+        frames, Tracks(*(np.stack(values) for values in zip(*(track for track, _ in parts), strict=True))), masks
+    )
+
+
+def _lay(frames: NDArray[np.uint8], item: ObjectKey, body: Body) -> tuple[Tracks, NDArray[np.bool_]]:
+    """Paint one object over `frames`; its track, without the axis of objects, and its mask."""
+    (count, height, width), path = frames.shape[:3], body.path
     unit = min(height, width) / UNITS
-    centres = ((path.offset + scene.start) * unit).astype(np.float32)
-    radii = (path.radius_scale * scene.radius * unit).astype(np.float32)
+    centres = ((path.offset + body.start) * unit).astype(np.float32)
+    radii = (path.radius_scale * body.radius * unit).astype(np.float32)
     angles = path.angle.astype(np.float32)
     alphas = path.alpha.astype(np.float32)
-    frames = np.empty((len(radii), height, width, 3), dtype=np.uint8)
-    frames[:] = backdrop(background.kind, background.colour, background.colour_to, height, width, scene.texture)
-    colours = np.tile(np.array(COLOURS[item.colour], dtype=np.float32), (len(radii), 1))
+    colours = np.tile(np.array(COLOURS[item.colour], dtype=np.float32), (count, 1))
     if item.colour_to is not None:
         target = np.array(COLOURS[item.colour_to], dtype=np.float32)
         colours += path.mixed.astype(np.float32)[:, None] * (target - colours)
     windows = cover(item.shape, centres, radii, angles, height, width)
-    shade = surface(item.pattern, windows, centres, radii, angles, scene.surface) if item.pattern else None
-    masks = paint(frames, windows, colours, alphas, shade)
-    return frames, Tracks(centres[None], radii[None], angles[None], alphas[None]), masks
+    shade = surface(item.pattern, windows, centres, radii, angles, body.surface) if item.pattern else None
+    return Tracks(centres, radii, angles, alphas), paint(frames, windows, colours, alphas, shade)
 
 
 def answer_prompts(

@@ -1,0 +1,30 @@
+"""What a run builds before it trains."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from vgen.training.config import load_recipe
+from vgen.training.objectives.flow import FlowObjective
+from vgen.training.run import build_objective
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_frozen_vae_is_where_the_run_trains_and_the_tokenizer_knows_both_objects(tmp_path: Path) -> None:
+    """The cache, tasks that encode in the step, and samples use the VAE on the run's device."""
+    recipe = load_recipe(
+        ROOT / "configs" / "train" / "sprites_128.yaml", [f"objective.vae={ROOT / 'assets' / 'sprites' / 'vae'}"]
+    )
+    elsewhere: Any = SimpleNamespace(device=torch.device("meta"), main_process_first=nullcontext)
+    unused: Any = None
+    objective, _ = build_objective(recipe, tmp_path, unused, elsewhere, blank=True)
+    assert isinstance(objective, FlowObjective)
+    assert {parameter.device.type for parameter in objective.vae.parameters()} == {"meta"}
+    assert "▁colliding" in objective.tokenizer.get_vocab() and len(objective.tokenizer) <= 1024
+    assert objective.text_encoder.config.vocab_size == len(objective.tokenizer)
