@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,7 +44,7 @@ class RecordingPipeline:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> RecordingPipeline:
     recording = RecordingPipeline()
 
-    def load(class_name: str, job: jobs.Job) -> RecordingPipeline:
+    def load(class_name: str, job: jobs.Job, prompts: Sequence[str] | None = None) -> RecordingPipeline:
         recording.loaded.append(class_name)
         job.request = job.request.model_copy(update={"device": "cpu", "dtype": "float32"})
         return recording
