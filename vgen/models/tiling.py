@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vgen.errors import ShapeError
 from vgen.models.decoding_steps import numbers_a_frame, piece_on
+from vgen.models.fusing import plain
 from vgen.models.vae_blocks import Generators
 from vgen.models.vae_decoder import Decoder
 from vgen.models.vae_encoder import Encoder
@@ -142,11 +143,15 @@ class TiledCoding:
 
         def decode(part: Tensor) -> Iterator[Tensor]:
             numbers = self.decoding_piece or piece_on(part.device.type)
+            # What hooks into a stage (sharding, offloading) puts its weights in place, and pieces pass stages by.
+            stages = (self.decoder, self.decoder.mid_block, *self.decoder.up_blocks)
+            if not all(plain(stage) for stage in stages) or (
+                torch.is_grad_enabled() and not self.use_framewise_decoding
+            ):
+                return iter([self.decoder(part, temb, generator)])
             if self.use_framewise_decoding:
                 frames = self.tile_sample_stride_num_frames * numbers_a_frame(self.decoder, part)
                 numbers = min(numbers // _SMALLER, frames)
-            elif torch.is_grad_enabled():
-                return iter([self.decoder(part, temb, generator)])
             return self.decoder.in_pieces(part, temb, generator, numbers)
 
         return self._tiled(decode, latents, tile, step, scales, self._pixel_frames(latents))

@@ -159,6 +159,21 @@ def test_a_long_clip_never_meets_at_full_size() -> None:
     assert max(seen) <= 8 * 3 // 2 + 2  # a piece, half as much again, and the frames that it looks back at
 
 
+@pytest.mark.parametrize("place", ["decoder", "decoder.mid_block", "decoder.up_blocks.0"])
+def test_what_hooks_into_a_stage_is_run(place: str) -> None:
+    """Sharding and offloading put a stage's weights in place before it runs: pieces must not pass it by."""
+    vae = _vae("0.9.0")
+    vae.decoding_piece = 2**8
+    latents = _random(1, 8, 3, 2, 2)
+    seen: list[int] = []
+    with torch.no_grad():
+        expected = vae.decode(latents, return_dict=False)[0]
+        vae.get_submodule(place).register_forward_pre_hook(lambda *_: seen.append(1))
+        found = vae.decode(latents, return_dict=False)[0]
+    assert seen
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+
+
 def test_piece_lengths_are_checked() -> None:
     vae = _vae("0.9.0")
     for wrong, nearest in ((12, 8), (3, 8), (25, 24)):
