@@ -12,6 +12,7 @@ from vgen.errors import RequestError
 from vgen.training.config_base import Count, Strict
 from vgen.training.config_distill import DistillObjectiveConfig
 from vgen.training.config_footage import FootageConfig, LoraConfig, data_kind
+from vgen.training.config_preference import PreferenceObjectiveConfig
 from vgen.training.config_stages import ShiftConfig, Stage, TaskMix
 from vgen.training.config_vae import DenoisingConfig, GanConfig, LpipsConfig
 
@@ -188,7 +189,11 @@ class FineTuneObjectiveConfig(Strict):
 
 
 Objectives = Annotated[
-    VaeObjectiveConfig | FlowObjectiveConfig | FineTuneObjectiveConfig | DistillObjectiveConfig,
+    VaeObjectiveConfig
+    | FlowObjectiveConfig
+    | FineTuneObjectiveConfig
+    | DistillObjectiveConfig
+    | PreferenceObjectiveConfig,
     Field(discriminator="kind"),
 ]
 

@@ -21,7 +21,6 @@ from vgen.models import CausalVideoVAE
 from vgen.training.config import Recipe
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips
-from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import Batch, BatchPlan, Source
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
 from vgen.training.memory_rehearsal import canvas_of, process_peak
@@ -130,7 +129,7 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         data = _cached_bytes(objective, source) + (ahead if getattr(recipe.data, "workers", 0) else 0)
         estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
         estimate.encodes_in_step = _encodes_in_step(objective)
-        estimate.caching = _caching_seconds(recipe, objective, source, clock)
+        estimate.caching = cache.missing_seconds(clock) if (cache := getattr(source, "cache", None)) else 0.0
         parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
         probe = Probe(recipe, parts, plan, source, clock)
         _time_training(recipe, probe, estimate, examples)
@@ -200,23 +199,6 @@ def _elsewhere(objective: Objective) -> int:
 
 def _coding(peak: Callable[..., int], vae: CausalVideoVAE, num_frames: int, height: int, width: int, batch: int) -> int:
     return int(peak(vae, VideoShape(num_frames, height, width).latent(vae.strides), batch))
-
-
-def _caching_seconds(recipe: Recipe, objective: Objective, source: Source, clock: Callable[[], float]) -> float:
-    if not isinstance(objective, FlowObjective):
-        return 0.0
-    config, total = objective.config.latents, 0.0
-    cache = getattr(source, "cache", None)
-    for num_frames, count in config.groups.items():
-        missing = count if cache is None else cache.missing(num_frames)
-        if not missing:
-            continue
-        rows = min(config.batch, missing)
-        began = clock()
-        frames = objective.clips.stack(list(range(rows)), num_frames)["frames"]
-        encode_clips(objective.vae, frames, config.encode_dtype == "bfloat16")
-        total += (clock() - began) * missing / rows
-    return total
 
 
 def _time_training(recipe: Recipe, probe: Probe, estimate: Estimate, examples: dict[Kind, Batch]) -> None:

@@ -22,10 +22,12 @@ from vgen.models import CausalVideoVAE
 from vgen.training.config import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
 from vgen.training.config_distill import DistillObjectiveConfig
 from vgen.training.config_footage import FootageConfig
+from vgen.training.config_preference import PreferenceObjectiveConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.captioned import CaptionedLatents
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.latents import LatentCache, folder_hash
+from vgen.training.data.pairs import PairCache
 from vgen.training.data.plan import BatchPlan, Source, batches
 from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.data.trajectories import TrajectoryCache
@@ -36,6 +38,7 @@ from vgen.training.nonfinite import Replay, read_dump, replay
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.distill import distillation
 from vgen.training.objectives.flow import FlowObjective
+from vgen.training.objectives.preference import preference
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import alone_in, build_parts, resume_from
 from vgen.training.provenance import write_record
@@ -146,18 +149,20 @@ def build_objective(
     if isinstance(recipe.objective, VaeObjectiveConfig):
         return VaeObjective(recipe.objective, clips, held_out, recipe.seed), clips
     if isinstance(recipe.objective, DistillObjectiveConfig):
-        objective, caches, trajectories = distillation(recipe, folder, accelerator.device)
+        student, caches, trajectories = distillation(recipe, folder, accelerator.device)
         for trajectory_cache in caches:
-            _fill(trajectory_cache, control, accelerator)
-        return objective, trajectories
+            _fill(trajectory_cache, control, accelerator, blank)
+        return student, trajectories
+    if isinstance(recipe.objective, PreferenceObjectiveConfig):
+        tuned, pair_caches, pairs = preference(recipe, folder, accelerator.device)
+        for pair_cache in pair_caches:
+            _fill(pair_cache, control, accelerator, blank)
+        return tuned, pairs
     config = recipe.objective
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
     vae.to(accelerator.device)  # where the cache, tasks encoded in the step, and samples need it
     cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
-    if blank:
-        cache.blank()
-    else:
-        _fill(cache, control, accelerator)
+    _fill(cache, control, accelerator, blank)
     with accelerator.main_process_first():
         tokenizer = _tokenizer(config, clips.world.tiers, folder / "tokenizer")
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
@@ -165,8 +170,13 @@ def build_objective(
     return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan), source
 
 
-def _fill(cache: LatentCache | TrajectoryCache, control: Control, accelerator: Accelerator) -> None:
-    """Encode what is missing, each process its share, then read everything; a stop asked of one stops all."""
+def _fill(
+    cache: LatentCache | TrajectoryCache | PairCache, control: Control, accelerator: Accelerator, blank: bool
+) -> None:
+    """Make what is missing, each process its share, then read everything; a stop asked of one stops all."""
+    if blank:
+        cache.load_blank()
+        return
     stopped = False
     try:
         cache.encode_missing(

@@ -89,7 +89,7 @@ class LatentCache:
         """Read all shards; they must have been encoded."""
         self._groups = {num_frames: self._read(num_frames, count) for num_frames, count in self.config.groups.items()}
 
-    def blank(self) -> None:
+    def load_blank(self) -> None:
         """Hold zeros of the right shapes in place of what is encoded, without the memory."""
         for num_frames, count in self.config.groups.items():
             shape = VideoShape(num_frames, self.clips.config.height, self.clips.config.width)
@@ -109,6 +109,20 @@ class LatentCache:
         """How many clips of that length are still to be encoded."""
         shards = range(_shards(self.config.groups[num_frames]))
         return SHARD_CLIPS * sum(not self._path(num_frames, shard).exists() for shard in shards)
+
+    def missing_seconds(self, clock: Callable[[], float]) -> float:
+        """What encoding the rest will take, from a batch of each length; `clock` is what seconds are read from."""
+        total = 0.0
+        for num_frames in self.config.groups:
+            missing = min(self.missing(num_frames), self.config.groups[num_frames])
+            rows = min(self.config.batch, missing)
+            if not rows:
+                continue
+            began = clock()
+            frames = self.clips.stack(list(range(rows)), num_frames)["frames"]
+            encode_clips(self.vae, frames, self.config.encode_dtype == "bfloat16")
+            total += (clock() - began) * missing / rows
+        return total
 
     def get(self, num_frames: int, indices: list[int]) -> dict[str, Tensor]:
         """{"latents": float32 [B, C, f, h, w], "last": float32 [B, C, 1, h, w]} of some clips.

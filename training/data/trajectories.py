@@ -30,6 +30,8 @@ from vgen.training.randomness import generator
 SHARD = 64
 """Trajectories a file."""
 
+_TRIAL = 4  # are integrated to tell what the others will take
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -285,6 +287,28 @@ class TrajectoryCache:
                 name: torch.cat([part[name] for part in read])[:count] for name in read[0]
             }
             self._layouts[task, num_frames] = self.teacher.layout(task, num_frames)
+
+    @property
+    def nbytes(self) -> int:
+        """What the trajectories take in memory once they are read."""
+        total = 0
+        for key, group in self._groups.items():
+            total += sum(value.nbytes // len(value) for value in group.values()) * self.groups[key]
+        return total
+
+    def missing_seconds(self, clock: Callable[[], float]) -> float:
+        """What integrating the rest will take, from a few of each kind; `clock` is what seconds are read from."""
+        total, control = 0.0, Control(self.folder)
+        for (task, num_frames), count in self.groups.items():
+            shards = (self._path(task, num_frames, shard) for shard in range(_shards(count)))
+            missing = SHARD * sum(not path.exists() for path in shards)
+            rows = min(self.config.batch, missing, _TRIAL)
+            if not rows:
+                continue
+            began = clock()
+            self.integrate(task, num_frames, range(rows), control)
+            total += (clock() - began) * missing / rows
+        return total
 
     def load_blank(self) -> None:
         """Stand-ins of the right shapes that hold nothing, one of a kind: for a dry run, which integrates nothing."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig as PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from vgen.errors import RequestError, VgenError
@@ -47,6 +50,19 @@ def add_lora(transformer: VideoDiT, config: LoraConfig, seed: int) -> None:
     for parameter in transformer.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+@contextmanager
+def without_adapters(transformer: VideoDiT) -> Iterator[None]:
+    """Inside, a transformer is what it was before its adapters."""
+    layers = [module for module in transformer.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
 def lora_layers(transformer: VideoDiT, targets: list[str]) -> list[str]:

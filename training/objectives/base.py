@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vgen.errors import CheckpointError
 from vgen.training.config import OptimizerConfig
 from vgen.training.control import Control
 from vgen.training.data.plan import Batch
@@ -66,3 +68,30 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
         """Write the model with the present (averaged) weights to `folder`; returns closing measures."""
+
+
+class TrainedOnly(Objective):
+    """An objective whose checkpoints hold what is trained and nothing else: a frozen model is not copied into each."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """The parameters that are trained."""
+        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Take over what `state_dict` gave.
+
+        Raises:
+            CheckpointError: it is of another LoRA.
+        """
+        own = self.state_dict()
+        odd = sorted(set(state) ^ set(own)) + [
+            name for name in own if name in state and own[name].shape != state[name].shape
+        ]
+        if odd:
+            raise CheckpointError(
+                f"The checkpoint does not belong to this recipe: {len(odd)} trained tensors differ, e.g. {odd[0]}; "
+                "the rank, the targets or the model have changed."
+            )
+        for name, value in state.items():
+            own[name].copy_(value)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from vgen.diffusion.conditions import KnownLatents
-from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
+from vgen.diffusion.schedules import sample_training_sigmas
 from vgen.diffusion.tokens import pack
 from vgen.engine.offload import offload_blocks
-from vgen.errors import CheckpointError, RequestError
+from vgen.errors import RequestError
 from vgen.models import VideoDiT
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.text_to_video import TextToVideoPipeline
@@ -25,9 +24,10 @@ from vgen.training.control import Control
 from vgen.training.data.clips import to_pixels
 from vgen.training.data.footage.source import FootageLatents
 from vgen.training.data.plan import Batch, BatchPlan
-from vgen.training.objectives.adapters import ADAPTER, add_lora, quantize_blocks
+from vgen.training.objectives.adapters import ADAPTER, add_lora, quantize_blocks, without_adapters
 from vgen.training.objectives.attention import use_explicit_attention
-from vgen.training.objectives.base import Objective, losses_at_quantiles
+from vgen.training.objectives.base import TrainedOnly, losses_at_quantiles
+from vgen.training.objectives.density import scheduler_mu
 from vgen.training.objectives.given import encoded_material, reference_material
 from vgen.training.objectives.tasks import (
     CACHED_TASKS,
@@ -45,7 +45,7 @@ _OWN_CONVENTION = ("text", "first")
 """Tasks of the text-to-video and image-to-video pipelines; all others are sampled with conditions anywhere."""
 
 
-class FineTuneObjective(Objective):
+class FineTuneObjective(TrainedOnly):
     """Mean squared error of the velocity over unknown tokens, as in training from scratch.
 
     Args:
@@ -94,29 +94,6 @@ class FineTuneObjective(Objective):
         """The samples."""
         return self._frozen["source"]
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
-        """What is trained and nothing else: the frozen model is not copied into every checkpoint."""
-        return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Take over what `state_dict` gave.
-
-        Raises:
-            CheckpointError: it is of another LoRA.
-        """
-        own = self.state_dict()
-        odd = sorted(set(state) ^ set(own)) + [
-            name for name in own if name in state and own[name].shape != state[name].shape
-        ]
-        if odd:
-            raise CheckpointError(
-                f"The checkpoint does not belong to this recipe: {len(odd)} trained tensors differ, e.g. {odd[0]}; "
-                "the rank, the targets or the model have changed."
-            )
-        for name, value in state.items():
-            own[name].copy_(value)
-
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch of `FootageLatents.load`."""
         latents = batch["latents"].float()
@@ -136,16 +113,7 @@ class FineTuneObjective(Objective):
 
     def shift(self, num_tokens: int) -> float:
         """mu of the model's own scheduler; LTX-Video's line where it does not shift by token count."""
-        config = self.pipeline.scheduler.config
-        if not config.use_dynamic_shifting:
-            return resolution_shift_mu(num_tokens)
-        return resolution_shift_mu(
-            num_tokens,
-            base_tokens=config.base_image_seq_len,
-            max_tokens=config.max_image_seq_len,
-            base_shift=config.base_shift,
-            max_shift=config.max_shift,
-        )
+        return scheduler_mu(self.pipeline.scheduler, num_tokens)
 
     def rehearse(self, batch: Batch) -> Tensor:
         """The loss where nothing is given, without looking at values."""
@@ -294,16 +262,10 @@ class FineTuneObjective(Objective):
     @contextmanager
     def as_base(self) -> Iterator[None]:
         """Inside, the model is what it was before the LoRA."""
-        layers = [module for module in self.transformer.modules() if isinstance(module, BaseTunerLayer)]
-        if not layers:
+        if self.config.mode == "full":
             raise RequestError("mode=full: the base model is not kept; compare with the model it was tuned from.")
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
+        with without_adapters(self.transformer):
             yield
-        finally:
-            for layer in layers:
-                layer.enable_adapters(True)
 
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
         """Save the LoRA as diffusers does, or the whole pipeline."""
