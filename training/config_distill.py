@@ -15,7 +15,8 @@ class TrajectoryConfig(Strict):
 
     `text` and `first` map num_frames to a number of trajectories: from a prompt alone, and from a prompt with the first
     frame given. `substeps` is the teacher's steps from one step of the student to the next. `dtype` is what the
-    teacher computes in; the states themselves are float32.
+    teacher computes in; the states themselves are float32. `judged` learns only from those whose clip SpriteWorld's
+    judge calls right, of prompts that say all that it looks for.
     """
 
     text: dict[int, Count] = Field(min_length=1)
@@ -24,6 +25,7 @@ class TrajectoryConfig(Strict):
     batch: Count = 64
     folder: Path | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
+    judged: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> TrajectoryConfig:
@@ -62,4 +64,6 @@ class DistillObjectiveConfig(Strict):
     def _check(self) -> DistillObjectiveConfig:
         if self.prompts is not None and self.trajectories.first:
             raise ValueError("trajectories.first takes its frames from SpriteWorld and does not go with a prompts file")
+        if self.prompts is not None and self.trajectories.judged:
+            raise ValueError("trajectories.judged knows what SpriteWorld's prompts ask for and no prompts file's")
         return self

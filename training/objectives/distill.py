@@ -19,19 +19,18 @@ from peft import LoraConfig
 from torch import Tensor
 
 from vgen.diffusion.conditions import token_sigmas
-from vgen.diffusion.tokens import unpack
 from vgen.errors import RequestError
 from vgen.hub import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.decoding import decode_latents
 from vgen.pipelines.lora import linear_layers
 from vgen.training.config import Recipe, SpritesConfig
 from vgen.training.config_distill import DistillObjectiveConfig, TrajectoryConfig
 from vgen.training.control import Control
-from vgen.training.data.clips import SpriteClips, to_frames
+from vgen.training.data.clips import SpriteClips
 from vgen.training.data.plan import Batch
 from vgen.training.data.prompts import FilePrompts, Prompts, SpritePrompts
-from vgen.training.data.trajectories import Teacher, Trajectories, TrajectoryCache
+from vgen.training.data.teacher import Teacher, decode_tokens
+from vgen.training.data.trajectories import Trajectories, TrajectoryCache
 from vgen.training.judge import score
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
@@ -101,7 +100,7 @@ class DistillObjective(Objective):
         target = (begin - end) / (sigma - after)[:, None, None]
         error = (self.velocity(begin, sigma, batch).float() - target).square().mean(dim=-1)
         weight = (batch["strength"] < 1).to(error)
-        return (error * weight).sum(dim=1) / weight.sum()
+        return (error * weight).sum(dim=1) / weight.sum(dim=1)
 
     def velocity(self, tokens: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
         """The student's prediction [B, T, C], called as a pipeline calls it without guidance.
@@ -112,13 +111,31 @@ class DistillObjective(Objective):
             batch: the rest of what the transformer is told.
         """
         strength = batch["strength"]
-        timestep = token_sigmas(sigma, strength.expand(len(sigma), -1)) if bool(strength.any()) else sigma
+        timestep = token_sigmas(sigma, strength) if bool(strength.any()) else sigma
+        return self._transformed(tokens, timestep, batch)
+
+    def rehearse(self, batch: Batch) -> Tensor:
+        """The loss where nothing is given, without looking at values."""
+        return self._rehearsed(batch, batch["states"].new_zeros(len(batch["states"])))
+
+    def rehearse_most(self, batch: Batch) -> Tensor:
+        """The same where a first frame is given, if any trajectory of the recipe has one: a timestep a token."""
+        if not self.config.trajectories.first:
+            return self.rehearse(batch)
+        rows, _, tokens, _ = batch["states"].shape
+        return self._rehearsed(batch, batch["states"].new_zeros(rows, tokens))
+
+    def _rehearsed(self, batch: Batch, timestep: Tensor) -> Tensor:
+        begin, end = batch["states"][:, 0], batch["states"][:, 1]
+        return (self._transformed(begin, timestep, batch).float() - (begin - end)).square().mean()
+
+    def _transformed(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         return self.transformer(
             hidden_states=tokens,
             encoder_hidden_states=batch["prompt_embeds"],
             timestep=1000 * timestep,
             encoder_attention_mask=batch["attention_mask"],
-            video_coords=batch["coordinates"][None],
+            video_coords=batch["coordinates"][:1],
             return_dict=False,
         )[0]
 
@@ -143,9 +160,9 @@ class DistillObjective(Objective):
                 losses[segment] += float(errors.sum()) / count
             ends = self.sample(batch, num_frames, control)
             squared += float((ends - batch["states"][:, -1]).square().mean(dim=(1, 2)).sum()) / count
-            made.extend(self._decode(ends, num_frames))
+            made.extend(decode_tokens(self.pipeline, ends, num_frames))
             if len(wanted) < len(made):
-                wanted.extend(self._decode(batch["states"][:, -1], num_frames))
+                wanted.extend(decode_tokens(self.pipeline, batch["states"][:, -1], num_frames))
         measured = {f"loss_segment_{i}": float(value) for i, value in enumerate(losses)}
         measured |= {"loss": float(losses.mean()), "distance": squared**0.5}
         self._write_sheet(folder / f"step-{step:08d}.png", made, wanted, num_frames)
@@ -181,18 +198,6 @@ class DistillObjective(Objective):
             callback_on_step_end=keep,
         )
         return ends[-1]
-
-    @torch.no_grad()
-    def _decode(self, tokens: Tensor, num_frames: int) -> list[np.ndarray]:
-        """Finished tokens [B, N, C] to clips, uint8 [F, H, W, 3] each."""
-        pipeline = self.pipeline
-        source = torch.Generator().manual_seed(0)
-        told = {"prompt": [""] * len(tokens), "num_frames": num_frames, "generator": source}
-        settings = pipeline.fill_settings(told)
-        shape, _ = pipeline.check_inputs(settings)
-        latents = unpack(tokens, shape, pipeline.patch_size)
-        video = decode_latents(pipeline.vae, latents, settings, pipeline.convention, pipeline.transformer.dtype)
-        return list(to_frames(video).cpu().numpy())
 
     def _write_sheet(self, path: Path, made: list[np.ndarray], wanted: list[np.ndarray], num_frames: int) -> None:
         count = min(self.config.sample_clips, len(made))
@@ -275,7 +280,7 @@ def distillation(
         if split == "validation":
             longest = max(chosen.text)
             chosen = TrajectoryConfig(
-                **{**chosen.model_dump(), "text": {longest: config.validation_clips}, "first": {}}
+                **{**chosen.model_dump(), "text": {longest: config.validation_clips}, "first": {}, "judged": False}
             )
             seed = recipe.seed + 1  # with a file of prompts only the noise is new
         caches.append(TrajectoryCache(chosen, teacher, teacher_hash, prompts, seed, folder / "trajectories"))

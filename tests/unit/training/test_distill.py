@@ -10,14 +10,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from vgen.errors import CheckpointError, RequestError
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
+from vgen.training.config import SpritesConfig, load_recipe
 from vgen.training.config_distill import DistillObjectiveConfig, TrajectoryConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data import trajectories
-from vgen.training.data.prompts import FilePrompts
-from vgen.training.data.trajectories import Teacher, TrajectoryCache
+from vgen.training.data.clips import SpriteClips
+from vgen.training.data.prompts import FilePrompts, SpritePrompts
+from vgen.training.data.sprites.keys import AnswerKey
+from vgen.training.data.teacher import Teacher
+from vgen.training.data.trajectories import TrajectoryCache
+from vgen.training.dry_run import dry_run
+from vgen.training.judge import Score
 from vgen.training.objectives.distill import DistillObjective
 from vgen.training.randomness import Keys
 from vgen.training.run import run_recipe
@@ -107,7 +114,7 @@ def test_a_first_frame_stays_where_it_is_and_is_not_learned(
     (tmp_path / "prompts.txt").write_text("a\nb")
     cache = _filled(teacher_pipeline, WithPictures(tmp_path / "prompts.txt"), tmp_path, first={9: 4})
     batch = cache.rows("first", 9, [0, 1])
-    given = batch["strength"] == 1
+    given = batch["strength"][0] == 1
     assert given.any() and not given.all()
     assert torch.equal(batch["states"][:, 0, given], batch["states"][:, -1, given])
     assert not torch.equal(batch["states"][0, 0, given], batch["states"][1, 0, given])
@@ -323,3 +330,52 @@ def test_recipes_that_make_no_sense_are_refused() -> None:
         TrajectoryConfig(text={1: 4}, first={1: 4})
     with pytest.raises(RequestError, match="cannot be read"):
         FilePrompts(Path("nothing.txt"))
+
+
+def test_judged_trajectories_are_the_right_ones_of_prompts_that_say_all(
+    teacher_pipeline: TextToVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = SpriteClips(SpritesConfig(tier=1, height=32, width=32))
+    world = SpritePrompts(clips)
+    asked: list[AnswerKey] = []
+
+    def every_other(frames: np.ndarray, key: AnswerKey) -> Score:
+        assert frames.shape == (9, 32, 32, 3) and frames.dtype == np.uint8
+        asked.append(key)
+        return Score(True, True, True, len(asked) % 2 == 1, 0.0, 0.0)
+
+    monkeypatch.setattr(trajectories, "score", every_other)
+    config = TrajectoryConfig(text={9: 4}, batch=4, judged=True)
+    cache = TrajectoryCache(config, Teacher(teacher_pipeline, 2, config, 3.0), "hash", world, 0, tmp_path)
+    cache.encode_missing(Control(tmp_path), lambda text: None)
+    assert asked == [world.key(place, 9) for place in (0, 2, 4, 6)]
+    cache.load()
+    rows = cache.rows("text", 9, [0, 1, 2])
+    assert "right" not in rows and torch.equal(rows["states"][0], rows["states"][2])
+    (shard,) = (cache.folder / "text-9").iterdir()
+    whole = load_file(shard)
+    assert whole["right"].tolist() == [True, False, True, False]
+    assert torch.equal(rows["states"][:2], whole["states"][[0, 2]])
+    assert (
+        TrajectoryCache(config.model_copy(update={"judged": False}), cache.teacher, "hash", world, 0, tmp_path).folder
+        != cache.folder
+    )
+    monkeypatch.setattr(trajectories, "score", lambda *_: Score(True, True, True, False, 0.0, 0.0))
+    none = TrajectoryCache(config, cache.teacher, "other", world, 0, tmp_path)
+    none.encode_missing(Control(tmp_path), lambda text: None)
+    with pytest.raises(RequestError, match="none of 4 clips of 9 frames"):
+        none.load()
+    with pytest.raises(ValueError, match="no prompts file's"):
+        _config(prompts=tmp_path / "prompts.txt", trajectories={"text": {9: 4}, "judged": True})
+
+
+def test_a_dry_run_integrates_a_few(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    integrate = TrajectoryCache.integrate
+    monkeypatch.setattr(
+        TrajectoryCache, "integrate", lambda self, *told: (made.append(len(told[2])), integrate(self, *told))[1]
+    )
+    estimate = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []))
+    assert made == [4] and estimate.caching > 0 and estimate.training > 0
