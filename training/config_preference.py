@@ -16,7 +16,7 @@ class PairsConfig(Strict):
 
     Without `file` the model itself makes them: `clips` of each of so many `prompts` of SpriteWorld, which its judge
     calls right or wrong. `num_inference_steps` and `guidance_scale` are of that sampling (left out: the model's own),
-    `dtype` is what it computes in. `rendered` pairs a wrong clip with the data set's own where no clip of its prompt is
+    `dtype` is what it computes in. `rendered` pairs wrong clips with the data set's own where none of their prompt is
     right. `file` names JSON lines {"prompt", "chosen", "rejected"} with paths of clips, relative to the file.
     """
 

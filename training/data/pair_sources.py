@@ -104,7 +104,7 @@ class ClipMaker:
 class JudgedPairs:
     """The model's own clips of SpriteWorld's prompts; one that the judge calls right is preferred to one that is wrong.
 
-    As many pairs of a prompt as it has clips of both kinds, each clip in one at most.
+    Every clip of a prompt that has both kinds is in a pair; those of the rarer kind are in several.
 
     Args:
         config: clips a prompt.
@@ -149,10 +149,11 @@ class JudgedPairs:
         for place in places:
             if self.config.rendered and not right[place]:
                 right[place].append(self._rendered(place))
-            for better, worse in zip(right[place], wrong[place], strict=False):
+            better, worse = right[place], wrong[place]
+            for number in range(max(len(better), len(worse)) if better and worse else 0):
                 texts.append(self.prompt(place))
-                chosen.append(better)
-                rejected.append(worse)
+                chosen.append(better[number % len(better)])
+                rejected.append(worse[number % len(worse)])
         return texts, chosen, rejected
 
     def _rendered(self, place: int) -> Tensor:

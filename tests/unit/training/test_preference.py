@@ -69,11 +69,13 @@ def _cache(source: Judged, folder: Path) -> PairCache:
 
 
 def test_a_right_clip_is_paired_with_a_wrong_one_of_its_prompt(pipeline: TextToVideoPipeline, tmp_path: Path) -> None:
-    right = {(0, 0): True, (0, 1): False, (0, 2): True, (0, 3): False, (1, 3): True}
-    answers = {(place, clip): right.get((place, clip), False) for place in range(3) for clip in range(4)}
-    source = _judged(pipeline, answers, 3)
-    texts, chosen, rejected = source.pairs(range(3), Control(tmp_path))
-    assert texts == [source.prompt(0), source.prompt(0), source.prompt(1)]
+    right = {(0, 0), (0, 2), (1, 3), (3, 0), (3, 1), (3, 2), (3, 3)}
+    answers = {(place, clip): (place, clip) in right for place in range(4) for clip in range(4)}
+    source = _judged(pipeline, answers, 4)
+    texts, chosen, rejected = source.pairs(range(4), Control(tmp_path))
+    assert texts == [source.prompt(0)] * 2 + [source.prompt(1)] * 3
+    assert torch.equal(chosen[2], chosen[3]) and torch.equal(chosen[3], chosen[4])
+    assert not torch.equal(rejected[2], rejected[3])
     generators = [generator(0, "pair", 0, clip) for clip in range(4)]
     own, frames = source.maker.make([source.prompt(0)] * 4, generators, Control(tmp_path))
     torch.testing.assert_close(torch.stack(chosen[:2]), own[[0, 2]], rtol=1e-4, atol=1e-4)
@@ -85,8 +87,8 @@ def test_a_right_clip_is_paired_with_a_wrong_one_of_its_prompt(pipeline: TextToV
 def test_the_rendered_clip_stands_in_where_none_is_right(pipeline: TextToVideoPipeline, tmp_path: Path) -> None:
     answers = {(place, clip): place == 1 for place in range(2) for clip in range(2)}
     source = _judged(pipeline, answers, 2, clips=2, rendered=True)
-    texts, (chosen,), rejected = source.pairs(range(2), Control(tmp_path))
-    assert texts == [source.prompt(0)] and len(rejected) == 1
+    texts, (chosen, again), rejected = source.pairs(range(2), Control(tmp_path))
+    assert texts == [source.prompt(0)] * 2 and len(rejected) == 2 and torch.equal(chosen, again)
     frames = source.prompts.clips.stack([0], 9)["frames"]
     torch.testing.assert_close(chosen, source.maker.encode(frames)[0])
 
