@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from vgen.errors import CheckpointError
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 BACKBONE, HEADS = "vgg16", "lpips_vgg"
-"""Names of the two files, each .safetensors, or .pth as they are published (read as plain tensors only)."""
+"""Names of the two files, each .safetensors; the .pth that are published are pickles, and never opened."""
 
 
 class Lpips(nn.Module):
@@ -23,7 +24,7 @@ class Lpips(nn.Module):
         folder: holds `vgg16` (torchvision's VGG-16: features.0.weight ...) and `lpips_vgg` (the linear heads of version
             0.1: lin0.model.1.weight ... lin4.model.1.weight).
     Raises:
-        CheckpointError: a file is missing, or does not hold these weights.
+        CheckpointError: a file is missing, is a .pth, or does not hold these weights.
     """
 
     mean: Tensor
@@ -75,16 +76,30 @@ class Lpips(nn.Module):
 
 
 def _read(folder: Path, name: str) -> dict[str, Tensor]:
-    for path in (folder / f"{name}.safetensors", folder / f"{name}.pth"):
-        if path.is_file():
-            try:
-                return load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-            except Exception as error:
-                raise CheckpointError(f"LPIPS: {path} cannot be read as plain tensors: {error}") from None
+    path, published = folder / f"{name}.safetensors", folder / f"{name}.pth"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise CheckpointError(f"LPIPS: {path} cannot be read as plain tensors: {error}") from None
+    if published.is_file():
+        raise CheckpointError(
+            f"LPIPS: {published} is a pickle, which is not opened here; only .safetensors are. Convert it once: "
+            f"{conversion(published)}"
+        )
     raise CheckpointError(
-        f"LPIPS needs its weights in {folder}: {name}.safetensors or {name}.pth is not there; put it there yourself, "
+        f"LPIPS needs its weights in {folder}: {path.name} is not there; put it there yourself, "
         "since nothing is downloaded (see docs/metrics.md), or leave LPIPS out."
     )
+
+
+def conversion(published: Path) -> str:
+    """The command, for a shell, that writes the .safetensors of a .pth beside it."""
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "save_file({k: v.contiguous() for k, v in torch.load(sys.argv[1], weights_only=True).items()}, sys.argv[2])"
+    )
+    return shlex.join(["python", "-c", code, str(published), str(published.with_suffix(".safetensors"))])
 
 
 def _take(layer: nn.Conv2d, state: dict[str, Tensor], name: str, folder: Path) -> None:

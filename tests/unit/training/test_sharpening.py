@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +212,7 @@ def lpips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage, width in enumerate((64, 128, 256, 512, 512)):
         heads[f"lin{stage}.model.1.weight"] = torch.rand(1, width, 1, 1, generator=source)
     save_file(backbone, folder / "vgg16.safetensors")
-    torch.save(heads, folder / "lpips_vgg.pth")
+    save_file(heads, folder / "lpips_vgg.safetensors")
     return folder
 
 
@@ -232,7 +236,7 @@ def test_lpips_reads_local_weights_and_is_a_distance(lpips_folder: Path) -> None
             ).relu()
         return hidden / hidden.norm(dim=1, keepdim=True)
 
-    head = torch.load(lpips_folder / "lpips_vgg.pth", weights_only=True)["lin0.model.1.weight"].flatten()
+    head = load_file(lpips_folder / "lpips_vgg.safetensors")["lin0.model.1.weight"].flatten()
     expected = ((stage(first) - stage(second)).square() * head.view(1, -1, 1, 1)).sum(1).mean(dim=(1, 2))
     only_first = Lpips(lpips_folder)
     for later in only_first.heads[1:]:
@@ -241,12 +245,27 @@ def test_lpips_reads_local_weights_and_is_a_distance(lpips_folder: Path) -> None
 
 
 def test_lpips_is_refused_without_its_weights(lpips_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"vgg16\.safetensors or vgg16\.pth is not there.*nothing is downloaded"):
+    with pytest.raises(CheckpointError, match=r"vgg16\.safetensors is not there.*nothing is downloaded"):
         Lpips(tmp_path)
     save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "vgg16.safetensors")
     save_file({"lin0.model.1.weight": torch.zeros(1)}, tmp_path / "lpips_vgg.safetensors")
     with pytest.raises(CheckpointError, match=r"features\.0\.weight is \(1,\)"):
         Lpips(tmp_path)
+
+
+def test_lpips_opens_no_pickle_and_tells_how_to_convert(lpips_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "with a space"
+    folder.mkdir()
+    shutil.copy(lpips_folder / "vgg16.safetensors", folder)
+    heads = load_file(lpips_folder / "lpips_vgg.safetensors")
+    torch.save(heads, folder / "lpips_vgg.pth")
+    with pytest.raises(CheckpointError, match=r"lpips_vgg\.pth is a pickle.*Convert it once: python -c") as refused:
+        Lpips(folder)
+    told = shlex.split(str(refused.value).partition("Convert it once: ")[2])
+    subprocess.run([sys.executable, *told[1:]], check=True, timeout=120)
+    for name, value in load_file(folder / "lpips_vgg.safetensors").items():
+        assert torch.equal(value, heads[name])
+    Lpips(folder)
 
 
 def test_lpips_can_be_a_loss(
