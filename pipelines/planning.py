@@ -13,7 +13,7 @@ from accelerate import cpu_offload_with_hook
 from torch import nn
 
 from vgen.engine import quantize as engine_quantize
-from vgen.engine.memory_plan import CUDA_CONTEXT, MemoryPlan, Sizes, choose_plan
+from vgen.engine.memory_plan import CUDA_CONTEXT, MemoryPlan, Sizes, choose_plan, find_plan
 from vgen.engine.offload import offload_blocks
 from vgen.engine.rehearsal import Work
 from vgen.engine.session import Placement
@@ -132,9 +132,8 @@ def _with_remedy(
         height, width = (max(round(side * share) // patch, 1) * patch for side in (before.height, before.width))
         frames = max(round((before.frames - 1) * share), 0) + 1
         smaller = work._replace(shape=LatentShape(frames, height, width))
-        try:
-            plan = choose_plan(sizes, smaller, budget, device=device, base=base)
-        except OutOfMemoryError:
+        plan = find_plan(sizes, smaller, budget, device=device, base=base)
+        if plan is None:
             continue
         pixels = VideoShape.of_latent(smaller.shape, sizes.vae.strides)
         remedy = f" {pixels.width} x {pixels.height} x {pixels.num_frames} frames would take {plan.peak / 1e9:.2f} GB."

@@ -167,14 +167,17 @@ def choose_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int
     Raises:
         OutOfMemoryError: nothing fits; `least` is what would do.
     """
-    least: MemoryPlan | None = None
-    for exact in (True, False):
-        for places, together in _ways(work, device):
-            plan = _try(sizes, work, budget, device, base, places, together, tiles=not exact)
-            if plan.peak <= budget:
-                return plan
-            least = plan if least is None or plan.peak < least.peak else least
-    assert least is not None
+    plan = find_plan(sizes, work, budget, device=device, base=base)
+    if plan is not None:
+        return plan
+    least = min(
+        (
+            _try(sizes, work, budget, device, base, *way, tiles=tiles)
+            for tiles in (False, True)
+            for way in _ways(work, device)
+        ),
+        key=lambda plan: plan.peak,
+    )
     stage = max(least.stages, key=lambda name: least.stages[name])
     error = OutOfMemoryError(
         f"memory={budget / 1e9:.2f} GB is too little: the least is {least.peak / 1e9:.2f} GB (to {stage}); "
@@ -182,6 +185,38 @@ def choose_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int
     )
     error.least = least.peak
     raise error
+
+
+def find_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int) -> MemoryPlan | None:
+    """As `choose_plan`, but None where nothing fits: told without rehearsing the VAE where weights or steps decide."""
+    ways = [way for way in _ways(work, device) if not _is_hopeless(sizes, work, budget, device, base, *way)]
+    for tiles in (False, True):
+        for way in ways:
+            plan = _try(sizes, work, budget, device, base, *way, tiles=tiles)
+            if plan.peak <= budget:
+                return plan
+    return None
+
+
+def _is_hopeless(sizes: Sizes, work: Work, budget: int, device: str, base: int, places: str, together: bool) -> bool:
+    """Whether weights and pixels alone, or a step of the transformer, break a budget: no way of the VAE helps then."""
+    _, in_loop, coding = _held(sizes, work, base, places)
+    given = _clip_bytes(sizes.vae, work, 4) if work.encodes else 0
+    if max(in_loop, coding + max(given, _finished_bytes(sizes.vae, work))) > budget:
+        return True
+    return in_loop + sizes.denoising(work, together) > budget
+
+
+def _held(sizes: Sizes, work: Work, base: int, places: str) -> tuple[int, int, int]:
+    """Bytes of runtime and weights on the device: all the time, while denoising, and while the VAE works."""
+    vae, whole = weight_bytes(sizes.vae), weight_bytes(sizes.transformer)
+    small = resident_bytes(sizes.transformer, sizes.transformer.transformer_blocks)
+    kept = weight_bytes(sizes.text) if sizes.text is not None and sizes.keep_text else 0
+    always = base + kept + {"together": whole + vae, "in turn": 0, "blocks": small}[places]
+    moved = vae if places != "together" else 0
+    in_loop = always + {"together": 0, "in turn": whole, "blocks": 0}[places]
+    # diffusers' hooks send a VAE that has encoded away only with the whole call
+    return always, in_loop + (moved if work.encodes else 0), always + moved
 
 
 def _ways(work: Work, device: str) -> Iterator[tuple[str, bool]]:
@@ -199,10 +234,7 @@ def _try(
     text = weight_bytes(sizes.text) if sizes.text is not None else 0
     whole = weight_bytes(sizes.transformer)
     small = resident_bytes(sizes.transformer, sizes.transformer.transformer_blocks)
-    kept = text if sizes.keep_text else 0
-    always = base + kept + {"together": whole + vae, "in turn": 0, "blocks": small}[places]
-    in_loop = {"together": 0, "in turn": whole, "blocks": 0}[places]
-    coding = always + (vae if places != "together" else 0)
+    always, in_loop, coding = _held(sizes, work, base, places)
     stages: dict[str, int] = {}
     way = "none"
     if sizes.text is not None:
@@ -215,8 +247,7 @@ def _try(
         clip = _clip_bytes(sizes.vae, work, 4)
         encoding = sizes.coding(encoding_peak, work, budget - coding - clip, device, tiles)
         stages["encode what is given"] = coding + clip + encoding.peak_bytes
-        in_loop += vae if places != "together" else 0  # diffusers' hooks send it away only with the whole call
-    stages["denoise"] = always + in_loop + sizes.denoising(work, together)
+    stages["denoise"] = in_loop + sizes.denoising(work, together)
     decoding = sizes.coding(decoding_peak, work, budget - coding, device, tiles)
     stages["decode"] = coding + max(decoding.peak_bytes, _finished_bytes(sizes.vae, work))
     host = 0
