@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; the commands that tests interrupt would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 LTX_GENERATIONS = ("0.9.0", "0.9.1", "0.9.5")
 
 _OLD, _NEW = ("LTXVideoDownBlock3D",) * 4, ("LTXVideo095DownBlock3D",) * 4
