@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup; the commands that tests interrupt would inherit it
+# A suite in the background has SIGINT ignored, and the commands that tests interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LTX_GENERATIONS = ("0.9.0", "0.9.1", "0.9.5")
