@@ -108,7 +108,7 @@ class JudgedPairs:
 
     Args:
         config: clips a prompt.
-        prompts: of a split; the judge needs all that it looks for to be said, so every other of them is taken.
+        prompts: of a split, complete: the judge needs all that it looks for to be said.
         maker: makes the clips.
         seed: of the noise.
         count: prompts.
@@ -128,11 +128,11 @@ class JudgedPairs:
 
     def prompt(self, place: int) -> str:
         """The text at a place."""
-        return self.prompts.text(2 * place, self.config.num_frames)
+        return self.prompts.text(place, self.config.num_frames)
 
     def is_right(self, place: int, frames: np.ndarray) -> bool:
         """Whether a clip, uint8 [F, H, W, 3], shows all that the prompt at a place says."""
-        return score(frames, self.prompts.key(2 * place, self.config.num_frames)).joint
+        return score(frames, self.prompts.key(place, self.config.num_frames)).joint
 
     def pairs(self, places: range, control: Control) -> tuple[list[str], list[Tensor], list[Tensor]]:
         """See PairSource."""
@@ -157,7 +157,7 @@ class JudgedPairs:
         return texts, chosen, rejected
 
     def _rendered(self, place: int) -> Tensor:
-        return self.maker.encode(self.prompts.clips.stack([2 * place], self.config.num_frames)["frames"])[0]
+        return self.maker.encode(self.prompts.clips.stack([place], self.config.num_frames)["frames"])[0]
 
 
 class PairFile:

@@ -16,6 +16,8 @@ from vgen.training.data.sprites.captions import JUDGED, caption
 from vgen.training.data.sprites.keys import AnswerKey
 from vgen.training.data.sprites.splits import stream
 
+_FINGERPRINT_TEXTS = 4
+
 
 class Prompts(Protocol):
     """Texts by index, any index of 0 or more."""
@@ -35,19 +37,23 @@ class Prompts(Protocol):
 
 
 class SpritePrompts:
-    """Captions of SpriteWorld's clips: every other one says all that a judge looks for, the rest as training says it.
+    """Captions of SpriteWorld's clips.
 
     Args:
         clips: of a split.
+        complete: whether each says all that a judge looks for; else about half of them do, drawn whatever the tier, and
+            the rest leaves things out as in training.
     """
 
-    def __init__(self, clips: SpriteClips) -> None:
+    def __init__(self, clips: SpriteClips, complete: bool = False) -> None:
         self.clips = clips
+        self.complete = complete
 
     @property
     def fingerprint(self) -> str:
-        """That of the clips."""
-        return self.clips.fingerprint
+        """Of the clips and of a few texts."""
+        texts = "\n".join(self.text(index, 5) for index in range(_FINGERPRINT_TEXTS))
+        return hashlib.sha256(f"{self.clips.fingerprint}|{self.complete}|{texts}".encode()).hexdigest()[:16]
 
     def key(self, index: int, num_frames: int) -> AnswerKey:
         """What clip `index` shows."""
@@ -56,7 +62,8 @@ class SpritePrompts:
     def text(self, index: int, num_frames: int) -> str:
         """See Prompts."""
         rng = stream(f"prompt of {num_frames} frames", self.clips.split, 0, index)
-        require = () if index % 2 else tuple(part for part in JUDGED if num_frames > 1 or part != "motion")
+        judged = tuple(part for part in JUDGED if num_frames > 1 or part != "motion")
+        require = judged if self.complete or rng.random() < 0.5 else ()
         return caption(self.key(index, num_frames), rng, still=num_frames == 1, require=require)
 
     def first_frames(self, indices: range, num_frames: int) -> Tensor:

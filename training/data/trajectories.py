@@ -37,7 +37,7 @@ class TrajectoryCache:
         config: how many of each, and where they are kept.
         teacher: integrates what is missing.
         teacher_hash: names its weights.
-        prompts: of trajectory i.
+        prompts: of trajectory i; complete ones of SpriteWorld where trajectories are judged.
         seed: of the noise.
         folder: used when the config names none.
     """
@@ -114,20 +114,19 @@ class TrajectoryCache:
             noise = self.teacher.noise(
                 num_frames, [generator(self.seed, f"trajectory {task}", index, num_frames) for index in chosen]
             )
-            places = range(2 * chosen.start, 2 * chosen.stop, 2) if self.config.judged else chosen  # see SpritePrompts
-            pictures = self.prompts.first_frames(places, num_frames) if task == "first" else None
-            texts = [self.prompts.text(place, num_frames) for place in places]
+            pictures = self.prompts.first_frames(chosen, num_frames) if task == "first" else None
+            texts = [self.prompts.text(index, num_frames) for index in chosen]
             parts.append(self.teacher.integrate(texts, noise, control, pictures))
             if self.config.judged:
-                parts[-1]["right"] = self._judge(task, num_frames, places, parts[-1]["states"][:, -1])
+                parts[-1]["right"] = self._judge(task, num_frames, chosen, parts[-1]["states"][:, -1])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _judge(self, task: str, num_frames: int, places: range, ends: Tensor) -> Tensor:
+    def _judge(self, task: str, num_frames: int, indices: range, ends: Tensor) -> Tensor:
         """Bool [B]: whether the clips of finished tokens show what their prompts say."""
         assert isinstance(self.prompts, SpritePrompts)
         tokens = ends[:, self.teacher.layout(task, num_frames).num_extra :]
         clips = decode_tokens(self.teacher.pipeline, tokens, num_frames)
-        keys = [self.prompts.key(place, num_frames) for place in places]
+        keys = [self.prompts.key(index, num_frames) for index in indices]
         return torch.tensor([score(clip, key).joint for clip, key in zip(clips, keys, strict=True)])
 
     def load(self) -> None:

@@ -19,6 +19,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from vgen.diffusion.conditions import token_sigmas
+from vgen.engine.compile import compile_blocks
 from vgen.errors import RequestError
 from vgen.hub import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
@@ -168,10 +169,9 @@ class DistillObjective(Objective):
         self._write_sheet(folder / f"step-{step:08d}.png", made, wanted, num_frames)
         prompts = self.held_out.prompts
         if isinstance(prompts, SpritePrompts) and num_frames > 1:
-            said = [index for index in range(count) if index % 2 == 0]  # the others leave something open
-            keys = [prompts.key(index, num_frames) for index in said]
+            keys = [prompts.key(index, num_frames) for index in range(count)]
             for name, clips in (("joint", made), ("teacher_joint", wanted)):
-                judged = [score(clips[index], key).joint for index, key in zip(said, keys, strict=True)]
+                judged = [score(clip, key).joint for clip, key in zip(clips, keys, strict=True)]
                 measured[name] = float(np.mean(judged))
         return measured
 
@@ -269,13 +269,17 @@ def distillation(
     if config.explicit_attention:
         use_explicit_attention(pipeline.transformer)
     if config.compile_blocks:
-        pipeline.transformer.compile_repeated_blocks(dynamic=True)
+        compile_blocks(pipeline.transformer)
     teacher = Teacher(pipeline, config.num_steps, config.trajectories, config.guidance_scale)
     teacher_hash = model_hash(source)
     caches = []
     for split in ("train", "validation"):
         prompts: Prompts
-        prompts = FilePrompts(config.prompts) if config.prompts else SpritePrompts(SpriteClips(recipe.data, split))
+        if config.prompts:
+            prompts = FilePrompts(config.prompts)
+        else:  # what is judged must be said
+            complete = config.trajectories.judged or split == "validation"
+            prompts = SpritePrompts(SpriteClips(recipe.data, split), complete)
         chosen, seed = config.trajectories, recipe.seed
         if split == "validation":
             longest = max(chosen.text)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vgen.diffusion.conditions import KnownLatents
 from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
+from vgen.engine.compile import compile_blocks
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.text_to_video import TextToVideoPipeline
@@ -81,7 +82,7 @@ class FlowObjective(Objective):
         if config.explicit_attention:
             use_explicit_attention(self.transformer)
         if config.compile_blocks:
-            self.transformer.compile_repeated_blocks(dynamic=True)
+            compile_blocks(self.transformer)
         self.text_encoder = build_text_encoder(config, len(tokenizer), seed)
         self._frozen = {"vae": vae}  # a dictionary keeps it out of the trained modules
         self._fixed: dict[str, Tensor] = {}

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vgen.diffusion.schedules import sample_training_sigmas
+from vgen.engine.compile import compile_blocks
 from vgen.errors import RequestError
 from vgen.hub import model_hash, resolve_model
 from vgen.models import VideoDiT
@@ -77,7 +78,7 @@ class PreferenceObjective(TrainedOnly):
             if transformer is not None and config.explicit_attention:
                 use_explicit_attention(transformer)
             if transformer is not None and config.compile_blocks:
-                transformer.compile_repeated_blocks(dynamic=True)
+                compile_blocks(transformer)
 
     @property
     def maker(self) -> ClipMaker:
@@ -263,7 +264,7 @@ def _judged_sources(
     recipe: Recipe, config: PreferenceObjectiveConfig, maker: ClipMaker
 ) -> tuple[JudgedPairs, JudgedPairs]:
     assert isinstance(recipe.data, SpritesConfig)
-    train, held_out = (SpritePrompts(SpriteClips(recipe.data, split)) for split in ("train", "validation"))
+    train, held_out = (SpritePrompts(SpriteClips(recipe.data, split), True) for split in ("train", "validation"))
     return (
         JudgedPairs(config.pairs, train, maker, recipe.seed, config.pairs.prompts),
         JudgedPairs(config.pairs, held_out, maker, recipe.seed + 1, config.validation_prompts),

@@ -11,6 +11,7 @@ from vgen.io.cache_home import private_folder
 logger = logging.getLogger(__name__)
 
 _FOLDER: Final = "TORCHINDUCTOR_CACHE_DIR"
+_PROGRAMS: Final = 32
 
 
 def compile_blocks(transformer: Any) -> None:
@@ -22,7 +23,11 @@ def compile_blocks(transformer: Any) -> None:
     Args:
         transformer: a VideoDiT; compiled already, it stays as it is.
     """
+    import torch._dynamo  # takes seconds, which only compiling is worth
+
     keep_compiled()
+    # Training, sampling with and without guidance, and validation each need a program; torch gives up after eight.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
     if not is_compiled(transformer):
         transformer.compile_repeated_blocks(dynamic=True)
 

@@ -336,7 +336,7 @@ def test_judged_trajectories_are_the_right_ones_of_prompts_that_say_all(
     teacher_pipeline: TextToVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = SpriteClips(SpritesConfig(tier=1, height=32, width=32))
-    world = SpritePrompts(clips)
+    world = SpritePrompts(clips, complete=True)
     asked: list[AnswerKey] = []
 
     def every_other(frames: np.ndarray, key: AnswerKey) -> Score:
@@ -348,7 +348,7 @@ def test_judged_trajectories_are_the_right_ones_of_prompts_that_say_all(
     config = TrajectoryConfig(text={9: 4}, batch=4, judged=True)
     cache = TrajectoryCache(config, Teacher(teacher_pipeline, 2, config, 3.0), "hash", world, 0, tmp_path)
     cache.encode_missing(Control(tmp_path), lambda text: None)
-    assert asked == [world.key(place, 9) for place in (0, 2, 4, 6)]
+    assert asked == [world.key(place, 9) for place in range(4)]
     cache.load()
     rows = cache.rows("text", 9, [0, 1, 2])
     assert "right" not in rows and torch.equal(rows["states"][0], rows["states"][2])
@@ -379,3 +379,18 @@ def test_a_dry_run_integrates_a_few(
     )
     estimate = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []))
     assert made == [4] and estimate.caching > 0 and estimate.training > 0
+
+
+def test_prompts_say_all_in_every_tier_or_in_half_of_the_clips() -> None:
+    """A judge can only ask for what was said; and no tier may be the one that leaves things out."""
+    clips = SpriteClips(SpritesConfig(tier=[1, 2]), "train")
+    half, complete = SpritePrompts(clips), SpritePrompts(clips, complete=True)
+    assert half.fingerprint != complete.fingerprint
+
+    def says_colour(prompts: SpritePrompts, index: int) -> bool:
+        return prompts.key(index, 17).objects[0].colour in prompts.text(index, 17)
+
+    for tier in (0, 1):
+        places = range(tier, 120, 2)
+        assert all(says_colour(complete, index) for index in places)
+        assert 0.5 < np.mean([says_colour(half, index) for index in places]) < 0.95

@@ -61,7 +61,7 @@ class Judged(JudgedPairs):
 def _judged(pipeline: TextToVideoPipeline, answers: Answers, count: int, **changes: Any) -> Judged:
     config = PairsConfig(num_frames=9, batch=3, **changes)
     clips = SpriteClips(SpritesConfig(tier=1, height=32, width=32))
-    return Judged(answers, config, SpritePrompts(clips), ClipMaker(pipeline, config), 0, count)
+    return Judged(answers, config, SpritePrompts(clips, complete=True), ClipMaker(pipeline, config), 0, count)
 
 
 def _cache(source: Judged, folder: Path) -> PairCache:
