@@ -387,10 +387,11 @@ def test_prompts_say_all_in_every_tier_or_in_half_of_the_clips() -> None:
     half, complete = SpritePrompts(clips), SpritePrompts(clips, complete=True)
     assert half.fingerprint != complete.fingerprint
 
-    def says_colour(prompts: SpritePrompts, index: int) -> bool:
-        return prompts.key(index, 17).objects[0].colour in prompts.text(index, 17)
+    def names_all(prompts: SpritePrompts, index: int) -> bool:
+        item, text = prompts.key(index, 17).objects[0], prompts.text(index, 17)
+        return item.colour in text and item.shape in text
 
     for tier in (0, 1):
-        places = range(tier, 120, 2)
-        assert all(says_colour(complete, index) for index in places)
-        assert 0.5 < np.mean([says_colour(half, index) for index in places]) < 0.95
+        places = range(tier, 300, 2)
+        assert all(names_all(complete, index) for index in places)
+        assert 0.8 < np.mean([names_all(half, index) for index in places]) < 1.0
