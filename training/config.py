@@ -242,6 +242,18 @@ class Recipe(Strict):
             raise ValueError("sharding='fsdp' cannot rearrange weights; train the pictures first, then use init")
         return self
 
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Recipe:
+        if isinstance(self.objective, DistillObjectiveConfig | PreferenceObjectiveConfig):
+            made = self.objective.lengths
+            for number, stage in enumerate(self.stages):
+                for length in sorted(set(stage.frames) - set(made)):
+                    raise ValueError(
+                        f"stages.{number}.frames has num_frames={length}, and the objective makes clips of "
+                        f"{', '.join(map(str, made))}: make these, too, or leave them out"
+                    )
+        return self
+
     @property
     def total_steps(self) -> int:
         """Optimiser steps of all stages."""

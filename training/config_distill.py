@@ -60,6 +60,11 @@ class DistillObjectiveConfig(Strict):
     validation_clips: Count = 32
     sample_clips: int = Field(default=8, ge=0)
 
+    @property
+    def lengths(self) -> list[int]:
+        """num_frames of the clips that there are to learn from."""
+        return sorted(self.trajectories.text)
+
     @model_validator(mode="after")
     def _check(self) -> DistillObjectiveConfig:
         if self.prompts is not None and self.trajectories.first:

@@ -59,3 +59,8 @@ class PreferenceObjectiveConfig(Strict):
     compile_blocks: bool = False
     validation_prompts: Count = 32
     sample_clips: int = Field(default=8, ge=0)
+
+    @property
+    def lengths(self) -> list[int]:
+        """num_frames of the clips that there are to learn from."""
+        return [self.pairs.num_frames]

@@ -22,6 +22,7 @@ from vgen.training.config import Recipe
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.plan import Batch, BatchPlan, Source
+from vgen.training.data.shards import CachedBatches
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
 from vgen.training.memory_rehearsal import canvas_of, process_peak
 from vgen.training.meter import Meter, example_batches, peak_memory, shape_key
@@ -126,10 +127,11 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         memory = _memory(recipe, objective, examples, accelerator.num_processes)
         before = _held(accelerator.device)  # after the rehearsal, which loads the libraries that a run loads, too
         ahead = _PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
-        data = _cached_bytes(objective, source) + (ahead if getattr(recipe.data, "workers", 0) else 0)
+        cache = source.cache if isinstance(source, CachedBatches) else None
+        data = (cache.nbytes if cache else 0) + (ahead if getattr(recipe.data, "workers", 0) else 0)
         estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
         estimate.encodes_in_step = _encodes_in_step(objective)
-        estimate.caching = cache.missing_seconds(clock) if (cache := getattr(source, "cache", None)) else 0.0
+        estimate.caching = cache.missing_seconds(clock) if cache else 0.0
         parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
         probe = Probe(recipe, parts, plan, source, clock)
         _time_training(recipe, probe, estimate, examples)
@@ -164,11 +166,6 @@ def _held(device: torch.device) -> int:
 
 def _weights(objective: Objective) -> int:
     return sum(value.nbytes for value in objective.parameters())
-
-
-def _cached_bytes(objective: Objective, source: Source) -> int:
-    cache = getattr(source, "cache", None)
-    return 0 if cache is None else int(cache.nbytes)
 
 
 def _encodes_in_step(objective: Objective) -> bool:

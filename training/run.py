@@ -27,10 +27,9 @@ from vgen.training.control import Control, StopRequested
 from vgen.training.data.captioned import CaptionedLatents
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.latents import LatentCache, folder_hash
-from vgen.training.data.pairs import PairCache
 from vgen.training.data.plan import BatchPlan, Source, batches
+from vgen.training.data.shards import ShardCache
 from vgen.training.data.tokenizer import sprite_tokenizer
-from vgen.training.data.trajectories import TrajectoryCache
 from vgen.training.footage_run import build_on_footage
 from vgen.training.journal import Journal
 from vgen.training.loop import Run, any_process, train
@@ -170,9 +169,7 @@ def build_objective(
     return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan), source
 
 
-def _fill(
-    cache: LatentCache | TrajectoryCache | PairCache, control: Control, accelerator: Accelerator, blank: bool
-) -> None:
+def _fill(cache: ShardCache, control: Control, accelerator: Accelerator, blank: bool) -> None:
     """Make what is missing, each process its share, then read everything; a stop asked of one stops all."""
     if blank:
         cache.load_blank()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vgen.models
 from vgen.models import CausalVideoVAE, VideoDiT
@@ -87,14 +88,21 @@ def test_saved_models_load_in_plain_diffusers(tmp_path, vae_configs, fill_zeros)
             vae = fill_zeros(CausalVideoVAE(**config), "per_channel_scale")
             vae.save_pretrained(tmp_path / version)
             decoded[version] = vae(video, timestep).sample
-    torch.save([tokens, text, video, timestep, velocity, decoded], tmp_path / "tensors.pt")
+    told = {"tokens": tokens, "text": text, "video": video, "timestep": timestep, "velocity": velocity}
+    save_file(
+        told | {f"decoded {version}": value for version, value in decoded.items()}, tmp_path / "tensors.safetensors"
+    )
     program = """
 import sys
 sys.modules["vgen"] = None  # importing it now fails
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 folder = sys.argv[1]
-tokens, text, video, timestep, velocity, decoded = torch.load(folder + "/tensors.pt", weights_only=True)
+from safetensors.torch import load_file
+told = load_file(folder + "/tensors.safetensors")
+names = ("tokens", "text", "video", "timestep", "velocity")
+tokens, text, video, timestep, velocity = (told.pop(name) for name in names)
+decoded = {name.split()[1]: value for name, value in told.items()}
 dit, info = LTXVideoTransformer3DModel.from_pretrained(folder + "/transformer", output_loading_info=True)
 assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
 with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import count as count_from
 
 import numpy as np
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vgen.training.data.latents import LatentCache
 from vgen.training.data.plan import Batch, Draw
+from vgen.training.data.shards import CachedBatches
 from vgen.training.data.sprites.captions import caption
 from vgen.training.randomness import key_number
 
@@ -18,7 +19,7 @@ NULL_TEXT = ""
 """What a dropped caption is replaced with: the pipelines' default negative prompt."""
 
 
-class CaptionedLatents:
+class CaptionedLatents(CachedBatches[LatentCache]):
     """Latents and newly worded captions; a caption is drawn anew each time its clip is.
 
     Args:
@@ -31,20 +32,11 @@ class CaptionedLatents:
     def __init__(
         self, cache: LatentCache, tokenizer: PreTrainedTokenizerBase, max_length: int, text_drop: float
     ) -> None:
-        self.cache = cache
+        super().__init__(cache)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.text_drop = text_drop
         self._key = lru_cache(maxsize=None)(lambda index, frames: cache.clips.world.scene(index, frames).key)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """That of the latents."""
-        return self.cache.fingerprint
-
-    def size(self, num_frames: int) -> int:
-        """Number of cached clips of that length."""
-        return self.cache.size(num_frames)
 
     def captions(self, draw: Draw) -> list[str]:
         """The captions of a draw, some dropped: a function of the draw alone."""

@@ -7,12 +7,11 @@ ended. A shard's folder is named after the VAE's weights and the data's fingerpr
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vgen.errors import CheckpointError
@@ -20,13 +19,14 @@ from vgen.models import CausalVideoVAE
 from vgen.training.config import LatentCacheConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_pixels
-from vgen.training.state import file_hash, sync
+from vgen.training.data.shards import Shard, ShardCache, read_shards
+from vgen.training.state import file_hash
 from vgen.types import VideoShape
 
 SHARD_CLIPS = 256
 
 
-class LatentCache:
+class LatentCache(ShardCache):
     """Normalised latents of training clips, by clip length.
 
     Args:
@@ -66,28 +66,16 @@ class LatentCache:
             )
         return self.config.groups[num_frames]
 
-    def encode_missing(
-        self, control: Control, say: Callable[[str], None], process: int = 0, processes: int = 1
-    ) -> None:
-        """Encode the shards that are not there yet.
-
-        Args:
-            control: asked now and then whether to stop.
-            say: told what is being done.
-            process, processes: of several processes, each encodes its share.
-        Raises:
-            StopRequested: asked to stop; finished shards stay.
-        """
+    def shards(self) -> Iterator[Shard]:
+        """See ShardCache."""
         for num_frames, count in sorted(self.config.groups.items()):
-            for shard in range(process, _shards(count), processes):
-                path = self._path(num_frames, shard)
-                if not path.exists():
-                    say(f"encoding clips of {num_frames} frames: {shard * SHARD_CLIPS} of {count}")
-                    _write_shard(path, self.encode_shard(num_frames, shard, control))
+            for shard, path in enumerate(self._paths(num_frames)):
+                told = f"encoding clips of {num_frames} frames: {shard * SHARD_CLIPS} of {count}"
+                yield Shard(path, told, partial(self.encode_shard, num_frames, shard))
 
     def load(self) -> None:
         """Read all shards; they must have been encoded."""
-        self._groups = {num_frames: self._read(num_frames, count) for num_frames, count in self.config.groups.items()}
+        self._groups = {num_frames: read_shards(self._paths(num_frames)) for num_frames in self.config.groups}
 
     def load_blank(self) -> None:
         """Hold zeros of the right shapes in place of what is encoded, without the memory."""
@@ -107,8 +95,7 @@ class LatentCache:
 
     def missing(self, num_frames: int) -> int:
         """How many clips of that length are still to be encoded."""
-        shards = range(_shards(self.config.groups[num_frames]))
-        return SHARD_CLIPS * sum(not self._path(num_frames, shard).exists() for shard in shards)
+        return SHARD_CLIPS * sum(not path.exists() for path in self._paths(num_frames))
 
     def missing_seconds(self, clock: Callable[[], float]) -> float:
         """What encoding the rest will take, from a batch of each length; `clock` is what seconds are read from."""
@@ -142,12 +129,9 @@ class LatentCache:
             parts.append(encode_clips(self.vae, frames, self.config.encode_dtype == "bfloat16"))
         return {name: torch.cat([part[name] for part in parts]).half() for name in parts[0]}
 
-    def _path(self, num_frames: int, shard: int) -> Path:
-        return self.folder / f"frames-{num_frames}" / f"{shard:05d}.safetensors"
-
-    def _read(self, num_frames: int, count: int) -> dict[str, Tensor]:
-        read = [load_file(self._path(num_frames, shard)) for shard in range(_shards(count))]
-        return {name: torch.cat([part[name] for part in read]) for name in read[0]}
+    def _paths(self, num_frames: int) -> list[Path]:
+        shards = range(-(-self.config.groups[num_frames] // SHARD_CLIPS))
+        return [self.folder / f"frames-{num_frames}" / f"{shard:05d}.safetensors" for shard in shards]
 
 
 @torch.no_grad()
@@ -180,16 +164,3 @@ def folder_hash(folder: Path) -> str:
     if len(files) < 2 or not files[-1].parent.is_dir() or not (folder / "config.json").is_file():
         raise CheckpointError(f"vae={folder} is not a saved model: it needs config.json and a .safetensors file.")
     return hashlib.sha256("|".join(file_hash(path) for path in files).encode()).hexdigest()[:16]
-
-
-def _shards(count: int) -> int:
-    return -(-count // SHARD_CLIPS)
-
-
-def _write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial)
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)

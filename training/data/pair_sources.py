@@ -161,23 +161,17 @@ class JudgedPairs:
 
 
 class PairFile:
-    """A user's pairs: JSON lines {"prompt", "chosen", "rejected"}, with paths of clips relative to the file.
-
-    Clips are brought to the model's size; their first `num_frames` frames are taken.
+    """A user's pairs; clips are brought to the model's size, and their first `num_frames` frames are taken.
 
     Args:
-        path: of the file.
+        lines: of `read_pair_file`.
         maker: encodes the clips.
-        first, count: which of the lines.
-    Raises:
-        RequestError: the file cannot be read, a line is no such object, or a clip is missing.
     """
 
-    def __init__(self, path: Path, maker: ClipMaker, first: int = 0, count: int | None = None) -> None:
-        self.path = path
+    def __init__(self, lines: list[dict[str, str]], maker: ClipMaker) -> None:
         self.maker = maker
-        self.lines = read_pair_file(path)[first : None if count is None else first + count]
-        self.count = len(self.lines)
+        self.lines = lines
+        self.count = len(lines)
 
     @property
     def fingerprint(self) -> str:
@@ -210,7 +204,7 @@ class PairFile:
 
 
 def read_pair_file(path: Path) -> list[dict[str, str]]:
-    """The lines of a file of pairs, paths made absolute.
+    """The JSON lines {"prompt", "chosen", "rejected"} of a file, paths of clips (relative to the file) made absolute.
 
     Raises:
         RequestError: the file cannot be read, a line is no such object, or a clip is missing.

@@ -7,25 +7,25 @@ holds depends on what its source found.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.io.atomic import part_of
 from vgen.training.config_preference import PairsConfig
 from vgen.training.control import Control
 from vgen.training.data.pair_sources import ClipMaker
 from vgen.training.data.plan import Batch, Draw
+from vgen.training.data.shards import CachedBatches, Shard, ShardCache, Tensors, cut_text, read_shards
 
 SHARD = 64
 """Prompts (or lines of a file) a shard."""
 
-Pairs = dict[str, Tensor]
+Pairs = Tensors
 """chosen, rejected [P, C, f, h, w] float16, normalised; prompt_embeds [P, L, D]; attention_mask bool [P, L]."""
 
 
@@ -44,7 +44,7 @@ class PairSource(Protocol):
         ...
 
 
-class PairCache:
+class PairCache(ShardCache):
     """Pairs, made once and kept.
 
     Args:
@@ -87,27 +87,11 @@ class PairCache:
     def __len__(self) -> int:
         return len(self._pairs["chosen"])
 
-    def encode_missing(
-        self, control: Control, say: Callable[[str], None], process: int = 0, processes: int = 1
-    ) -> None:
-        """Make the shards that are not there yet.
-
-        Args:
-            control: asked at every step whether to stop.
-            say: told what is being done.
-            process, processes: of several processes, each makes its share.
-        Raises:
-            StopRequested: asked to stop; finished shards stay.
-        """
-        for shard in range(process, self._shards, processes):
-            path = self._path(shard)
-            if path.exists():
-                continue
-            say(f"making pairs: {shard * SHARD} of {self.source.count} prompts")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made = self._tensors(*self.source.pairs(self._places(shard), control))
-            with part_of(path, overwrite=True) as part:
-                save_file({name: value.contiguous() for name, value in made.items()}, part)
+    def shards(self) -> Iterator[Shard]:
+        """See ShardCache."""
+        for places in self._places():
+            told = f"making pairs: {places.start} of {self.source.count} prompts"
+            yield Shard(self._path(places), told, partial(self._make, places))
 
     def load(self) -> None:
         """Read all shards; they must have been made.
@@ -115,8 +99,7 @@ class PairCache:
         Raises:
             RequestError: no prompt gave a pair.
         """
-        read = [load_file(self._path(shard)) for shard in range(self._shards)]
-        self._pairs = {name: torch.cat([part[name] for part in read]) for name in read[0]}
+        self._pairs = read_shards([self._path(places) for places in self._places()])
         if not len(self):
             raise RequestError(
                 f"objective.pairs: none of {self.source.count} prompts gave a pair, since no prompt has right and "
@@ -130,7 +113,7 @@ class PairCache:
 
     def missing_seconds(self, clock: Callable[[], float]) -> float:
         """What making the rest will take, from one place; `clock` is what seconds are read from."""
-        missing = sum(len(self._places(shard)) for shard in range(self._shards) if not self._path(shard).exists())
+        missing = sum(len(places) for places in self._places() if not self._path(places).exists())
         if not missing:
             return 0.0
         began = clock()
@@ -146,13 +129,12 @@ class PairCache:
     def rows(self, indices: list[int]) -> Batch:
         """Pairs by index, modulo their number: as `Pairs`, float32, text cut to the longest, and "indices"."""
         rows = torch.tensor(indices) % len(self)
-        mask = self._pairs["attention_mask"][rows]
-        length = int(mask.any(dim=0).nonzero().max()) + 1
+        embeds, mask = cut_text(self._pairs["prompt_embeds"][rows], self._pairs["attention_mask"][rows])
         return {
             "chosen": self._pairs["chosen"][rows].float(),
             "rejected": self._pairs["rejected"][rows].float(),
-            "prompt_embeds": self._pairs["prompt_embeds"][rows, :length].float(),
-            "attention_mask": mask[:, :length],
+            "prompt_embeds": embeds,
+            "attention_mask": mask,
             "indices": rows,
         }
 
@@ -161,11 +143,8 @@ class PairCache:
         shape = self.maker.shape
         return (self.maker.pipeline.vae.config.latent_channels, shape.frames, shape.height, shape.width)
 
-    @property
-    def _shards(self) -> int:
-        return -(-self.source.count // SHARD)
-
-    def _tensors(self, texts: list[str], chosen: list[Tensor], rejected: list[Tensor]) -> Pairs:
+    def _make(self, places: range, control: Control) -> Pairs:
+        texts, chosen, rejected = self.source.pairs(places, control)
         embeds, mask = self.maker.text(texts or [""])
         empty = torch.zeros(0, *self._latent_shape)
         count = len(texts)
@@ -176,32 +155,18 @@ class PairCache:
             "attention_mask": mask[:count],
         }
 
-    def _places(self, shard: int) -> range:
-        return range(shard * SHARD, min((shard + 1) * SHARD, self.source.count))
+    def _places(self) -> list[range]:
+        """Those of each shard."""
+        count = self.source.count
+        return [range(begin, min(begin + SHARD, count)) for begin in range(0, count, SHARD)]
 
-    def _path(self, shard: int) -> Path:
-        places = self._places(shard)  # the last shard of a smaller number of prompts is another one
+    def _path(self, places: range) -> Path:
+        # Named by its end, too: the last shard of a smaller number of prompts is another one.
         return self.folder / f"{places.start:06d}-{places.stop:06d}.safetensors"
 
 
-class PairBatches:
-    """The cache as a source of batches.
-
-    Args:
-        cache: filled.
-    """
-
-    def __init__(self, cache: PairCache) -> None:
-        self.cache = cache
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the cache."""
-        return self.cache.fingerprint
-
-    def size(self, num_frames: int) -> int:
-        """Number of pairs of that length."""
-        return self.cache.size(num_frames)
+class PairBatches(CachedBatches[PairCache]):
+    """The cache as a source of batches."""
 
     def load(self, draw: Draw) -> Batch:
         """The pairs of a draw; see `PairCache.rows`."""

@@ -7,19 +7,19 @@ it ended. Their folder is named after everything that decides their content.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.io.atomic import part_of
 from vgen.training.config_distill import TrajectoryConfig
 from vgen.training.control import Control
 from vgen.training.data.plan import Batch, Draw
 from vgen.training.data.prompts import Prompts, SpritePrompts
+from vgen.training.data.shards import CachedBatches, Shard, ShardCache, cut_text, read_shards
 from vgen.training.data.teacher import Layout, Teacher, decode_tokens
 from vgen.training.judge import score
 from vgen.training.randomness import generator
@@ -30,7 +30,7 @@ SHARD = 64
 _TRIAL = 4  # are integrated to tell what the others will take
 
 
-class TrajectoryCache:
+class TrajectoryCache(ShardCache):
     """Trajectories by task and clip length.
 
     Args:
@@ -83,28 +83,13 @@ class TrajectoryCache:
             )
         return found
 
-    def encode_missing(
-        self, control: Control, say: Callable[[str], None], process: int = 0, processes: int = 1
-    ) -> None:
-        """Integrate the shards that are not there yet.
-
-        Args:
-            control: asked at every step whether to stop.
-            say: told what is being done.
-            process, processes: of several processes, each integrates its share.
-        Raises:
-            StopRequested: asked to stop; finished shards stay.
-        """
+    def shards(self) -> Iterator[Shard]:
+        """See ShardCache."""
         for (task, num_frames), count in self.groups.items():
-            for shard in range(process, _shards(count), processes):
-                path = self._path(task, num_frames, shard)
-                if path.exists():
-                    continue
-                say(f"integrating the teacher, {num_frames} frames ({task}): {shard * SHARD} of {count}")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                found = self.integrate(task, num_frames, range(shard * SHARD, (shard + 1) * SHARD), control)
-                with part_of(path, overwrite=True) as part:
-                    save_file({name: value.contiguous() for name, value in found.items()}, part)
+            for shard, path in enumerate(self._paths(task, num_frames)):
+                begin = shard * SHARD
+                told = f"integrating the teacher, {num_frames} frames ({task}): {begin} of {count}"
+                yield Shard(path, told, partial(self.integrate, task, num_frames, range(begin, begin + SHARD)))
 
     def integrate(self, task: str, num_frames: int, indices: range, control: Control) -> dict[str, Tensor]:
         """Trajectories by index: each a function of its index alone (and, in bfloat16, of its batch)."""
@@ -136,10 +121,8 @@ class TrajectoryCache:
             RequestError: they are judged, and none of a kind is right.
         """
         for (task, num_frames), count in self.groups.items():
-            read = [load_file(self._path(task, num_frames, shard)) for shard in range(_shards(count))]
-            self._groups[task, num_frames] = {
-                name: torch.cat([part[name] for part in read])[:count] for name in read[0]
-            }
+            read = read_shards(self._paths(task, num_frames))
+            self._groups[task, num_frames] = {name: value[:count] for name, value in read.items()}
             if self.config.judged:
                 self._keep_right(task, num_frames)
             self._layouts[task, num_frames] = self.teacher.layout(task, num_frames)
@@ -165,9 +148,8 @@ class TrajectoryCache:
     def missing_seconds(self, clock: Callable[[], float]) -> float:
         """What integrating the rest will take, from a few of each kind; `clock` is what seconds are read from."""
         total, control = 0.0, Control(self.folder)
-        for (task, num_frames), count in self.groups.items():
-            shards = (self._path(task, num_frames, shard) for shard in range(_shards(count)))
-            missing = SHARD * sum(not path.exists() for path in shards)
+        for task, num_frames in self.groups:
+            missing = SHARD * sum(not path.exists() for path in self._paths(task, num_frames))
             rows = min(self.config.batch, missing, _TRIAL)
             if not rows:
                 continue
@@ -201,39 +183,23 @@ class TrajectoryCache:
         """
         group, layout = self._groups[task, num_frames], self._layouts[task, num_frames]
         rows = torch.tensor(indices) % len(group["states"])
-        mask = group["attention_mask"][rows]
-        length = int(mask.any(dim=0).nonzero().max()) + 1
+        embeds, mask = cut_text(group["prompt_embeds"][rows], group["attention_mask"][rows])
         return {
             "states": group["states"][rows],
-            "prompt_embeds": group["prompt_embeds"][rows, :length].float(),
-            "attention_mask": mask[:, :length],
+            "prompt_embeds": embeds,
+            "attention_mask": mask,
             "strength": layout.strength.expand(len(rows), -1),
             "coordinates": layout.coordinates.expand(len(rows), -1, -1),
             "indices": rows,
         }
 
-    def _path(self, task: str, num_frames: int, shard: int) -> Path:
-        return self.folder / f"{task}-{num_frames}" / f"{shard:05d}.safetensors"
+    def _paths(self, task: str, num_frames: int) -> list[Path]:
+        shards = range(-(-self.groups[task, num_frames] // SHARD))
+        return [self.folder / f"{task}-{num_frames}" / f"{shard:05d}.safetensors" for shard in shards]
 
 
-class Trajectories:
-    """The cache as a source of batches.
-
-    Args:
-        cache: filled.
-    """
-
-    def __init__(self, cache: TrajectoryCache) -> None:
-        self.cache = cache
-
-    @property
-    def fingerprint(self) -> str:
-        """That of the cache."""
-        return self.cache.fingerprint
-
-    def size(self, num_frames: int) -> int:
-        """Number of trajectories of that length."""
-        return self.cache.size(num_frames)
+class Trajectories(CachedBatches[TrajectoryCache]):
+    """The cache as a source of batches."""
 
     def load(self, draw: Draw) -> Batch:
         """A batch of one task, drawn by the number of its trajectories; see `TrajectoryCache.rows`."""
@@ -241,7 +207,3 @@ class Trajectories:
         shares = torch.tensor([float(count) for count in counts.values()])
         task = list(counts)[int(torch.multinomial(shares, 1, generator=draw.keys.generator("task")))]
         return self.cache.rows(task, draw.num_frames, draw.indices)
-
-
-def _shards(count: int) -> int:
-    return -(-count // SHARD)

@@ -29,7 +29,7 @@ from vgen.training.config import Recipe, SpritesConfig
 from vgen.training.config_preference import PreferenceObjectiveConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips
-from vgen.training.data.pair_sources import ClipMaker, JudgedPairs, PairFile
+from vgen.training.data.pair_sources import ClipMaker, JudgedPairs, PairFile, read_pair_file
 from vgen.training.data.pairs import PairBatches, PairCache
 from vgen.training.data.plan import Batch
 from vgen.training.data.prompts import SpritePrompts
@@ -245,6 +245,7 @@ def preference(
     """
     config = recipe.objective
     assert isinstance(config, PreferenceObjectiveConfig) and isinstance(recipe.data, SpritesConfig)
+    lines = None if config.pairs.file is None else _split_file(config.pairs.file, config.validation_prompts)
     model = resolve_model(config.model)
     pipeline = TextToVideoPipeline.from_pretrained(model, torch_dtype=torch.float32, device=device)
     pipeline.set_progress_bar_config(disable=True)
@@ -255,30 +256,34 @@ def preference(
     pipeline.vae.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     maker = ClipMaker(pipeline, config.pairs)
-    sources = _file_sources(config, maker) if config.pairs.file is not None else _judged_sources(recipe, config, maker)
+    sources = [PairFile(part, maker) for part in lines] if lines else _judged_sources(recipe, config, maker)
     caches = [PairCache(config.pairs, source, maker, model_hash(model), folder / "pairs") for source in sources]
     return PreferenceObjective(config, maker, caches[1], recipe.seed, device), caches, PairBatches(caches[0])
 
 
-def _judged_sources(
-    recipe: Recipe, config: PreferenceObjectiveConfig, maker: ClipMaker
-) -> tuple[JudgedPairs, JudgedPairs]:
+def _judged_sources(recipe: Recipe, config: PreferenceObjectiveConfig, maker: ClipMaker) -> list[JudgedPairs]:
     assert isinstance(recipe.data, SpritesConfig)
-    train, held_out = (SpritePrompts(SpriteClips(recipe.data, split), True) for split in ("train", "validation"))
-    return (
-        JudgedPairs(config.pairs, train, maker, recipe.seed, config.pairs.prompts),
-        JudgedPairs(config.pairs, held_out, maker, recipe.seed + 1, config.validation_prompts),
-    )
-
-
-def _file_sources(config: PreferenceObjectiveConfig, maker: ClipMaker) -> tuple[PairFile, PairFile]:
-    """The last `validation_prompts` lines are held out."""
-    assert config.pairs.file is not None
-    every = PairFile(config.pairs.file, maker)
-    kept = every.count - config.validation_prompts
-    if kept < 1:
+    asked, made = (recipe.data.height, recipe.data.width), (maker.settings.height, maker.settings.width)
+    if asked != made:
         raise RequestError(
-            f"objective.validation_prompts={config.validation_prompts} leaves none of the {every.count} pairs of "
-            f"{config.pairs.file} to train on; use at most {every.count - 1}."
+            f"data.height={asked[0]} and data.width={asked[1]} are not what {config.model} makes by itself: use "
+            f"{made[0]} and {made[1]}."
         )
-    return PairFile(config.pairs.file, maker, 0, kept), PairFile(config.pairs.file, maker, kept)
+    counts = {"train": config.pairs.prompts, "validation": config.validation_prompts}
+    return [
+        JudgedPairs(
+            config.pairs, SpritePrompts(SpriteClips(recipe.data, split), True), maker, recipe.seed + place, count
+        )
+        for place, (split, count) in enumerate(counts.items())
+    ]
+
+
+def _split_file(path: Path, held_out: int) -> list[list[dict[str, str]]]:
+    """The lines of a file of pairs, and the last of them, which are held out."""
+    lines = read_pair_file(path)
+    if held_out >= len(lines):
+        raise RequestError(
+            f"objective.validation_prompts={held_out} leaves none of the {len(lines)} pairs of {path} to train on; use "
+            f"at most {len(lines) - 1}."
+        )
+    return [lines[:-held_out], lines[-held_out:]]

@@ -233,7 +233,7 @@ def _towards(pipeline: TextToVideoPipeline, way: torch.Tensor) -> float:
 
 def _way(folder: Path, pipeline: TextToVideoPipeline) -> torch.Tensor:
     """From what is rejected to what is chosen, of length 1."""
-    source = PairFile(folder / "pairs.jsonl", ClipMaker(pipeline, PairsConfig(num_frames=9)))
+    source = PairFile(read_pair_file(folder / "pairs.jsonl"), ClipMaker(pipeline, PairsConfig(num_frames=9)))
     _, chosen, rejected = source.pairs(range(source.count), Control(folder))
     way = torch.stack(chosen).mean(dim=0) - torch.stack(rejected).mean(dim=0)
     return way / way.norm()
@@ -333,10 +333,31 @@ def test_clips_that_are_too_short_and_too_many_held_out_are_refused(
     pipeline: TextToVideoPipeline, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
     path = _write_pairs(tmp_path, count=2, frames=5)
-    source = PairFile(path, ClipMaker(pipeline, PairsConfig(num_frames=9)))
+    source = PairFile(read_pair_file(path), ClipMaker(pipeline, PairsConfig(num_frames=9)))
     with pytest.raises(MediaError, match=r"has 5 frames, and objective\.pairs\.num_frames is 9"):
         source.pairs(range(2), Control(tmp_path))
     with pytest.raises(RequestError, match=r"validation_prompts=2 leaves none of the 2 pairs .* use at most 1"):
         run_recipe(_recipe(tmp_path, tiny_pipeline_folder), [f"output_dir={tmp_path / 'run'}"])
     with pytest.raises(ValueError, match="does not go with a file of pairs"):
         PairsConfig(file=path, rendered=True)
+
+
+def test_what_cannot_work_is_refused_before_anything_is_made(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lengths with the recipe, a file of pairs before the model is loaded, the size before clips are made."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a clip was made")
+
+    monkeypatch.setattr(ClipMaker, "make", refuse)
+    run = f"output_dir={tmp_path / 'run'}"
+    path = _recipe(tmp_path, tmp_path / "no model")
+    with pytest.raises(RequestError, match="cannot be read"):
+        run_recipe(path, [run])
+    _write_pairs(tmp_path, count=1)
+    with pytest.raises(RequestError, match=r"num_frames=17.* makes clips of 9"):
+        run_recipe(path, [run, "stages=[{steps: 1, frames: {17: 1.0}, batch: {17: 1}}]"])
+    judged = _recipe(tmp_path, tiny_pipeline_folder, pairs={"num_frames": 9, "prompts": 2})
+    with pytest.raises(RequestError, match=r"data\.height=64 and data\.width=64 .* use 32 and 32"):
+        run_recipe(judged, [run])
