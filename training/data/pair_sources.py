@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vgen.diffusion.tokens import unpack
 from vgen.errors import MediaError, RequestError
+from vgen.io.images import fit_image
 from vgen.io.video import read_video
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.resizing import resize_frames
 from vgen.training.config_preference import PairsConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import to_pixels
@@ -161,7 +162,7 @@ class JudgedPairs:
 
 
 class PairFile:
-    """A user's pairs; clips are brought to the model's size, and their first `num_frames` frames are taken.
+    """A user's pairs: the middle of each clip in the model's shape and size, and its first `num_frames` frames.
 
     Args:
         lines: of `read_pair_file`.
@@ -198,9 +199,9 @@ class PairFile:
                 f"{path} has {len(frames)} frames, and objective.pairs.num_frames is {settings.num_frames}: give "
                 "longer clips, or a smaller number."
             )
-        pictures = torch.from_numpy(np.asarray(frames)).permute(0, 3, 1, 2).float()
-        sized = resize_frames(pictures, settings.height, settings.width).round().clamp(0, 255).to(torch.uint8)
-        return self.maker.encode(sized.permute(0, 2, 3, 1)[None])[0]
+        size = (settings.height, settings.width)
+        sized = np.stack([np.asarray(fit_image(Image.fromarray(frame), *size)) for frame in frames])
+        return self.maker.encode(torch.from_numpy(sized)[None])[0]
 
 
 def read_pair_file(path: Path) -> list[dict[str, str]]:

@@ -361,3 +361,14 @@ def test_what_cannot_work_is_refused_before_anything_is_made(
     judged = _recipe(tmp_path, tiny_pipeline_folder, pairs={"num_frames": 9, "prompts": 2})
     with pytest.raises(RequestError, match=r"data\.height=64 and data\.width=64 .* use 32 and 32"):
         run_recipe(judged, [run])
+
+
+def test_a_users_clip_is_cut_not_squeezed(pipeline: TextToVideoPipeline, tmp_path: Path) -> None:
+    clip = np.zeros((9, 48, 96, 3), dtype=np.uint8)
+    clip[:, :, 24:72] = 200  # all of the square in the middle
+    write_video(tmp_path / "wide.mp4", clip, 8.0)
+    maker = ClipMaker(pipeline, PairsConfig(num_frames=9))
+    seen: list[torch.Tensor] = []
+    maker.encode = lambda frames: (seen.append(frames), torch.zeros(1, 1))[1]  # type: ignore[method-assign]
+    PairFile([], maker)._encode(tmp_path / "wide.mp4")
+    assert seen[0].shape == (1, 9, 32, 32, 3) and int(seen[0][0, :, 4:-4, 4:-4].min()) > 180
