@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from vgen.training.data.plan import Batch, BatchPlan
 from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective, losses_at_quantiles
+from vgen.training.objectives.exporting import save_pipeline
 from vgen.training.objectives.given import encoded_material, reference_material
 from vgen.training.objectives.tasks import (
     CACHED_TASKS,
@@ -37,7 +36,7 @@ from vgen.training.objectives.tasks import (
     most_tokens_beside,
     tasks_of,
 )
-from vgen.training.objectives.text import build_text_encoder, compute_in_float32
+from vgen.training.objectives.text import build_text_encoder
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
 
@@ -295,27 +294,7 @@ class FlowObjective(Objective):
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
         """Save a whole pipeline folder."""
         self.eval()
-        pipeline = TextToVideoPipeline(
-            transformer=copy.deepcopy(self.transformer).to(dtype),
-            vae=copy.deepcopy(self.vae).to(dtype),
-            text_encoder=copy.deepcopy(self.text_encoder).to(dtype),
-            tokenizer=self.tokenizer,
-            scheduler=build_scheduler(self.config),
-            defaults=self.defaults(),
-        )
-        pipeline.save_pretrained(folder)
-        for part in ("vae", "transformer"):
-            _forget_origin(folder / part / "config.json")
-        compute_in_float32(folder / "text_encoder" / "config.json")
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        return {"mebibytes": size / 2**20}
-
-
-def _forget_origin(config: Path) -> None:
-    """Take the folder that a component was loaded from out of its saved configuration."""
-    content = json.loads(config.read_text())
-    content.pop("_name_or_path", None)
-    config.write_text(json.dumps(content, indent=2) + "\n")
+        return {"mebibytes": save_pipeline(self.pipeline(), folder, dtype)}
 
 
 def build_transformer(config: FlowObjectiveConfig, latent_channels: int, seed: int) -> VideoDiT:
