@@ -29,6 +29,16 @@ _SMALLEST_TILE: Final = 4
 """Latents; smaller tiles are mostly overlap."""
 
 
+class _Counted(NamedTuple):
+    """A storage that `LiveBytes` waits for: its reference, key and bytes, and the block that stands in for it."""
+
+    reference: weakref.ref[torch.UntypedStorage]
+    key: int
+    size: int
+    place: int | None
+    stand_ins: StandIns | None
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors made inside it that are alive at the same time.
 
@@ -44,11 +54,13 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._alive = 0
         self._seen: set[int] = set()
-        self._waiting: dict[int, weakref.ref[Any]] = {}
+        self._waiting: dict[int, _Counted] = {}
+        self._gone: list[weakref.ref[torch.UntypedStorage]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it made."""
         result = func(*args, **(kwargs or {}))
+        self._forget_gone()  # before what was made is looked at: it may lie where something else was
         leaves = (result,) if isinstance(result, torch.Tensor) else tree_leaves(result)
         for leaf in leaves:
             if isinstance(leaf, torch.Tensor):
@@ -59,6 +71,10 @@ class LiveBytes(TorchDispatchMode):
                 self.stand_ins.look()
         return result
 
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._forget_gone()
+
     def _take_in(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._seen:
@@ -66,15 +82,17 @@ class LiveBytes(TorchDispatchMode):
             self._seen.add(key)
             self._alive += size
             place = None if self.stand_ins is None else self.stand_ins.take(size)
-            stand_ins = self.stand_ins
-            self._waiting[key] = weakref.ref(storage, lambda _: self._forget(key, size, place, stand_ins))
+            # The callback must not be Python code: an interrupt that comes in one is lost, and the work goes on.
+            reference = weakref.ref(storage, self._gone.append)
+            self._waiting[id(reference)] = _Counted(reference, key, size, place, self.stand_ins)
 
-    def _forget(self, key: int, size: int, place: int | None, stand_ins: StandIns | None) -> None:
-        self._seen.discard(key)
-        self._alive -= size
-        if stand_ins is not None:
-            stand_ins.drop(place)
-        del self._waiting[key]
+    def _forget_gone(self) -> None:
+        while self._gone:
+            counted = self._waiting.pop(id(self._gone.pop()))
+            self._seen.discard(counted.key)
+            self._alive -= counted.size
+            if counted.stand_ins is not None:
+                counted.stand_ins.drop(counted.place)
 
     def overlook(self, *known: torch.nn.Module | torch.Tensor) -> None:
         """Leave out weights of models, and tensors, that were there before; otherwise a view of one counts as new."""
@@ -84,6 +102,7 @@ class LiveBytes(TorchDispatchMode):
 
     def now(self) -> int:
         """Bytes that are alive now."""
+        self._forget_gone()
         return self._alive
 
 
