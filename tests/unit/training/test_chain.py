@@ -13,7 +13,16 @@ from vgen.training.chain import embedded_chain, is_chain, read_chain, run_chain
 from vgen.training.config import load_recipe
 from vgen.training.provenance import TRAINING, read_record, record, trained_seconds
 
-NAMES = ["sprites_vae", "sprites_decoder", "sprites_t2v", "sprites_tasks", "sprites_prefix", "sprites_motions"]
+NAMES = [
+    "sprites_vae",
+    "sprites_decoder",
+    "sprites_t2v",
+    "sprites_tasks",
+    "sprites_prefix",
+    "sprites_motions",
+    "sprites_paths",
+    "sprites_curves",
+]
 
 
 def test_the_embedded_models_recipes_take_what_those_before_export(tmp_path: Path) -> None:
@@ -23,7 +32,7 @@ def test_the_embedded_models_recipes_take_what_those_before_export(tmp_path: Pat
     assert [link.export for link in links] == folders
     assert links[1].recipe.objective.init == folders[0]
     assert links[2].recipe.objective.vae == folders[1]
-    for place in (3, 4, 5):
+    for place in range(3, len(NAMES)):
         objective = links[place].recipe.objective
         assert (objective.vae, objective.init) == (folders[1], folders[place - 1])
     assert is_chain(embedded_chain()) and not is_chain(links[0].path)
@@ -33,7 +42,7 @@ def test_a_tiny_chain_keeps_its_stages_and_changes_reach_their_recipe(tmp_path: 
     links = read_chain(embedded_chain(), tmp_path, ["seed=7"], True)
     assert all(link.recipe.seed == 7 and link.recipe.total_steps == len(link.recipe.stages) for link in links)
     named = read_chain(embedded_chain(), tmp_path, ["sprites_t2v:objective.text_drop=0.5"])
-    assert [getattr(link.recipe.objective, "text_drop", None) for link in named] == [None, None, 0.5, 0.1, 0.1, 0.1]
+    assert [getattr(link.recipe.objective, "text_drop", None) for link in named] == [None, None, 0.5, *[0.1] * 5]
     with pytest.raises(RequestError, match="'sprites_tv' is no recipe"):
         read_chain(embedded_chain(), tmp_path, ["sprites_tv:seed=1"])
 
