@@ -77,7 +77,8 @@ class VaeObjectiveConfig(Strict):
 
     `inflate_before` is the step (counted from 0) before which the averaged weights, until then trained on images, are
     rearranged for clips. `train: decoder` leaves the encoder and the latent statistics as they are, so that latents,
-    and transformers trained on them, keep their meaning. `gan` and `denoising` sharpen a decoder trained alone.
+    and transformers trained on them, keep their meaning. `square_weight` adds the squared error, which PSNR goes by, to
+    the absolute one. `gan` and `denoising` sharpen a decoder trained alone.
     """
 
     kind: Literal["vae"]
@@ -85,6 +86,7 @@ class VaeObjectiveConfig(Strict):
     init: Path | None = None
     train: Literal["all", "decoder"] = "all"
     inflate_before: int | None = Field(default=None, ge=0)
+    square_weight: float = Field(default=0.0, ge=0)
     haar_weight: float = Field(default=0.2, ge=0)
     haar_levels: Count = 3
     kl_weight: float = Field(default=1e-6, ge=0)
@@ -107,11 +109,16 @@ class VaeObjectiveConfig(Strict):
 
 
 class LatentCacheConfig(Strict):
-    """Which clips are encoded once: `groups` maps num_frames to a number of clips."""
+    """Which clips are encoded once: `groups` maps num_frames to a number of clips.
+
+    `workers` are processes that render ahead of the encoder, `batch` clips at a time, and then make batches ahead of
+    the steps: for a GPU, which would wait for one process. They change no result.
+    """
 
     groups: dict[int, Count]
     folder: Path | None = None
     batch: Count = 16
+    workers: int = Field(default=0, ge=0)
     encode_dtype: Literal["float32", "bfloat16"] = "float32"
 
 

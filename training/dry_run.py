@@ -20,8 +20,7 @@ from vgen.engine.memory import decoding_peak, encoding_peak
 from vgen.models import CausalVideoVAE
 from vgen.training.config import Recipe
 from vgen.training.control import Control
-from vgen.training.data.clips import SpriteClips
-from vgen.training.data.plan import Batch, BatchPlan, Source
+from vgen.training.data.plan import PREFETCHED, Batch, BatchPlan, Source, workers_of
 from vgen.training.data.shards import CachedBatches
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
 from vgen.training.memory_rehearsal import canvas_of, process_peak
@@ -38,7 +37,6 @@ from vgen.types import VideoShape
 _LONGEST_MICRO_BATCH = 10.0
 """Seconds; where one would take longer, fewer rows are measured."""
 _USUAL_UTILISATION = 0.3
-_PREFETCHED = 4
 _BACKWARD = 3
 """Forward and backward together in forwards."""
 
@@ -126,9 +124,9 @@ def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> E
         examples = example_batches(plan, source)
         memory = _memory(recipe, objective, examples, accelerator.num_processes)
         before = _held(accelerator.device)  # after the rehearsal, which loads the libraries that a run loads, too
-        ahead = _PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
+        ahead = PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
         cache = source.cache if isinstance(source, CachedBatches) else None
-        data = (cache.nbytes if cache else 0) + (ahead if getattr(recipe.data, "workers", 0) else 0)
+        data = (cache.nbytes if cache else 0) + (ahead if workers_of(source) else 0)
         estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
         estimate.encodes_in_step = _encodes_in_step(objective)
         estimate.caching = cache.missing_seconds(clock) if cache else 0.0
@@ -234,7 +232,7 @@ def _rows(kind: Kind, meter: Meter, example: Batch) -> int:
 
 
 def _with_loading(source: Source, computing: float, loading: float) -> float:
-    workers = source.config.workers if isinstance(source, SpriteClips) else 0
+    workers = workers_of(source)
     beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
     return max(computing, loading / workers) if beside else computing + loading
 

@@ -124,7 +124,7 @@ def _accumulate_gradients(run: Run, step: int, may_leave: bool) -> Tensor | None
             return None
         with run.meter.waiting():
             batch = next(run.batches)
-        batch = {name: value.to(run.accelerator.device) for name, value in batch.items()}
+        batch = {name: value.to(run.accelerator.device, non_blocking=True) for name, value in batch.items()}
         keys = Keys(run.recipe.seed, step, micro, run.accelerator.process_index, run.accelerator.num_processes)
         torch.manual_seed(layer_seed(keys))
         with _exchanging_gradients(run, micro == count - 1):

@@ -20,7 +20,7 @@ from vgen.models import CausalVideoVAE
 from vgen.training.config import Recipe
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.footage.pixel_source import FootageClips
-from vgen.training.data.plan import Batch, BatchPlan, Source
+from vgen.training.data.plan import PREFETCHED, Batch, BatchPlan, Source, workers_of
 from vgen.training.estimate import peak_bytes
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.finetune import FineTuneObjective
@@ -76,8 +76,8 @@ def process_peak(
             for phase in encoding(objective):
                 phase()
         held = [stand_ins.take(getattr(getattr(source, "cache", None), "nbytes", 0))]
-        if getattr(recipe.data, "workers", 0):
-            held += [stand_ins.take(ahead) for _ in range(4)]
+        if workers_of(source):
+            held += [stand_ins.take(ahead) for _ in range(PREFETCHED)]
         for phase in [*steps, *validation(objective)]:
             phase()
         _checkpoint(objective, stand_ins)

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 
 import torch
 
-from vgen.training.data.plan import Batch, BatchPlan, Source
+from vgen.training.data.plan import RENDERED, Batch, BatchPlan, Source
 from vgen.training.estimate import count_flops
 from vgen.training.objectives.base import Objective
 
 ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
+_PROBE_SIDES = {"cuda": 8192}
 _PROBE_SIDE = 1024
+"""Of the matrices that a device's rate is taken from, as small as keeps it busy."""
 _PROBE_SECONDS = 0.2
 _PLANAR = 4
 """Tensors of at least so many dimensions decide what a micro-batch costs; the text beside them varies."""
@@ -98,7 +100,8 @@ class Meter:
 
 def shape_key(batch: Batch) -> ShapeKey:
     """What a micro-batch's cost depends on: the shapes of its clips or latents."""
-    return tuple(sorted((name, tuple(value.shape)) for name, value in batch.items() if value.ndim >= _PLANAR))
+    planar = {name: value for name, value in batch.items() if value.ndim >= _PLANAR and name != RENDERED}
+    return tuple(sorted((name, tuple(value.shape)) for name, value in planar.items()))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -114,7 +117,8 @@ def peak_memory(device: torch.device) -> int:
 def measured_peak_flops(device: torch.device, bfloat16: bool) -> float:
     """Operations a second of a large matrix product on `device`, the best of a few: what utilisation is measured by."""
     dtype = torch.bfloat16 if bfloat16 else torch.float32
-    left, right = (torch.ones(_PROBE_SIDE, _PROBE_SIDE, device=device, dtype=dtype) for _ in range(2))
+    side = _PROBE_SIDES.get(device.type, _PROBE_SIDE)
+    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + _PROBE_SECONDS
     left @ right
     while best == float("inf") or time.perf_counter() < until:
@@ -123,7 +127,7 @@ def measured_peak_flops(device: torch.device, bfloat16: bool) -> float:
         left @ right
         _synchronize(device)
         best = min(best, time.perf_counter() - began)
-    return 2 * _PROBE_SIDE**3 / best
+    return 2 * side**3 / best
 
 
 def _synchronize(device: torch.device) -> None:

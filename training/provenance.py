@@ -80,10 +80,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 over all that a recipe says but for where it writes and how often it reports."""
+    """SHA-256 over all that a recipe says but for where it writes, how often it reports and what works ahead of it."""
     content = recipe.model_dump(mode="json", by_alias=True)
     for name in ("output_dir", "every", "trackers", "checkpoint"):
         content.pop(name)
+    (content["objective"].get("latents") or {}).pop("workers", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -26,8 +26,8 @@ from vgen.training.config_preference import PreferenceObjectiveConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.captioned import CaptionedLatents
 from vgen.training.data.clips import SpriteClips
-from vgen.training.data.latents import LatentCache, folder_hash
-from vgen.training.data.plan import BatchPlan, Source, batches
+from vgen.training.data.latents import LatentCache, encoder_hash
+from vgen.training.data.plan import BatchPlan, Source, batches, workers_of
 from vgen.training.data.shards import ShardCache
 from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.footage_run import build_on_footage
@@ -92,7 +92,7 @@ def _train_and_export(
 ) -> bool:
     accelerator = build_accelerator(recipe, folder)
     plan = BatchPlan(recipe.stages, recipe.seed, accelerator.process_index, accelerator.num_processes)
-    objective, source = build_objective(recipe, folder, control, accelerator)
+    objective, source = build_objective(recipe, folder, control, accelerator, blank=export_only)
     main = accelerator.is_main_process
     parts = build_parts(recipe, objective, accelerator, plan, source)
     start_step, notes = resume_from(store, recipe, parts, accelerator, source.fingerprint)
@@ -101,8 +101,10 @@ def _train_and_export(
     with Journal(folder / "log.jsonl", start_step, recipe.total_steps, not main, gather, track) as journal:
         for note in notes:
             journal.say(note)
-        workers = source.config.workers if isinstance(source, SpriteClips) else 0
-        steps = batches(plan, source, start_step, recipe.gradient_accumulation, workers)
+        steps = batches(
+            plan, source, start_step, recipe.gradient_accumulation, workers_of(source), objective.prepare,
+            pin_memory=accelerator.device.type == "cuda",
+        )  # fmt: skip
         run = Run(
             recipe, folder, accelerator, objective, parts.model, parts.optimizer, parts.learning_rate, parts.ema, steps,
             store, journal, control, parts.meter, source.fingerprint, start_step,
@@ -159,8 +161,9 @@ def build_objective(
         return tuned, pairs
     config = recipe.objective
     vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+    encoder = encoder_hash(vae)
     vae.to(accelerator.device)  # where the cache, tasks encoded in the step, and samples need it
-    cache = LatentCache(config.latents, clips, vae, folder_hash(config.vae), folder / "latents")
+    cache = LatentCache(config.latents, clips, vae, encoder, folder / "latents")
     _fill(cache, control, accelerator, blank)
     with accelerator.main_process_first():
         tokenizer = _tokenizer(config, clips.world.tiers, folder / "tokenizer")

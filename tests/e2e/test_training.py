@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vgen.errors import CheckpointError, NonFiniteError, VgenError
 from vgen.training.config import load_recipe
@@ -25,6 +25,7 @@ from vgen.training.objectives.vae import VaeObjective
 from vgen.training.run import run_recipe
 from vgen.training.state import CheckpointStore, TrainingState
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY: dict[str, Any] = json.loads((Path(__file__).parents[1] / "tiny_models.json").read_text())
 COMMON: dict[str, Any] = {
     "num_threads": 1,
@@ -90,7 +91,7 @@ def test_a_decoder_trained_alone_keeps_the_meaning_of_latents(vae_run: Path, tmp
     before = vae_run / "export"
     changes = [f"output_dir={tmp_path / 'run'}", f"objective.init={before}", "objective.train=decoder"]
     run = run_recipe(_recipe(tmp_path, VAE_RECIPE), [*changes, "stages=[{steps: 2, frames: {5: 1.0}, batch: {5: 1}}]"])
-    old, new = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (before, run / "export"))
+    old, new = (load_file(folder / WEIGHTS) for folder in (before, run / "export"))
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
     assert all(name.startswith("decoder.") for name in changed)
@@ -142,8 +143,24 @@ def test_resuming_equals_not_stopping(vae_run: Path, tmp_path: Path) -> None:
 def test_resuming_a_transformer_equals_not_stopping(flow_run: Path, vae_run: Path, tmp_path: Path) -> None:
     copy = _cut_back(flow_run, tmp_path / "run", 4)
     path = _recipe(tmp_path, _flow_recipe(vae_run / "export"))
-    run_recipe(path, [f"output_dir={copy}"])
+    run_recipe(path, [f"output_dir={copy}", "objective.latents.workers=2"])  # which work ahead, and change nothing
     _assert_same_end(flow_run, copy)
+
+
+def test_another_decoder_goes_with_the_same_transformer(flow_run: Path, vae_run: Path, tmp_path: Path) -> None:
+    """Exporting again encodes nothing, and what names latents is the encoder."""
+    decoder = tmp_path / "vae"
+    shutil.copytree(vae_run / "export", decoder)
+    weights = load_file(decoder / WEIGHTS)
+    name = next(name for name in weights if name.startswith("decoder."))
+    save_file({**weights, name: weights[name] + 1}, decoder / WEIGHTS)
+    copy = _cut_back(flow_run, tmp_path / "run", 6)
+    shutil.rmtree(copy / "latents")
+    run_recipe(_recipe(tmp_path, _flow_recipe(decoder)), [f"output_dir={copy}"], export_only=True)
+    assert not (copy / "latents").exists()
+    made, before = copy / "export", flow_run / "export"
+    assert torch.equal(load_file(made / "vae" / WEIGHTS)[name], (weights[name] + 1).half())
+    assert _same(load_file(made / "transformer" / WEIGHTS), load_file(before / "transformer" / WEIGHTS))
 
 
 def test_a_stop_file_stops_and_the_next_start_goes_on(vae_run: Path, tmp_path: Path) -> None:

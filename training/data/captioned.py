@@ -38,6 +38,11 @@ class CaptionedLatents(CachedBatches[LatentCache]):
         self.text_drop = text_drop
         self._key = lru_cache(maxsize=None)(lambda index, frames: cache.clips.world.scene(index, frames).key)
 
+    @property
+    def workers(self) -> int:
+        """Processes that make batches ahead of the steps."""
+        return self.cache.config.workers
+
     def captions(self, draw: Draw) -> list[str]:
         """The captions of a draw, some dropped: a function of the draw alone."""
         count = len(draw.indices)

@@ -37,6 +37,11 @@ class SpriteClips:
             emphasis=config.emphasis if split == "train" else None,
         )
 
+    @property
+    def workers(self) -> int:
+        """Processes that render ahead of the steps."""
+        return self.config.workers
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the settings and of a few rendered clips: it changes when the renderer does."""

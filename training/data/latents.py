@@ -1,29 +1,56 @@
 """The latent cache: clips encoded once by a trained VAE, stored as shards, reused by every later run.
 
 Shards are written atomically and hold a fixed number of clips, so an interrupted or enlarged cache goes on where it
-ended. A shard's folder is named after the VAE's weights and the data's fingerprint: other weights never meet old ones.
+ended. A shard's folder is named after the encoder's weights and the data's fingerprint: other weights never meet old
+ones, and another decoder encodes nothing anew.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from vgen.errors import CheckpointError
 from vgen.models import CausalVideoVAE
 from vgen.training.config import LatentCacheConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_pixels
+from vgen.training.data.plan import leave_signals_to_the_parent
 from vgen.training.data.shards import Shard, ShardCache, read_shards
-from vgen.training.state import file_hash
 from vgen.types import VideoShape
 
 SHARD_CLIPS = 256
+
+
+class _Place(NamedTuple):
+    """Clips that are rendered together."""
+
+    num_frames: int
+    indices: range
+
+
+class _Renderings(Dataset[Tensor]):
+    """The frames of many places, uint8 [B, F, H, W, 3]."""
+
+    def __init__(self, clips: SpriteClips, places: list[_Place]) -> None:
+        self.clips = clips
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Tensor:
+        place = self.places[index]
+        return self.clips.stack(list(place.indices), place.num_frames)["frames"]
 
 
 class LatentCache(ShardCache):
@@ -33,7 +60,7 @@ class LatentCache(ShardCache):
         config: how many clips of each length, and where they are kept.
         clips: what is encoded.
         vae: the encoder, with its latent statistics.
-        vae_hash: names the weights, see `folder_hash`.
+        vae_hash: names the encoder, see `encoder_hash`.
         folder: used when the config names none.
     """
 
@@ -46,6 +73,7 @@ class LatentCache(ShardCache):
         key = hashlib.sha256(f"{vae_hash}|{clips.fingerprint}|{SHARD_CLIPS}".encode()).hexdigest()[:16]
         self.folder = (config.folder if config.folder is not None else folder) / key
         self._groups: dict[int, dict[str, Tensor]] = {}
+        self._rendered: Iterator[Tensor] = iter(())
 
     @property
     def fingerprint(self) -> str:
@@ -119,15 +147,40 @@ class LatentCache(ShardCache):
         rows = torch.tensor(indices)
         return {name: values[rows].float() for name, values in self._groups[num_frames].items()}
 
+    def encode_missing(
+        self, control: Control, say: Callable[[str], None], process: int = 0, processes: int = 1
+    ) -> None:
+        """See ShardCache; workers render the clips of all missing shards ahead of the encoder."""
+        missing = {shard.path for shard in self.missing_shards(process, processes)}
+        places = [
+            place
+            for num_frames in sorted(self.config.groups)
+            for shard, path in enumerate(self._paths(num_frames))
+            if path in missing
+            for place in self._places(num_frames, shard)
+        ]
+        rendering = DataLoader(
+            _Renderings(self.clips, places),
+            batch_size=None,
+            num_workers=min(self.config.workers, os.cpu_count() or 1, len(places)),
+            worker_init_fn=leave_signals_to_the_parent,
+        )
+        self._rendered = iter(rendering)
+        super().encode_missing(control, say, process, processes)
+
     def encode_shard(self, num_frames: int, shard: int, control: Control) -> dict[str, Tensor]:
         """Encode one shard's clips, float16."""
         parts: list[dict[str, Tensor]] = []
-        for begin in range(shard * SHARD_CLIPS, (shard + 1) * SHARD_CLIPS, self.config.batch):
+        for _ in self._places(num_frames, shard):
             control.poll()
-            end = min(begin + self.config.batch, (shard + 1) * SHARD_CLIPS)
-            frames = self.clips.stack(list(range(begin, end)), num_frames)["frames"]
-            parts.append(encode_clips(self.vae, frames, self.config.encode_dtype == "bfloat16"))
+            parts.append(encode_clips(self.vae, next(self._rendered), self.config.encode_dtype == "bfloat16"))
         return {name: torch.cat([part[name] for part in parts]).half() for name in parts[0]}
+
+    def _places(self, num_frames: int, shard: int) -> list[_Place]:
+        """What of a shard is rendered and encoded at once."""
+        clips = range(shard * SHARD_CLIPS, (shard + 1) * SHARD_CLIPS)
+        size = self.config.batch
+        return [_Place(num_frames, clips[begin : begin + size]) for begin in range(0, len(clips), size)]
 
     def _paths(self, num_frames: int) -> list[Path]:
         shards = range(-(-self.config.groups[num_frames] // SHARD_CLIPS))
@@ -154,13 +207,11 @@ def encode_clips(vae: CausalVideoVAE, frames: Tensor, bfloat16: bool = False) ->
     return {name: vae.normalize(latents.float()).cpu() for name, latents in encoded.items()}
 
 
-def folder_hash(folder: Path) -> str:
-    """Hash of a model folder's configuration and weights.
-
-    Raises:
-        CheckpointError: the folder has no weights.
-    """
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    if len(files) < 2 or not files[-1].parent.is_dir() or not (folder / "config.json").is_file():
-        raise CheckpointError(f"vae={folder} is not a saved model: it needs config.json and a .safetensors file.")
-    return hashlib.sha256("|".join(file_hash(path) for path in files).encode()).hexdigest()[:16]
+def encoder_hash(vae: CausalVideoVAE) -> str:
+    """Hash of all that latents depend on: the encoder's weights, the latent statistics and the configuration."""
+    described = {name: value for name, value in vae.config.items() if not name.startswith("_")}  # no path, no version
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, value in sorted({**vae.encoder.state_dict(), "mean": vae.latents_mean, "std": vae.latents_std}.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -6,10 +6,11 @@ The batch of a recipe is the whole one: it is drawn once and split over the proc
 from __future__ import annotations
 
 import bisect
+import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,12 @@ from vgen.training.randomness import Keys, generator
 
 Batch = dict[str, Tensor]
 
+RENDERED: Final = "rendered"
+"""What a batch holds beside its samples where an objective had clips rendered for the step: see `Prepare`."""
+
+PREFETCHED: Final = 4
+"""Batches that each worker makes ahead."""
+
 
 class Draw(NamedTuple):
     """What one micro-step trains on."""
@@ -29,6 +36,15 @@ class Draw(NamedTuple):
     num_frames: int
     indices: list[int]
     crop: int | None = None
+
+
+Prepare = Callable[[Batch, Keys], Batch]
+"""Adds to a batch what an objective draws or renders for it on the CPU: a function of both arguments alone."""
+
+
+def as_it_is(batch: Batch, keys: Keys) -> Batch:
+    """Adds nothing."""
+    return batch
 
 
 class Source(Protocol):
@@ -46,6 +62,11 @@ class Source(Protocol):
     def load(self, draw: Draw) -> Batch:
         """The samples of `draw`, stacked."""
         ...
+
+
+def workers_of(source: Source) -> int:
+    """Processes that load ahead, where a source says so; no more than there are processors."""
+    return min(int(getattr(source, "workers", 0)), os.cpu_count() or 1)
 
 
 @runtime_checkable
@@ -114,20 +135,30 @@ class BatchPlan:
 class StepDataset(Dataset[Batch]):
     """Batches addressed by micro-step number, so that workers can render ahead without changing anything."""
 
-    def __init__(self, plan: BatchPlan, source: Source, accumulation: int) -> None:
+    def __init__(self, plan: BatchPlan, source: Source, accumulation: int, prepare: Prepare = as_it_is) -> None:
         self.plan = plan
         self.source = source
         self.accumulation = accumulation
+        self.prepare = prepare
 
     def __len__(self) -> int:
         return self.plan.total_steps * self.accumulation
 
     def __getitem__(self, index: int) -> Batch:
         step, micro = divmod(index, self.accumulation)
-        return self.source.load(self.plan.draw(step, micro, self.source))
+        draw = self.plan.draw(step, micro, self.source)
+        return self.prepare(self.source.load(draw), draw.keys)
 
 
-def batches(plan: BatchPlan, source: Source, start_step: int, accumulation: int, workers: int) -> Iterator[Batch]:
+def batches(
+    plan: BatchPlan,
+    source: Source,
+    start_step: int,
+    accumulation: int,
+    workers: int,
+    prepare: Prepare = as_it_is,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
     """All micro-batches from `start_step` on, in order.
 
     Args:
@@ -135,9 +166,11 @@ def batches(plan: BatchPlan, source: Source, start_step: int, accumulation: int,
         source: where the samples come from.
         start_step: first optimiser step to serve.
         accumulation: micro-batches a step.
-        workers: processes that render ahead; 0 renders in the calling process.
+        workers: processes that load ahead; 0 loads in the calling process.
+        prepare: of the objective; done by the workers, too.
+        pin_memory: put batches where a GPU can fetch them while it computes.
     """
-    dataset = StepDataset(plan, source, accumulation)
+    dataset = StepDataset(plan, source, accumulation, prepare)
     numbers = range(start_step * accumulation, len(dataset))
     return iter(
         DataLoader(
@@ -145,13 +178,14 @@ def batches(plan: BatchPlan, source: Source, start_step: int, accumulation: int,
             batch_size=None,
             sampler=numbers,
             num_workers=workers,
-            prefetch_factor=4 if workers else None,
-            worker_init_fn=_leave_signals_to_the_parent,
+            prefetch_factor=PREFETCHED if workers else None,
+            worker_init_fn=leave_signals_to_the_parent,
+            pin_memory=pin_memory,
         )
     )
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def leave_signals_to_the_parent(worker: int) -> None:
     """A SIGTERM to the whole process group must not end a worker before the run has saved its checkpoint."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -61,6 +61,10 @@ class ShardCache(ABC):
     def missing_seconds(self, clock: Callable[[], float]) -> float:
         """What making the rest will take, from a small trial; `clock` is what seconds are read from."""
 
+    def missing_shards(self, process: int = 0, processes: int = 1) -> list[Shard]:
+        """Those of one process's share that are not there yet, in order."""
+        return [shard for shard in list(self.shards())[process::processes] if not shard.path.exists()]
+
     def encode_missing(
         self, control: Control, say: Callable[[str], None], process: int = 0, processes: int = 1
     ) -> None:
@@ -73,9 +77,7 @@ class ShardCache(ABC):
         Raises:
             StopRequested: asked to stop; finished shards stay.
         """
-        for shard in list(self.shards())[process::processes]:
-            if shard.path.exists():
-                continue
+        for shard in self.missing_shards(process, processes):
             say(shard.told)
             shard.path.parent.mkdir(parents=True, exist_ok=True)
             made = {name: value.contiguous() for name, value in shard.make(control).items()}

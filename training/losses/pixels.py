@@ -34,6 +34,11 @@ def weighted_l1(difference: Tensor, weights: Tensor) -> Tensor:
     return (difference.abs() * weights).sum() / (weights.sum() * difference.shape[1])
 
 
+def weighted_square(difference: Tensor, weights: Tensor) -> Tensor:
+    """sum(w d^2) / sum(w) over all pixels and channels, as `weighted_l1`."""
+    return (difference.square() * weights).sum() / (weights.sum() * difference.shape[1])
+
+
 def psnr(first: Tensor, second: Tensor, masks: Tensor | None = None) -> float:
     """Peak signal-to-noise ratio in dB over all given pixels together, as 8-bit images.
 

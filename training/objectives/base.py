@@ -41,6 +41,13 @@ class Objective(nn.Module, ABC):
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a micro-batch, and detached scalars to log. All randomness comes from `keys`."""
 
+    def prepare(self, batch: Batch, keys: Keys) -> Batch:
+        """Add to a micro-batch what the loss would draw or render on the CPU, so that workers do it ahead.
+
+        A loss that is given a batch without it does the same itself.
+        """
+        return batch
+
     def rehearse(self, batch: Batch) -> Tensor:
         """The loss of a micro-batch without looking at values: what is counted on tensors that have none."""
         return self.loss(batch, Keys(0, 0))[0]

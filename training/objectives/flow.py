@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vgen.diffusion.conditions import KnownLatents
-from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
 from vgen.engine.compile import compile_blocks
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
@@ -22,16 +21,16 @@ from vgen.training.control import Control
 from vgen.training.data.captioned import tokenize
 from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.latents import encode_clips
-from vgen.training.data.plan import Batch, BatchPlan
+from vgen.training.data.plan import RENDERED, Batch, BatchPlan
 from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective, losses_at_quantiles
+from vgen.training.objectives.draws import FlowDraws, token_shape
 from vgen.training.objectives.exporting import save_pipeline
 from vgen.training.objectives.given import encoded_material, reference_material
 from vgen.training.objectives.tasks import (
     CACHED_TASKS,
     FlowInputs,
-    draw_task,
     known_latents,
     most_tokens_beside,
     tasks_of,
@@ -96,24 +95,26 @@ class FlowObjective(Objective):
         """The frozen autoencoder."""
         return self._frozen["vae"]
 
+    @property
+    def draws(self) -> FlowDraws:
+        """Makes what a step needs beside its batch."""
+        return FlowDraws(self.config, self.plan, self.clips, self.strides, self.patch_size)
+
+    def prepare(self, batch: Batch, keys: Keys) -> Batch:
+        """See `FlowDraws`."""
+        return self.draws(batch, keys)
+
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch {"latents", "last", "input_ids", "attention_mask"}."""
+        """Loss of one micro-batch {"latents", "last", "input_ids", "attention_mask", "indices"}, prepared or not."""
+        batch = batch if "noise" in batch else self.prepare(batch, keys)
         latents = batch["latents"].float()
-        stage = self.plan.stage(keys.step)
-        task = draw_task(stage.tasks or self.config.tasks, latents.shape[2], keys)
+        task = self.draws.task(latents.shape[2], keys)
         if task == "turn":
             latents, known = self._turn(batch, keys)
         else:
             known = self._known(task, batch, keys)
-        shape = self._token_shape(latents)
-        mu = resolution_shift_mu(shape[1], **(stage.shift or self.config.shift).model_dump())
-
-        def draw(rows: int, drawn: torch.Generator) -> Tensor:
-            return sample_training_sigmas(rows, shape[1], drawn, uniform_share=self.config.uniform_share, mu=mu)
-
-        sigma = keys.rows("sigma", shape[0], draw)
-        noise = keys.normal("noise", shape)
-        inputs = self._inputs(latents, known, sigma.to(latents), noise.to(latents))
+        sigma = self.draws.sigma(*self._token_shape(latents)[:2], keys)
+        inputs = self._inputs(latents, known, sigma.to(latents, non_blocking=True), batch["noise"].to(latents))
         errors = inputs.errors(self._velocity(inputs, batch))
         loss = errors.mean()
         return loss, {f"loss/{task}": loss.detach(), **_by_sigma(errors.detach(), sigma)}
@@ -148,27 +149,17 @@ class FlowObjective(Objective):
         latents = batch["latents"].float()
         if task in CACHED_TASKS:
             return known_latents(task, latents, batch.get("last"), self.strides, keys)
-        num_frames = 1 + (latents.shape[2] - 1) * self.strides.temporal
+        pixels = to_pixels(batch[RENDERED].to(latents.device))
         if task == "reference":
-            places = keys.rows("reference", len(latents), lambda rows, drawn: torch.rand(rows, 2, generator=drawn))
-            pictures = self.clips.pictures(batch["indices"].tolist(), places)
             before = "prefix" if float(torch.rand((), generator=keys.generator("before"))) < 0.6 else "text"
-            return [
-                *known_latents(before, latents, None, self.strides, keys),
-                *reference_material(to_pixels(pictures.to(latents.device)), self._encode),
-            ]
-        frames = self.clips.stack(batch["indices"].tolist(), num_frames)["frames"]
-        return encoded_material(task, to_pixels(frames.to(latents.device)), self._encode, self.strides, keys)
+            prefix = known_latents(before, latents, None, self.strides, keys)
+            return [*prefix, *reference_material(pixels, self._encode)]
+        return encoded_material(task, pixels, self._encode, self.strides, keys)
 
     def _turn(self, batch: Batch, keys: Keys) -> tuple[Tensor, list[KnownLatents]]:
         """Clips that turn to what their text says at the end of a prefix, and that prefix."""
-        frames = batch["latents"].shape[2]
-        count = 1 if frames == 2 else int(torch.randint(2, min(frames, 4), (), generator=keys.generator("turn")))
-        turn = (count - 1) * self.strides.temporal
-        length, indices = 1 + (frames - 1) * self.strides.temporal, batch["indices"].tolist()
-        draws = keys.rows("turns", len(indices), lambda rows, drawn: torch.rand(rows, 2, generator=drawn))
-        clips = self.clips.turns(indices, length, turn, draws)
-        latents = self._encode(to_pixels(clips.to(batch["latents"].device)))
+        latents = self._encode(to_pixels(batch[RENDERED].to(batch["latents"].device)))
+        count = self.draws.turn_frames(latents.shape[2], keys)
         return latents, [KnownLatents(latents[:, :, :count])]
 
     def _encode(self, video: Tensor) -> Tensor:
@@ -180,8 +171,7 @@ class FlowObjective(Objective):
 
     def _token_shape(self, latents: Tensor) -> tuple[int, int, int]:
         """(B, N, C) of the tokens of latents [B, C, f, h, w]."""
-        per_token = self.patch_size**2
-        return latents.shape[0], latents.shape[2:].numel() // per_token, latents.shape[1] * per_token
+        return token_shape(latents, self.patch_size)
 
     def _inputs(self, latents: Tensor, known: list[KnownLatents], sigma: Tensor, noise: Tensor) -> FlowInputs:
         return FlowInputs(latents, known, sigma, noise, self.strides, self.data.frame_rate, self.patch_size)
@@ -334,7 +324,8 @@ def build_scheduler(config: FlowObjectiveConfig) -> FlowMatchEulerDiscreteSchedu
 
 
 def _by_sigma(errors: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-    """Mean loss of the samples in each quarter of [0, 1]."""
-    bucket = (sigma * _BUCKETS).long().clamp(max=_BUCKETS - 1)
-    present = {int(value) for value in bucket}
-    return {f"loss/sigma_{value / _BUCKETS}": errors[(bucket == value).to(errors.device)].mean() for value in present}
+    """Mean loss of the samples in each quarter of [0, 1]; sigma is on the CPU, so that no GPU has to be waited for."""
+    present, bucket = (sigma * _BUCKETS).long().clamp(max=_BUCKETS - 1).unique(return_inverse=True)
+    share = torch.nn.functional.one_hot(bucket).T.to(errors.dtype)
+    means = ((share / share.sum(1, keepdim=True)).to(errors.device, non_blocking=True) * errors).sum(1)
+    return {f"loss/sigma_{value / _BUCKETS}": mean for value, mean in zip(present.tolist(), means, strict=True)}

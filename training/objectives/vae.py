@@ -19,19 +19,28 @@ from vgen.training.data.plan import Batch
 from vgen.training.ema import Ema
 from vgen.training.losses.haar import haar_distance
 from vgen.training.losses.lpips import Lpips
-from vgen.training.losses.pixels import difference_psnr, foreground_weights, psnr, seam_psnr, ssim, weighted_l1
+from vgen.training.losses.pixels import (
+    difference_psnr,
+    foreground_weights,
+    psnr,
+    seam_psnr,
+    ssim,
+    weighted_l1,
+    weighted_square,
+)
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.discriminator import PairDiscriminator, gan_losses
 from vgen.training.objectives.timestep_decoder import noise_latents, with_timestep
 from vgen.training.randomness import Keys, generator, key_number
 from vgen.training.sheets import save_sheet
+from vgen.types import VideoShape
 
 _CHUNK = 16
 _SHEET_CLIPS = 4
 
 
 class VaeObjective(Objective):
-    """Weighted L1 + Haar L1 + KL, all means; for a decoder trained alone perhaps a reconstruction GAN and LPIPS.
+    """Weighted L1, Haar L1 and KL, perhaps squared errors, all means; a decoder alone perhaps with GAN and LPIPS.
 
     Args:
         config: of the recipe.
@@ -75,11 +84,18 @@ class VaeObjective(Objective):
             inflate(self.vae)
             ema.restart(self)
 
+    def prepare(self, batch: Batch, keys: Keys) -> Batch:
+        """The batch with "noise" [B, C, f, h, w] of the posterior."""
+        rows, *shape = batch["frames"].shape[:4]
+        latent = VideoShape(*shape).latent(self.vae.strides)
+        return {**batch, "noise": keys.normal("posterior", (rows, self.vae.config.latent_channels, *latent))}
+
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch {"frames", "masks", "indices"}."""
+        """Loss of one micro-batch {"frames", "masks", "indices"}, prepared or not."""
+        batch = batch if "noise" in batch else self.prepare(batch, keys)
         video = to_pixels(batch["frames"])
         posterior = self.vae.encode(video).latent_dist
-        noise = keys.normal("posterior", posterior.mean.shape).to(posterior.mean)
+        noise = batch["noise"].to(posterior.mean)
         latents, timestep = self._noised(posterior.mean + posterior.std * noise, keys)
         restored = self.vae.decode(latents, timestep).sample
         difference = restored.float() - video
@@ -90,6 +106,9 @@ class VaeObjective(Objective):
         kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).mean()
         total = pixel + self.config.haar_weight * haar + self.config.kl_weight * kl
         logs = {"l1": pixel.detach(), "haar": haar.detach(), "kl": kl.detach()}
+        if self.config.square_weight:
+            square = weighted_square(difference, weights)
+            total, logs["square"] = total + self.config.square_weight * square, square.detach()
         if self.config.lpips is not None and "lpips" in self._judges:
             distance = self._judges["lpips"].to(video.device).clips(video, restored)
             total, logs["lpips"] = total + self.config.lpips.weight * distance, distance.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vgen.training.control import Control, StopRequested
 from vgen.training.data import latents as module
 from vgen.training.data.captioned import CaptionedLatents, tokenize
 from vgen.training.data.clips import SpriteClips, to_frames, to_pixels
-from vgen.training.data.latents import LatentCache, encode_clips
+from vgen.training.data.latents import LatentCache, encode_clips, encoder_hash
 from vgen.training.data.plan import Draw
 from vgen.training.data.sprites.captions import vocabulary_corpus
 from vgen.training.data.tokenizer import train_tokenizer
@@ -134,6 +135,34 @@ def test_caching_stops_when_asked_and_goes_on(cache: LatentCache) -> None:
     cache.encode_missing(control, say)
     assert len(list(cache.folder.rglob("*.safetensors"))) == 3
     assert not list(cache.folder.rglob("*.tmp"))
+
+
+def test_workers_that_render_ahead_change_no_latent(cache: LatentCache, tmp_path: Path) -> None:
+    cache.encode_missing(Control(cache.folder), lambda text: None)
+    config = cache.config.model_copy(update={"workers": 2})
+    helped = LatentCache(config, cache.clips, cache.vae, "weights-2", tmp_path)
+    there = helped.missing_shards()[1].path
+    there.parent.mkdir(parents=True)
+    there.symlink_to(cache.folder / there.relative_to(helped.folder))
+    helped.encode_missing(Control(cache.folder), lambda text: None)  # one is there, the workers pass it over
+    for made in (cache, helped):
+        made.load()
+    for length in (1, 5):
+        ours, theirs = (made.get(length, list(range(cache.size(length)))) for made in (cache, helped))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_latents_are_named_after_the_encoder_alone(tiny_vae: CausalVideoVAE) -> None:
+    before = encoder_hash(tiny_vae)
+    decoder, encoder = (copy.deepcopy(tiny_vae) for _ in range(2))
+    with torch.no_grad():
+        next(decoder.decoder.parameters()).add_(1.0)
+        next(encoder.encoder.parameters()).add_(1.0)
+    assert encoder_hash(decoder) == before
+    assert encoder_hash(encoder) != before
+    encoder = copy.deepcopy(tiny_vae)
+    encoder.latents_std.mul_(2.0)
+    assert encoder_hash(encoder) != before
 
 
 def test_processes_share_the_caching(cache: LatentCache) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vgen.training.losses.haar import haar_distance, haar_level, inverse_haar_level
-from vgen.training.losses.pixels import foreground_weights, psnr, ssim, weighted_l1
+from vgen.training.losses.pixels import foreground_weights, psnr, ssim, weighted_l1, weighted_square
 
 
 @pytest.mark.parametrize("size", [(8, 4, 4), (17, 8, 8), (1, 8, 8), (9, 5, 6), (5, 1, 4)])
@@ -54,6 +54,7 @@ def test_foreground_weights_and_weighted_l1() -> None:
     difference = torch.zeros(1, 3, 1, 5, 5)
     difference[:, :, 0, 2, 2] = 2.0
     assert float(weighted_l1(difference, weights)) == pytest.approx(2 * 9 / (9 * 9 + 16))
+    assert float(weighted_square(difference, weights)) == pytest.approx(4 * 9 / (9 * 9 + 16))
 
 
 def test_psnr_whole_and_masked() -> None:

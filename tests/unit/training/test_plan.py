@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vgen.training.config import Stage
-from vgen.training.data.plan import Batch, BatchPlan, Draw, batches
+from vgen.training.data.plan import Batch, BatchPlan, Draw, batches, workers_of
 from vgen.training.randomness import Keys, generator, key_number
 
 STAGES = [
@@ -74,3 +75,24 @@ def test_workers_change_nothing() -> None:
     alone = list(batches(BatchPlan(STAGES[:1], 3), Numbers(), 0, accumulation=1, workers=0))
     helped = list(batches(BatchPlan(STAGES[:1], 3), Numbers(), 0, accumulation=1, workers=1))
     assert all(torch.equal(a["indices"], b["indices"]) for a, b in zip(alone, helped, strict=True))
+
+
+def _with_noise(batch: Batch, keys: Keys) -> Batch:
+    return {**batch, "noise": keys.normal("noise", batch["indices"].shape)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_prepared_belongs_to_the_step(workers: int) -> None:
+    made = list(batches(BatchPlan(STAGES, 3), Numbers(), 50, 2, workers, _with_noise))
+    for number, batch in enumerate(made, 100):
+        expected = Keys(3, number // 2, number % 2).normal("noise", batch["indices"].shape)
+        assert torch.equal(batch["noise"], expected)
+    assert len(made) == 6
+
+
+def test_no_more_workers_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Numbers()
+    assert workers_of(source) == 0
+    monkeypatch.setattr(Numbers, "workers", 14, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert workers_of(source) == 4
