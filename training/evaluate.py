@@ -21,7 +21,7 @@ from vgen.hub import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
 from vgen.training.data.footage.records import write_text
 from vgen.training.field_metrics import FieldWeights, field_scores
-from vgen.training.ledger import Ledger
+from vgen.training.ledger import Ledger, measuring_pool
 from vgen.training.provenance import read_record
 from vgen.training.score_report import render
 from vgen.training.score_table import table
@@ -56,12 +56,13 @@ def evaluate_model(
     report: str | Path | None = None,
     guidance: Sequence[float] = (),
     command: str | None = None,
+    workers: int = 0,
     **settings: Any,
 ) -> dict[str, Any]:
     """Score a model on the test split of SpriteWorld, print the table, and write it as JSON and as a report.
 
     With `output` or `report`, what is measured is kept beside it, in NAME.parts.jsonl, until it is written: a killed
-    evaluation goes on from there when it is asked for again.
+    evaluation goes on from there when it is asked for again, also with other batches or on another device.
 
     Args:
         model: name or folder.
@@ -77,6 +78,7 @@ def evaluate_model(
         report: a Markdown file, replaced if it exists.
         guidance: scales to choose from, on the validation split; the best one is used for everything measured.
         command: that repeats this; told in the report.
+        workers: processes that judge clips while the next ones are made; 0: this one does, in turn.
         **settings: handed to the pipelines (guidance_scale ...); what is left out comes from the model.
     Returns:
         {"model", "scores": {...}, ...}, as in the JSON file.
@@ -91,38 +93,28 @@ def evaluate_model(
     budget = budget or (QUICK if quick else FULL)
     about = {
         "model": model_hash(folder),
-        "budget": list(budget),
+        "budget": list(budget._replace(batch=0)),  # the size of the batches changes no clip
         "seed": seed,
         "settings": settings,
         "guidance": list(guidance),
-        "device": torch.device(device).type,
         "vgen": version("vgen"),
-        "torch": torch.__version__,
     }
-    ledger = Ledger(_parts(output, report), about, expected(budget, tiers, tasks, guidance), _speaker())
-    began = ledger.clock() - ledger.seconds
-    found: dict[str, Any] = {
-        "model": Path(folder).name,
-        "hash": about["model"],
-        "vgen": about["vgen"],
-        "torch": about["torch"],
-        "versions": {name: version(name) for name in ("diffusers", "transformers", "numpy")}
-        | {"python": platform.python_version()},
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": command,
-        "intervals_of_shares": "wilson",
-        "budget": budget._asdict(),
-        "seed": seed,
-        "device": str(device),
-        "training": read_record(Path(folder)),
-    }
-    if guidance:
-        found["guidance"] = choose_guidance(pipeline, guidance, budget, tiers, seed, ledger, **settings)
-        settings["guidance_scale"] = found["guidance"]["chosen"]
-    found["settings"] = {**pipeline.config.defaults, **settings}
-    scores = {f"tier {tier}": _tier_scores(pipeline, tier, budget, seed, ledger, tasks, **settings) for tier in tiers}
-    if field is not None:
-        scores[f"tier {tiers[0]}"]["field"] = field_scores(pipeline, field, budget, seed, ledger, tiers[0], **settings)
+    planned, place = expected(budget, tiers, tasks, guidance), f"{device} with torch {torch.__version__}"
+    with measuring_pool(workers) as pool:
+        ledger = Ledger(_parts(output, report), about, planned, _speaker(), pool=pool, place=place)
+        began = ledger.clock() - ledger.seconds
+        found = _about(folder, about, command, budget, seed)
+        if guidance:
+            found["guidance"] = choose_guidance(pipeline, guidance, budget, tiers, seed, ledger, **settings)
+            settings["guidance_scale"] = found["guidance"]["chosen"]
+        found["settings"] = {**pipeline.config.defaults, **settings}
+        scores = {
+            f"tier {tier}": _tier_scores(pipeline, tier, budget, seed, ledger, tasks, **settings) for tier in tiers
+        }
+        if field is not None:
+            chosen = field_scores(pipeline, field, budget, seed, ledger, tiers[0], **settings)
+            scores[f"tier {tiers[0]}"]["field"] = chosen
+    found["device"] = " and ".join(ledger.places) if {*ledger.places} - {place} else str(device)
     found |= {"seconds": round(ledger.clock() - began, 1), "scores": scores}
     Console().print(table(found))
     if output is not None:
@@ -131,6 +123,24 @@ def evaluate_model(
         write_text(Path(report), render(found))
     ledger.close()
     return found
+
+
+def _about(folder: str | Path, about: dict[str, Any], command: str | None, budget: Budget, seed: int) -> dict[str, Any]:
+    """What the page says of an evaluation before anything is measured."""
+    return {
+        "model": Path(folder).name,
+        "hash": about["model"],
+        "vgen": about["vgen"],
+        "torch": torch.__version__,
+        "versions": {name: version(name) for name in ("diffusers", "transformers", "numpy")}
+        | {"python": platform.python_version()},
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": command,
+        "intervals_of_shares": "wilson",
+        "budget": budget._asdict(),
+        "seed": seed,
+        "training": read_record(Path(folder)),
+    }
 
 
 def _tier_scores(

@@ -20,7 +20,7 @@ from vgen.training.data.sprites.world import SpriteWorld, answer_prompts
 from vgen.training.frechet import frechet_of_features
 from vgen.training.ledger import Ledger
 from vgen.training.losses.lpips import Lpips
-from vgen.training.scores import Budget, Clips, canvas, chunks, reconstruct, to_uint8
+from vgen.training.scores import Budget, Clips, canvas, chunks, generators, reconstruct
 
 I3D_FEATURES = 400
 """What the I3D of Kinetics-400 gives before its softmax; FVD is defined on it."""
@@ -91,10 +91,9 @@ def field_scores(
         return found
     prompts = [prompt for prompt, _ in answer_prompts("test", tier, budget.prompts)]
     made: list[Clips] = []
-    for part in chunks(list(enumerate(prompts)), budget.batch):
-        generators = [torch.Generator().manual_seed(seed + index) for index, _ in part]
-        texts = [prompt for _, prompt in part]
-        made.extend(to_uint8(pipeline(texts, generator=generators, output_type="np", **settings).frames))
+    for part in chunks(range(len(prompts)), budget.batch):
+        texts = [prompts[index] for index in part]
+        made.extend(pipeline(texts, generator=generators(seed, part), output_type="uint8", **settings).frames)
         ledger.say(f"clips for the field's scores: {len(made)} of {len(prompts)}")
     originals = [world.sample(index).frames for index in range(budget.prompts)]
     if weights.clip_model is not None:

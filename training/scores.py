@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vgen.engine.host_copy import to_bytes
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
 from vgen.training.data.sprites.captions import caption
 from vgen.training.data.sprites.keys import AnswerKey
 from vgen.training.data.sprites.splits import stream
 from vgen.training.data.sprites.world import SpriteClip, SpriteWorld, answer_prompts
 from vgen.training.judge import Score, score
-from vgen.training.ledger import Ledger, Row
+from vgen.training.ledger import Job, Ledger, Row
 from vgen.training.losses.pixels import ssim
 from vgen.training.statistics import psnr_interval, share_interval
 
@@ -42,6 +43,11 @@ def row_of(judged: Score) -> Row:
     """A score as a ledger keeps it; one object has no relation."""
     passed = {part: bool(getattr(judged, part)) for part in _PARTS if getattr(judged, part) is not None}
     return {**passed, "acceleration": float(judged.acceleration), "flicker": float(judged.flicker)}
+
+
+def judged(clip: Clips, key: AnswerKey) -> Row:
+    """What the judge says of a clip, as a ledger keeps it."""
+    return row_of(score(clip, key))
 
 
 def rates(rows: Sequence[Row], repeats: int = 1) -> Rates:
@@ -71,12 +77,11 @@ def vae_scores(pipeline: TextToVideoPipeline, tier: int, budget: Budget, ledger:
     """Reconstruction of test clips: PSNR, SSIM, and what the judge reads afterwards: the ceiling of every score."""
     world = SpriteWorld("test", tier, **canvas(pipeline))
 
-    def measure(part: range) -> list[Row]:
+    def make(part: range) -> list[Job]:
         clips = [world.sample(index) for index in part]
-        restored = reconstruct(pipeline, np.stack([clip.frames for clip in clips]))
-        return [_restored(clip, made) for clip, made in zip(clips, restored, strict=True)]
+        return list(zip(clips, reconstruct(pipeline, np.stack([clip.frames for clip in clips])), strict=True))
 
-    rows = ledger.rows(f"VAE, tier {tier}", budget.clips, budget.batch, measure)
+    rows = ledger.rows(f"VAE, tier {tier}", budget.clips, budget.batch, make, _restored)
     pixels = {
         "psnr": decibels([row["error"] for row in rows]),
         "object_psnr": decibels([row["object_error"] for row in rows], [row["object_pixels"] for row in rows]),
@@ -99,8 +104,8 @@ def _restored(clip: SpriteClip, made: Clips) -> Row:
         "object_pixels": int(clip.masks.sum()),
         "first_error": float(errors[0].mean()),
         "ssim": ssim(torch.from_numpy(clip.frames[None]), torch.from_numpy(made[None])),
-        "original": row_of(score(clip.frames, clip.key)),
-        **row_of(score(made, clip.key)),
+        "original": judged(clip.frames, clip.key),
+        **judged(made, clip.key),
     }
 
 
@@ -133,13 +138,12 @@ def text_to_video_scores(
     jobs = asked * budget.seeds
     others = [key for _, key in asked[len(asked) // 2 :] + asked[: len(asked) // 2]] * budget.seeds
 
-    def measure(part: range) -> list[Row]:
-        generators = [torch.Generator().manual_seed(seed + number) for number in part]
+    def make(part: range) -> list[Job]:
         prompts = [jobs[number][0] for number in part]
-        made = to_uint8(pipeline(prompts, generator=generators, output_type="np", **settings).frames)
-        return [_obeyed(clip, jobs[number][1], others[number]) for clip, number in zip(made, part, strict=True)]
+        made = pipeline(prompts, generator=generators(seed, part), output_type="uint8", **settings).frames
+        return [(clip, jobs[number][1], others[number]) for clip, number in zip(made, part, strict=True)]
 
-    rows = ledger.rows(f"{name}, tier {tier}, {triples}", len(jobs), budget.batch, measure)
+    rows = ledger.rows(f"{name}, tier {tier}, {triples}", len(jobs), budget.batch, make, _obeyed)
     return {
         **rates(rows, budget.seeds),
         "acceleration": float(np.mean([row["acceleration"] for row in rows])),
@@ -152,7 +156,7 @@ def text_to_video_scores(
 def _obeyed(clip: Clips, key: AnswerKey, other: AnswerKey) -> Row:
     still = np.repeat(clip[:1], len(clip), axis=0)
     return {
-        **row_of(score(clip, key)),
+        **judged(clip, key),
         "shuffled_captions": bool(score(clip, other).joint),
         "still_video": bool(score(still, key).joint),
     }
@@ -169,31 +173,28 @@ def image_to_video_scores(
     clips = [clip for clip in (world.sample(i) for i in range(budget.prompts)) if clip.masks[0].any()]
     jobs = clips * budget.seeds
 
-    def measure(part: range) -> list[Row]:
+    def make(part: range) -> list[Job]:
         chosen = [jobs[number] for number in part]
-        generators = [torch.Generator().manual_seed(seed + number) for number in part]
-        prompts = [full_prompt(clip) for clip in chosen]
         firsts = np.stack([clip.frames[:1] for clip in chosen])
         images = torch.from_numpy(firsts[:, 0]).permute(0, 3, 1, 2).float() / 255
-        frames = animate(
-            image=images, prompt=prompts, generator=generators, output_type="np", keep_known_pixels=False, **settings
-        ).frames
-        restored = reconstruct(pipeline, firsts)
-        return [
-            {
-                **row_of(score(made, clip.key)),
-                "error": float(squared_error(clip.frames[0], made[0]).mean()),
-                "vae_error": float(squared_error(clip.frames[0], coded[0]).mean()),
-            }
-            for made, clip, coded in zip(to_uint8(frames), chosen, restored, strict=True)
-        ]
+        made = animate(
+            image=images, prompt=[full_prompt(clip) for clip in chosen], generator=generators(seed, part),
+            output_type="uint8", keep_known_pixels=False, **settings,
+        ).frames  # fmt: skip
+        keys = [clip.key for clip in chosen]
+        return list(zip(made, firsts[:, 0], reconstruct(pipeline, firsts)[:, 0], keys, strict=True))
 
-    rows = ledger.rows(f"image to video, tier {tier}", len(jobs), budget.batch, measure)
+    rows = ledger.rows(f"image to video, tier {tier}", len(jobs), budget.batch, make, _animated)
     pixels = {
         "first_frame_psnr": decibels([row["error"] for row in rows]),
         "vae_first_frame_psnr": decibels([row["vae_error"] for row in rows]),
     }
     return {**with_intervals(pixels), **rates(rows, budget.seeds)}
+
+
+def _animated(made: Clips, first: Clips, coded: Clips, key: AnswerKey) -> Row:
+    errors = {"error": squared_error(first, made[0]), "vae_error": squared_error(first, coded)}
+    return {**judged(made, key), **{name: float(error.mean()) for name, error in errors.items()}}
 
 
 def image_scores(
@@ -203,14 +204,14 @@ def image_scores(
     world = SpriteWorld("test", tier, num_frames=1)
     keys = [world.scene(index).key for index in range(budget.prompts)]
 
-    def measure(part: range) -> list[Row]:
+    def make(part: range) -> list[Job]:
         places = [number % len(keys) for number in part]
         prompts = [caption(keys[i], stream("prompt", "test", tier, i), require=("colour", "shape")) for i in places]
-        generators = [torch.Generator().manual_seed(seed + number) for number in part]
-        made = pipeline(prompts, num_frames=1, generator=generators, output_type="np", **settings).frames
-        return [row_of(score(clip, keys[i])) for clip, i in zip(to_uint8(made), places, strict=True)]
+        given = {**settings, "num_frames": 1, "generator": generators(seed, part)}
+        made = pipeline(prompts, output_type="uint8", **given).frames
+        return [(clip, keys[i]) for clip, i in zip(made, places, strict=True)]
 
-    rows = ledger.rows(f"pictures, tier {tier}", len(keys) * budget.seeds, budget.batch, measure)
+    rows = ledger.rows(f"pictures, tier {tier}", len(keys) * budget.seeds, budget.batch, make, judged)
     return rates(rows, budget.seeds)
 
 
@@ -219,9 +220,9 @@ def squared_error(first: Clips, second: Clips) -> NDArray[np.float64]:
     return np.square(first.astype(np.float64) - second.astype(np.float64)).mean(-1)
 
 
-def to_uint8(frames: NDArray[np.floating[Any]]) -> Clips:
-    """[..., 3] in [0, 1] -> uint8, rounded."""
-    return (np.asarray(frames) * 255.0).round().clip(0, 255).astype(np.uint8)
+def generators(seed: int, numbers: range) -> list[torch.Generator]:
+    """One a clip, by its number: its noise does not depend on the clips beside it."""
+    return [torch.Generator().manual_seed(seed + number) for number in numbers]
 
 
 def full_prompt(clip: SpriteClip) -> str:
@@ -250,7 +251,7 @@ def reconstruct(pipeline: TextToVideoPipeline, clips: Clips) -> Clips:
     video = torch.from_numpy(clips).permute(0, 4, 1, 2, 3).to(vae.device, torch.float32) / 127.5 - 1
     timestep = torch.zeros(len(video), device=vae.device) if vae.config.timestep_conditioning else None
     restored = vae.decode(vae.encode(video.to(vae.dtype)).latent_dist.mode(), timestep).sample
-    return to_uint8((restored.float().permute(0, 2, 3, 4, 1).cpu().numpy() + 1) / 2)
+    return to_bytes(restored).cpu().numpy()
 
 
 def chunks(items: Any, size: int) -> list[Any]:

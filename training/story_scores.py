@@ -3,6 +3,7 @@ length."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -10,42 +11,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline
-from vgen.pipelines.long_video import Part, make_windows
+from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
 from vgen.training.data.sprites.captions import caption
 from vgen.training.data.sprites.keys import DIRECTIONS, AnswerKey
 from vgen.training.data.sprites.splits import stream
 from vgen.training.data.sprites.world import SpriteWorld, answer_prompts
-from vgen.training.judge import Verdict, judge, score
-from vgen.training.ledger import Ledger, Row
-from vgen.training.scores import Budget, canvas, rates, row_of, share, to_uint8
+from vgen.training.judge import Verdict, judge
+from vgen.training.ledger import Job, Ledger, Row
+from vgen.training.scores import Budget, Clips, canvas, generators, judged, rates, share
 from vgen.windows import Window, plan_windows
 
 LENGTHS: Final = (1, 5, 9, 17, 33, 65)
 STORY_PROMPTS: Final = 4
 OVERLAP: Final = 5  # frames that a window of a story is given
 NEAR: Final = 2  # frames from a seam that do not count as inside a window
-
-
-class Collected:
-    """Frames of a story in memory; see `vgen.pipelines.long_video.Frames`."""
-
-    def __init__(self) -> None:
-        self.windows_done = 0
-        self.frames = np.zeros((0, 0, 0, 3), np.uint8)
-
-    def append(self, frames: NDArray[np.uint8]) -> None:
-        """Add a window."""
-        self.frames = np.concatenate([self.frames, frames]) if len(self.frames) else frames
-        self.windows_done += 1
-
-    def last(self, count: int) -> NDArray[np.uint8]:
-        """The last `count` frames."""
-        return self.frames[-count:]
-
-    def first(self) -> NDArray[np.uint8]:
-        """The first frame."""
-        return self.frames[0]
 
 
 def story_scores(
@@ -64,21 +43,13 @@ def story_scores(
     stride = pipeline.vae.strides.temporal
     windows = plan_windows(lengths, length, OVERLAP, stride)
     told = [_story(tier, index) for index in range(max(1, budget.prompts // STORY_PROMPTS))]
-    ends = np.cumsum(lengths)
 
-    def measure(part: range) -> list[Row]:
-        rows = []
-        for number in part:
-            taken = Collected()
-            prompts = [Part(prompt) for prompt, _ in told[number]]
-            make_windows(make, prompts, windows, taken, seed + 1000 * number, reference="first", **settings)
-            seen = [judge(taken.frames[max(0, end - length) : end]) for end in ends]
-            obeyed = [found.motion == key.objects[0].motion for found, (_, key) in zip(seen, told[number], strict=True)]
-            track = [None if np.isnan(place).any() else place.tolist() for place in judge(taken.frames).centres]
-            rows.append({"motion": obeyed, "constant": _is_constant(seen), "track": track})
-        return rows
+    def tell(part: range) -> list[Job]:
+        stories = [[prompt for prompt, _ in told[number]] for number in part]
+        made = make_stories(make, stories, windows, [seed + 1000 * number for number in part], **settings)
+        return [(clip, lengths, [key for _, key in told[number]]) for clip, number in zip(made, part, strict=True)]
 
-    rows = ledger.rows(f"stories, tier {tier}", len(told), 1, measure)
+    rows = ledger.rows(f"stories, tier {tier}", len(told), budget.batch, tell, _followed)
     asked = [entry for keys in told for entry in keys]
     single = _single_clips(pipeline, asked, budget, seed, ledger, f"clips of stories, tier {tier}", **settings)
     return {
@@ -87,6 +58,48 @@ def story_scores(
         "constant": share([row["constant"] for row in rows]),
         "acceleration": _accelerations([_track(row["track"]) for row in rows], windows),
     }
+
+
+def make_stories(
+    pipe: MaskedPredictionPipeline,
+    stories: Sequence[Sequence[str]],
+    windows: Sequence[Window],
+    seeds: Sequence[int],
+    **settings: Any,
+) -> Clips:
+    """Stories side by side: of each what `vgen.pipelines.long_video.make_windows` makes, its first frame a reference.
+
+    Args:
+        pipe: of the model.
+        stories: the prompts of each, one a segment of the windows.
+        windows: of all of them.
+        seeds: one a story.
+        **settings: of every call.
+    Returns:
+        uint8 [stories, F, H, W, 3].
+    """
+    frames: Clips | None = None
+    for number, window in enumerate(windows):
+        known = [] if frames is None else [
+            [VideoCondition(clip[-window.known :]), VideoCondition(clip[0], reference=True)] for clip in frames
+        ]  # fmt: skip
+        made = pipe(
+            conditions=known,
+            prompt=[prompts[window.segment] for prompts in stories],
+            generator=[torch.Generator().manual_seed(seed + number) for seed in seeds],
+            output_type="uint8",
+            **{**settings, "num_frames": window.num_frames},
+        ).frames[:, window.known : window.known + window.new]
+        frames = made if frames is None else np.concatenate([frames, made], axis=1)
+    assert frames is not None
+    return frames
+
+
+def _followed(frames: Clips, lengths: Sequence[int], keys: Sequence[AnswerKey]) -> Row:
+    seen = [judge(frames[max(0, end - lengths[0]) : end]) for end in np.cumsum(lengths)]
+    obeyed = [found.motion == key.objects[0].motion for found, key in zip(seen, keys, strict=True)]
+    track = [None if np.isnan(place).any() else place.tolist() for place in judge(frames).centres]
+    return {"motion": obeyed, "constant": _is_constant(seen), "track": track}
 
 
 def _track(places: list[list[float] | None]) -> NDArray[np.float32]:
@@ -134,13 +147,12 @@ def _single_clips(
     name: str,
     **settings: Any,
 ) -> list[Row]:
-    def measure(part: range) -> list[Row]:
-        generators = [torch.Generator().manual_seed(seed + number) for number in part]
+    def make(part: range) -> list[Job]:
         prompts = [asked[number][0] for number in part]
-        made = to_uint8(pipeline(prompts, generator=generators, output_type="np", **settings).frames)
-        return [row_of(score(clip, asked[number][1])) for clip, number in zip(made, part, strict=True)]
+        made = pipeline(prompts, generator=generators(seed, part), output_type="uint8", **settings).frames
+        return [(clip, asked[number][1]) for clip, number in zip(made, part, strict=True)]
 
-    return ledger.rows(name, len(asked), budget.batch, measure)
+    return ledger.rows(name, len(asked), budget.batch, make, judged)
 
 
 def _is_constant(segments: list[Verdict]) -> bool:

@@ -5,26 +5,27 @@ Pixels are never pasted back. Centres are the judge's, in made clips and in real
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
+from vgen.training.data.sprites.keys import AnswerKey
 from vgen.training.data.sprites.world import SpriteClip, SpriteWorld
 from vgen.training.judge import centres_of
-from vgen.training.ledger import Ledger, Row
+from vgen.training.ledger import Job, Ledger, Row
 from vgen.training.scores import (
     Budget,
     Clips,
     canvas,
     decibels,
     full_prompt,
+    generators,
     reconstruct,
     squared_error,
-    to_uint8,
     with_intervals,
 )
 from vgen.training.statistics import bootstrap_interval
@@ -40,14 +41,14 @@ def prediction_scores(
     pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """Error of the centre in the last frame, of moving clips of which the first frames are given."""
-    clips = _moving(pipeline, tier, budget.prompts)
-    real = [centres_of(clip.frames, clip.key) for clip in clips]
+    clips, real = _moving(pipeline, tier, budget.prompts, ledger)
     found = {}
     for given in GIVEN:
         conditions = [[VideoCondition(clip.frames[:given])] for clip in clips]
         made = _make(
             pipeline, clips, conditions, budget, seed, ledger, f"prediction of {given}, tier {tier}",
-            lambda clip, number: {"centre": _listed(centres_of(clip, clips[number].key)[-1])}, **settings,
+            lambda made, part: [(clip, clips[i].key, -1) for clip, i in zip(made, part, strict=True)], _placed,
+            **settings,
         )  # fmt: skip
         steady = [_extrapolated(track[:given], len(track) - 1) for track in real]
         true = [track[-1] for track in real]
@@ -63,16 +64,16 @@ def interpolation_scores(
     pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
 ) -> dict[str, Any]:
     """Error of the centre in the middle frame, of moving clips of which first and last frame are given."""
-    clips = _moving(pipeline, tier, budget.prompts)
-    real = [centres_of(clip.frames, clip.key) for clip in clips]
+    clips, real = _moving(pipeline, tier, budget.prompts, ledger)
     middle = len(clips[0].frames) // 2
     conditions = [[VideoCondition(c.frames[0]), VideoCondition(c.frames[-1], frame_index=-1)] for c in clips]
     made = _make(
         pipeline, clips, conditions, budget, seed, ledger, f"interpolation, tier {tier}",
-        lambda clip, number: {"centre": _listed(centres_of(clip, clips[number].key)[middle])}, **settings,
+        lambda made, part: [(clip, clips[i].key, middle) for clip, i in zip(made, part, strict=True)], _placed,
+        **settings,
     )  # fmt: skip
     true = [track[middle] for track in real]
-    blends = [centres_of(_blended(clip.frames), clip.key)[middle] for clip in clips]
+    blends = [track[middle] for track in ledger.map(centres_of, ((_blended(c.frames), c.key) for c in clips))]
     return {
         "error": _errors([_centre(row, like) for row, like in zip(made, true, strict=True)], true, clips),
         "nearest_copy": _errors([track[0] for track in real], true, clips),
@@ -90,21 +91,16 @@ def completion_scores(
     known = hidden_box(*clips[0].frames.shape[1:3])
     conditions = [[VideoCondition(clip.frames, mask=known.astype(np.float32))] for clip in clips]
 
-    def measure(clip: Clips, number: int) -> Row:
-        original = clips[number].frames
-        restored = reconstruct(pipeline, original[None])[0]
-        made, coded = squared_error(original, clip), squared_error(original, restored)
-        return {
-            "error": float(made[:, ~known].mean()),
-            "known_error": float(made[:, known].mean()),
-            "vae_error": float(coded[:, ~known].mean()),
-            "vae_known_error": float(coded[:, known].mean()),
-        }
+    def jobs(made: Clips, part: range) -> Iterable[Job]:
+        originals = np.stack([clips[i].frames for i in part])
+        return ((*pair, known) for pair in zip(originals, made, reconstruct(pipeline, originals), strict=True))
 
-    rows = _make(pipeline, clips, conditions, budget, seed, ledger, f"completion, tier {tier}", measure, **settings)
+    rows = _make(
+        pipeline, clips, conditions, budget, seed, ledger, f"completion, tier {tier}", jobs, _completed, **settings
+    )
 
     def filled(fill: Callable[[Clips, NDArray[np.bool_]], Clips]) -> dict[str, float]:
-        return decibels([float(squared_error(c.frames, fill(c.frames, known))[:, ~known].mean()) for c in clips])
+        return decibels(list(ledger.map(_filled, ((clip.frames, known, fill) for clip in clips))))
 
     return with_intervals(
         {
@@ -116,6 +112,21 @@ def completion_scores(
             "vae_known_psnr": decibels([row["vae_known_error"] for row in rows]),
         }
     )
+
+
+def _completed(original: Clips, made: Clips, restored: Clips, known: NDArray[np.bool_]) -> Row:
+    errors, coded = squared_error(original, made), squared_error(original, restored)
+    return {
+        "error": float(errors[:, ~known].mean()),
+        "known_error": float(errors[:, known].mean()),
+        "vae_error": float(coded[:, ~known].mean()),
+        "vae_known_error": float(coded[:, known].mean()),
+    }
+
+
+def _filled(original: Clips, known: NDArray[np.bool_], fill: Callable[[Clips, NDArray[np.bool_]], Clips]) -> float:
+    """The squared error of what fills the hidden box."""
+    return float(squared_error(original, fill(original, known))[:, ~known].mean())
 
 
 def hidden_box(height: int, width: int) -> NDArray[np.bool_]:
@@ -148,22 +159,25 @@ def fill_linear(clips: Clips, known: NDArray[np.bool_]) -> Clips:
     return filled
 
 
-def _moving(pipeline: TextToVideoPipeline, tier: int, count: int) -> list[SpriteClip]:
-    """Test clips in which something moves, and whose objects are seen wherever a centre is asked for.
+def _moving(
+    pipeline: TextToVideoPipeline, tier: int, count: int, ledger: Ledger
+) -> tuple[list[SpriteClip], list[Centres]]:
+    """Test clips in which something moves, and whose objects are seen wherever a centre is asked for; their tracks.
 
     One object is seen in every frame; of two, one may be behind the other in between.
     """
     world = SpriteWorld("test", tier, **canvas(pipeline))
-    found: list[SpriteClip] = []
-    for index in range(2 * count):
-        clip = world.sample(index)
-        track, last = centres_of(clip.frames, clip.key), len(clip.frames) - 1
-        asked = slice(None) if track.shape[1] == 1 else [0, *(given - 1 for given in GIVEN), last // 2, last]
-        track = track[asked]
-        shown = clip.masks.any(axis=(1, 2)).all() and np.isfinite(track).all()
-        if shown and np.ptp(track, axis=0).max() > 2 and len(found) < count:
-            found.append(clip)
-    return found
+    judged = ledger.map(_tracked, ((world.sample(index),) for index in range(2 * count)))
+    found = list(islice((pair for pair in judged if pair is not None), count))
+    return [clip for clip, _ in found], [track for _, track in found]
+
+
+def _tracked(clip: SpriteClip) -> tuple[SpriteClip, Centres] | None:
+    whole, last = centres_of(clip.frames, clip.key), len(clip.frames) - 1
+    asked = slice(None) if whole.shape[1] == 1 else [0, *(given - 1 for given in GIVEN), last // 2, last]
+    track = whole[asked]
+    shown = clip.masks.any(axis=(1, 2)).all() and np.isfinite(track).all()
+    return (clip, whole) if shown and np.ptp(track, axis=0).max() > 2 else None
 
 
 def _make(
@@ -174,25 +188,30 @@ def _make(
     seed: int,
     ledger: Ledger,
     name: str,
-    measure: Callable[[Clips, int], Row],
+    jobs: Callable[[Clips, range], Iterable[Job]],
+    measure: Callable[..., Row],
     **settings: Any,
 ) -> list[Row]:
-    """Make every clip from what is known of it, and measure it; `measure` is given the clip made and its number."""
+    """Make every clip from what is known of it, and measure it; `jobs` is given the clips made and their numbers."""
     predict = MaskedPredictionPipeline(**pipeline.components)
     predict.set_progress_bar_config(disable=True)
 
-    def rows(part: range) -> list[Row]:
-        frames = predict(
+    def make(part: range) -> Iterable[Job]:
+        made = predict(
             conditions=[conditions[i] for i in part],
             prompt=[full_prompt(clips[i]) for i in part],
-            generator=[torch.Generator().manual_seed(seed + i) for i in part],
+            generator=generators(seed, part),
             keep_known_pixels=False,
-            output_type="np",
+            output_type="uint8",
             **settings,
         ).frames
-        return [measure(clip, number) for clip, number in zip(to_uint8(frames), part, strict=True)]
+        return jobs(made, part)
 
-    return ledger.rows(name, len(clips), budget.batch, rows)
+    return ledger.rows(name, len(clips), budget.batch, make, measure)
+
+
+def _placed(clip: Clips, key: AnswerKey, frame: int) -> Row:
+    return {"centre": _listed(centres_of(clip, key)[frame])}
 
 
 def _listed(centres: Centres) -> list[float] | None:

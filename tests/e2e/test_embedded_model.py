@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +99,32 @@ def test_evaluate_scores_what_is_known_in_part(
     found = report["scores"]["tier 1"]
     assert {"prediction", "interpolation", "completion"} <= set(found)
     assert found["prediction"]["given_5"]["error"]["count"] == 2
+
+
+def test_a_killed_evaluation_goes_on_elsewhere_and_with_workers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = Budget(clips=2, prompts=2, seeds=1, batch=2)
+    asked: dict[str, Any] = {"budget": budget, "tiers": (1,), "num_inference_steps": 1}
+    whole = evaluate_model(folder, **asked)
+    target = tmp_path / "scores.json"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("vgen.training.evaluate.image_scores", _interrupted)
+        evaluate_model(folder, output=target, **asked)
+    parts = tmp_path / "scores.parts.jsonl"
+    parts.write_text(parts.read_text().replace('"place": "cpu ', '"place": "cuda '))
+    asked["budget"] = budget._replace(batch=1)
+    report = evaluate_model(folder, output=target, workers=1, **asked)
+    assert report["device"] == " and ".join(f"{name} with torch {torch.__version__}" for name in ("cuda", "cpu"))
+    assert whole["device"] == "cpu" and not parts.exists()
+    assert report["scores"]["tier 1"].keys() == whole["scores"]["tier 1"].keys()
+    for task in ("vae", "text_to_video", "image_to_video"):
+        assert report["scores"]["tier 1"][task] == whole["scores"]["tier 1"][task]
+    assert report["scores"]["tier 1"]["images"] == whole["scores"]["tier 1"]["images"], "in other batches, too"
+
+
+def _interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_any_length_of_1_plus_4k_fits(pipeline: TextToVideoPipeline) -> None:

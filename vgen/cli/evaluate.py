@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+_GPU_BATCH = 128
 _VBENCH = "For VBench"
 _FIELD = "The field's scores, from weights on this machine"
+_TierList = Annotated[
+    str | None, typer.Option("--tiers", metavar="LIST", help="1,2,3: SpriteWorld's to score; 1,2 if left out.")
+]
+_BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", metavar="N", min=1, help="Clips made at once (16; 128 on a GPU); changes none."),
+]
+_Workers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=0, help="Processes that judge meanwhile (0; on a GPU up to 15)."),
+]
 
 
 def evaluate(
@@ -37,9 +50,7 @@ def evaluate(
         str,
         typer.Option("--tasks", metavar="basic|all", help="all: prediction, interpolation and completion, too."),
     ] = "basic",
-    tiers: Annotated[
-        str | None, typer.Option("--tiers", metavar="LIST", help="1,2,3: SpriteWorld's to score; 1,2 if left out.")
-    ] = None,
+    tiers: _TierList = None,
     seed: Annotated[str, typer.Option("--seed", metavar="N", help="Seed of all noise.")] = "0",
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the JSON file, or clips, if there.")] = False,
@@ -65,6 +76,8 @@ def evaluate(
     seeds: Annotated[
         int | None, typer.Option("--seeds", metavar="N", min=1, help="Clips a prompt, to be scored (3; quick 1).")
     ] = None,
+    batch_size: _BatchSize = None,
+    workers: _Workers = None,
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", min=1, help="Clips a prompt.", rich_help_panel=_VBENCH)
     ] = 5,
@@ -95,21 +108,20 @@ def evaluate(
         _report_again(report_from, report, overwrite)
         return
     if export is not None:
-        scored = (output, report, choose_guidance, tiers, seeds, clip_model, fvd_model, lpips)
+        scored = (output, report, choose_guidance, tiers, seeds, batch_size, workers, clip_model, fvd_model, lpips)
         if tasks != "basic" or quick or any(value is not None for value in scored):
             raise RequestError("--export-vbench makes clips and scores nothing: leave the options for scores out.")
         from vgen.cli.vbench import export_vbench
 
         fields = {"model": model, "seed": seed, **({"device": device} if device is not None else {})}
-        export_vbench(export, fields, prompts, num_prompts or 64, samples, overwrite)
-        return
+        return export_vbench(export, fields, prompts, num_prompts or 64, samples, overwrite)
     if prompts is not None:
         raise RequestError("--prompts is for --export-vbench; scores are of SpriteWorld's prompts.")
     for name, target, ending in (("output", output, ".json"), ("report", report, ".md")):
         if target is not None:
             _check_target(name, target, ending, overwrite)
     _score(
-        model, seed, device, tasks, quick, num_prompts, seeds, choose_guidance, tiers,
+        model, seed, device, tasks, quick, num_prompts, seeds, choose_guidance, tiers, batch_size, workers,
         output=output, report=report, weights=(clip_model, fvd_model, lpips),
     )  # fmt: skip
 
@@ -124,6 +136,8 @@ def _score(
     seeds: int | None,
     choose_guidance: str | None,
     tiers: str | None,
+    batch_size: int | None,
+    workers: int | None,
     *,
     output: str | None,
     report: str | None,
@@ -139,12 +153,17 @@ def _score(
     device = choose_device(request.device or "auto")
     from vgen.training.evaluate import FULL, QUICK, evaluate_model
 
-    usual = QUICK if quick else FULL
-    budget = usual._replace(prompts=num_prompts or usual.prompts, seeds=seeds or usual.seeds)
+    usual, on_cpu = QUICK if quick else FULL, device == "cpu"
+    budget = usual._replace(
+        prompts=num_prompts or usual.prompts, seeds=seeds or usual.seeds,
+        batch=batch_size or (usual.batch if on_cpu else _GPU_BATCH),
+    )  # fmt: skip
+    if workers is None:  # on a CPU the model has its cores
+        workers = 0 if on_cpu else min(os.cpu_count() or 1, 16) - 1
     evaluate_model(
         request.model, output=output, device=device, seed=request.seed or 0, tasks=tasks, budget=budget, report=report,
         guidance=guidance, command=_command(model, seed, tasks, quick, num_prompts, seeds, choose_guidance, tiers),
-        **chosen, **_field_weights(*weights),
+        workers=workers, **chosen, **_field_weights(*weights),
     )  # fmt: skip
 
 

@@ -316,15 +316,19 @@ def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, mo
     assert run_cli("evaluate", *words, "--tasks", "al").code == 2
     assert run_cli("evaluate", *words, "--tasks", "all").code == 0
     more = ("--report", tmp_path / "README.md", "--choose-guidance", "2,3.5,2", "--num-prompts", 9, "--seeds", 2,
-            "--tiers", "1,3")  # fmt: skip
+            "--tiers", "1,3", "--batch-size", 5, "--workers", 3)  # fmt: skip
     assert run_cli("evaluate", *words, *more).code == 0
     expected = {
         "output": str(tmp_path / "scores.json"), "device": "cpu", "seed": 4, "tasks": "all", "budget": scoring.QUICK,
-        "report": None, "guidance": (),
+        "report": None, "guidance": (), "workers": 0,
         "command": f"vgen evaluate --model {paper_model} --tasks all --seed 4 --quick",
     }  # fmt: skip
     assert seen[0] == ((str(paper_model),), expected)
-    assert seen[1][1]["budget"] == scoring.QUICK._replace(prompts=9, seeds=2)
+    assert seen[1][1]["budget"] == scoring.QUICK._replace(prompts=9, seeds=2, batch=5) and seen[1][1]["workers"] == 3
+    monkeypatch.setattr("vgen.cli.jobs.choose_device", lambda asked: "cuda")
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert run_cli("evaluate", "--model", paper_model).code == 0
+    assert seen[2][1]["budget"].batch > scoring.FULL.batch and seen[2][1]["workers"] == 15
     assert seen[1][1]["guidance"] == (2.0, 3.5) and seen[1][1]["report"] == str(tmp_path / "README.md")
     assert seen[1][1]["tiers"] == (1, 3)
     assert seen[1][1]["command"].endswith("--num-prompts 9 --seeds 2 --choose-guidance 2,3.5,2 --tiers 1,3")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
+from vgen.pipelines import MaskedPredictionPipeline
+from vgen.pipelines.long_video import Part, make_windows
 from vgen.training.data.sprites.world import SpriteWorld
 from vgen.training.judge import judge
-from vgen.training.story_scores import _accelerations, _is_constant, _story
+from vgen.training.story_scores import _accelerations, _is_constant, _story, make_stories
 from vgen.windows import plan_windows
 
 WINDOWS = plan_windows([17, 16, 16, 16], 17, 5, 4)
@@ -25,6 +30,37 @@ def _track(jump: float = 0.0) -> np.ndarray:
 
 def test_stories_have_the_windows_that_the_seams_are_looked_for_in() -> None:
     assert [window.start for window in WINDOWS] == [0, 17, 25, 33, 41, 49, 57]
+
+
+class Collected:
+    """Frames of a story in memory; see `vgen.pipelines.long_video.Frames`."""
+
+    windows_done = 0
+    frames = np.zeros((0, 16, 16, 3), np.uint8)
+
+    def append(self, frames: np.ndarray) -> None:
+        self.frames = np.concatenate([self.frames, frames])
+        self.windows_done += 1
+
+    def last(self, count: int) -> np.ndarray:
+        return self.frames[-count:]
+
+    def first(self) -> np.ndarray:
+        return self.frames[0]
+
+
+def test_stories_side_by_side_are_those_made_one_by_one(tiny_pipeline_folder: Path) -> None:
+    pipe = MaskedPredictionPipeline.from_pretrained(tiny_pipeline_folder)
+    pipe.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {"height": 16, "width": 16, "num_inference_steps": 2}
+    windows = plan_windows([9, 12], 9, 5, 4)
+    stories = [["a red circle", "a blue square"], ["a green cross", "a white triangle"]]
+    together = make_stories(pipe, stories, windows, [3, 1003], **settings)
+    assert together.shape == (2, 21, 16, 16, 3) and (together[0] != together[1]).any()
+    for clip, prompts, seed in zip(together, stories, (3, 1003), strict=True):
+        alone = Collected()
+        make_windows(pipe, [Part(p) for p in prompts], windows, alone, seed, reference="first", **settings)
+        assert np.abs(clip.astype(int) - alone.frames).max() <= 1, "equal up to rounding"
 
 
 def test_a_seam_is_told_from_a_turn() -> None:

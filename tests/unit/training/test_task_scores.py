@@ -10,7 +10,7 @@ import pytest
 
 from vgen.training.data.sprites.world import SpriteWorld
 from vgen.training.judge import judge
-from vgen.training.ledger import Ledger
+from vgen.training.ledger import Ledger, measuring_pool
 from vgen.training.scores import Budget
 from vgen.training.task_scores import (
     completion_scores,
@@ -52,7 +52,7 @@ class Oracle:
         assert given["keep_known_pixels"] is False
         firsts = [np.asarray(row[0].frames) for row in conditions]
         clips = [self.real[(first if first.ndim == 3 else first[0]).tobytes()] for first in firsts]
-        return SimpleNamespace(frames=np.roll(np.stack(clips), self.shift, axis=3) / 255)
+        return SimpleNamespace(frames=np.roll(np.stack(clips), self.shift, axis=3))
 
     def set_progress_bar_config(self, **_: Any) -> None:
         pass
@@ -81,6 +81,14 @@ def test_a_model_that_is_right_has_no_error_and_baselines_have(model: Any) -> No
     box = completion_scores(model(0), 1, BUDGET, 0, Ledger())
     assert box["psnr"] > 60 and box["known_psnr"] > 60
     assert box["nearest_copy"] < 30 and box["linear_blend"] < 30
+
+
+def test_processes_and_batches_change_nothing(model: Any) -> None:
+    measures = (prediction_scores, interpolation_scores, completion_scores)
+    with measuring_pool(2) as pool:
+        for measure in measures:
+            found = measure(model(3), 1, BUDGET, 0, Ledger(pool=pool))
+            assert found == measure(model(3), 1, BUDGET._replace(batch=1), 0, Ledger())
 
 
 def test_of_two_objects_both_centres_count(model: Any) -> None:
