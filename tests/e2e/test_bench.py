@@ -64,6 +64,14 @@ def test_the_clock_is_chosen_and_told(report_file, tmp_path, capsys):
     assert report["clock"] == "process" and report["arms"]["vgen"]["stages"]["step"]["p50"] > 0
 
 
+def test_with_no_time_left_there_is_one_round(tmp_path):
+    words = ["bench", "--scenario", "cpu-tiny", "--rounds", 7, "--within", 0.1, "--device", "cpu", "--stages", "step"]
+    assert _vgen(*words, "-o", tmp_path / "short.json") == 0
+    report = json.loads((tmp_path / "short.json").read_text())
+    assert report["rounds"] == 1 and len(report["arms"]["vgen"]["stages"]["step"]["seconds"]) == 2
+    assert "decode_rate" not in report["arms"]["vgen"]
+
+
 def test_two_reports_are_compared(report_file, capsys):
     assert _vgen("bench", "compare", report_file, report_file) == 0
     assert "1.000 x" in capsys.readouterr().out

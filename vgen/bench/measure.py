@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from math import comb
 from pathlib import Path
@@ -67,6 +68,22 @@ def interleaved(
     return times
 
 
+def rounds_within(rounds: int, once: float, left: float) -> int:
+    """How many of `rounds` fit in `left` seconds, at least one; running everything once takes `once` seconds."""
+    return max(1, min(rounds, int(left / max(2 * once, 1e-9))))
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Inside, float32 on an NVIDIA GPU is float32: torch otherwise lets convolutions round their inputs to 10 bits."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 def paired_ratio(times: Sequence[float], peer: Sequence[float]) -> Ratio:
     """How many times as long the peer takes: one ratio a round (two runs of each), and their median.
 
@@ -108,12 +125,22 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5, cloc
     return 2 * side**3 / best
 
 
-def peak_bytes(work: Work, device: torch.device) -> int | None:
-    """The most memory taken during one run: of the device, or of this process; None where it cannot be told."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        return int(torch.cuda.max_memory_allocated(device))
+def memory_peaks(work: Work, device: torch.device) -> tuple[int | None, int]:
+    """The most memory taken during a run, of the GPU or of this process, and what of it was allocated for the run.
+
+    On a GPU one run tells both, elsewhere each takes a run of its own; see `process_peak` and `allocated_peak`.
+    """
+    if device.type != "cuda":
+        return process_peak(work), allocated_peak(work)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    peak = int(torch.cuda.max_memory_allocated(device))
+    return peak, peak - before
+
+
+def process_peak(work: Work) -> int | None:
+    """The most memory taken by this process during one run; None where it cannot be told."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         work()
@@ -126,18 +153,13 @@ def peak_bytes(work: Work, device: torch.device) -> int | None:
         return None
 
 
-def allocated_peak(work: Work, device: torch.device) -> int:
-    """Most bytes that one run holds at the same time above what is there before it, by torch's own allocator.
+def allocated_peak(work: Work) -> int:
+    """Most bytes that one run on a CPU holds at the same time above what is there before it, by torch's own allocator.
 
-    What `torch.cuda.max_memory_allocated` counts, on a CPU too: tensors, and the workspaces that operations ask torch
+    What `torch.cuda.max_memory_allocated` counts on a GPU: tensors, and the workspaces that operations ask torch
     for (convolutions copy their input and output into a layout of their own). The kernels are those of any other run.
     Interpreter, libraries and memory that the C library keeps for later do not count.
     """
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        work()
-        return int(torch.cuda.max_memory_allocated(device)) - int(before)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would say on stderr that it starts and stops
     gc.collect()  # cycles of earlier runs must not be freed within this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

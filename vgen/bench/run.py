@@ -19,13 +19,14 @@ from vgen.bench.choose import STAGES
 from vgen.bench.lossy import error_of, reference_of
 from vgen.bench.measure import (
     CLOCKS,
-    allocated_peak,
     attention_used,
+    full_float32,
     interleaved,
     matmul_rate,
+    memory_peaks,
     paired_ratio,
-    peak_bytes,
     quantile,
+    rounds_within,
     seconds,
 )
 from vgen.bench.parity import check_parity
@@ -44,14 +45,18 @@ DATASHEET: dict[tuple[str, str], float] = {
     ("4090", "bfloat16"): 165e12,
 }
 """Dense FLOP/s by the maker's word; what is not here has no MFU against a datasheet."""
+_AFTER_ROUNDS = 3
+"""Calls of every arm that the time after the rounds comes to: peaks, hashes, FLOPs."""
 
 
+@full_float32()
 def run(
     scenario: Scenario,
     against: Sequence[str] = (),
     *,
     device: torch.device,
     rounds: int = 10,
+    within: float | None = None,
     seed: int = 0,
     stages: Sequence[str] = STAGES,
     clock: str = "wall",
@@ -64,6 +69,7 @@ def run(
         against: what to compare with, see arms.make_arms.
         device: where.
         rounds: each runs every arm twice, A B B A.
+        within: seconds after which all should be done: fewer rounds then, but at least one.
         seed: of weights and inputs.
         stages: which to time.
         clock: of measure.CLOCKS; "process" counts this process's own work on a CPU alone.
@@ -84,6 +90,7 @@ def run(
     built = time.perf_counter() - started
     say(f"built {scenario.config} in {built:.1f} s")
     cold = {arm.name: _cold(arm, device, built) for arm in arms}
+    say("first run: " + ", ".join(f"{name} {first['first_run_seconds']:.4g} s" for name, first in cold.items()))
     parity = _gate(arms, say)
     report: dict[str, Any] = {
         "schema": SCHEMA,
@@ -97,19 +104,22 @@ def run(
         "arms": {},
         "ratios": {},
     }
+    works = {stage: {arm.name: work for arm in arms if (work := arm.stage(stage)) is not None} for stage in stages}
+    once = {stage: sum(seconds(work, device) for work in works[stage].values()) for stage in stages}  # a warm-up too
+    if within is not None:
+        call = once.get("end_to_end", sum(first["first_run_seconds"] for first in cold.values()))
+        left = within - (time.perf_counter() - started) - _AFTER_ROUNDS * call
+        report["rounds"] = rounds_within(rounds, sum(once.values()), left)
+        say(f"rounds: {report['rounds']}")
     timed: dict[str, dict[str, list[float]]] = {arm.name: {} for arm in arms}
     for stage in stages:
-        works = {arm.name: work for arm in arms if (work := arm.stage(stage)) is not None}
-        if not works:
-            continue
-        for work in works.values():
-            work()
-        for name, times in interleaved(works, rounds, device, clock).items():
+        for name, times in interleaved(works[stage], report["rounds"], device, clock).items():
             timed[name][stage] = times
-        say(f"{stage}: " + ", ".join(f"{name} {quantile(timed[name][stage], 0.5):.4g} s" for name in works))
+        if works[stage]:
+            say(f"{stage}: " + ", ".join(f"{name} {quantile(timed[name][stage], 0.5):.4g} s" for name in works[stage]))
     rate = matmul_rate(device, DTYPES[scenario.dtype], clock=clock)
     report["matmul_flops_per_second"] = rate
-    work_done = _flops(arms[0])
+    work_done = _flops(arms[0], stages)
     for arm in arms:
         report["arms"][arm.name] = _arm_report(arm, timed[arm.name], cold[arm.name], work_done, rate, device)
     lossy = [arm for arm in arms if arm.lossy]
@@ -158,8 +168,15 @@ def _arm_report(
     device: torch.device,
 ) -> dict[str, Any]:
     scenario = arm.scenario
-    work, step = arm.stage("end_to_end"), arm.stage("step")
-    assert work is not None and step is not None
+    call, step = arm.stage("end_to_end"), arm.stage("step")
+    assert call is not None and step is not None
+    made: list[Any] = []
+
+    def work() -> None:
+        made.clear()
+        made.append(call())
+
+    peak, allocated = memory_peaks(work, device)
     models = (arm.pipeline.transformer, arm.pipeline.vae, arm.pipeline.text_encoder)
     stages: dict[str, dict[str, Any]] = {
         name: {"p50": quantile(times, 0.5), "p90": quantile(times, 0.9), "min": min(times), "seconds": times}
@@ -168,15 +185,15 @@ def _arm_report(
     report: dict[str, Any] = {
         "cold": dict(cold),
         "stages": stages,
-        "peak_bytes": peak_bytes(work, device),
-        "allocated_bytes": allocated_peak(work, device),
+        "peak_bytes": peak,
+        "allocated_bytes": allocated,
         "weight_bytes": sum(weight_bytes(model) for model in models if model is not None),
         "attention": attention_used(step),
         "precision": scenario.dtype,
         "compiled": arm.compiled,
         "lossy": list(arm.lossy),
         "parts": [name for name in parts.PARTS if name not in arm.off and arm.off != ("all",)] if arm.ours else [],
-        "output_sha256": hashlib.sha256(work().tobytes()).hexdigest(),
+        "output_sha256": hashlib.sha256(made[0].tobytes()).hexdigest(),
     }
     if "end_to_end" in stages:
         whole = stages["end_to_end"]["p50"]
@@ -198,11 +215,11 @@ def _arm_report(
     return report
 
 
-def _flops(arm: Arm) -> dict[str, float]:
-    """Matrix products, convolutions and attention of one step and one decode, the same for every arm."""
+def _flops(arm: Arm, stages: Sequence[str]) -> dict[str, float]:
+    """Matrix products, convolutions and attention of a step and a decode, where timed; the same for every arm."""
     plain = Arm("plain", arm.pipeline, arm.scenario, arm.inputs, off=("all",))
     counted = {}
-    for stage in ("step", "decode"):
+    for stage in {"step", "decode"} & set(stages):
         work = plain.stage(stage)
         assert work is not None
         with FlopCounterMode(display=False) as counter:

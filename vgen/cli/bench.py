@@ -34,16 +34,18 @@ def bench(
             "again.",
         ),
     ] = None,
-    height: Annotated[
-        int | None, typer.Option("--height", metavar="PIXELS", help="In place of the scenario's.")
-    ] = None,
-    width: Annotated[int | None, typer.Option("--width", metavar="PIXELS", help="In place of the scenario's.")] = None,
+    height: Annotated[int | None, typer.Option("--height", metavar="PIXELS", help="Not the scenario's.")] = None,
+    width: Annotated[int | None, typer.Option("--width", metavar="PIXELS", help="Not the scenario's.")] = None,
     num_frames: Annotated[int | None, typer.Option("--num-frames", metavar="N", help="As above.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="As above.")] = None,
     guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", metavar="W", help="As above.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="Of the CPU.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="Each runs every arm twice.")] = 10,
+    within: Annotated[
+        float | None,
+        typer.Option("--within", metavar="SECONDS", help="End in about this time, with fewer rounds if need be."),
+    ] = None,
     stages: Annotated[
         str | None, typer.Option("--stages", metavar="LIST", help="Only these, for instance step,end_to_end.")
     ] = None,
@@ -52,9 +54,7 @@ def bench(
     ] = "wall",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and inputs.")] = 0,
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the report, JSON.")
-    ] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="The report, JSON.")] = None,
     plot: Annotated[
         str | None, typer.Option("--plot", metavar="FILE", help="Draw it (.png, .svg); needs the extra plot.")
     ] = None,
@@ -102,6 +102,7 @@ def bench(
         tuple(against or ()),
         device=torch.device(chosen_device),
         rounds=rounds,
+        within=within,
         seed=seed,
         stages=wanted,
         clock=clock,

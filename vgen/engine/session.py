@@ -52,6 +52,8 @@ def inference_session(pipeline: Any) -> Iterator[None]:
     device = pipeline.vae.device if placement is None else placement.device
     moving = offload is not None or (placement is not None and placement.hooks)
     with ExitStack() as stack:
+        if device.type == "cuda":  # the current device is where kernels of others start and graphs are recorded
+            stack.enter_context(torch.cuda.device(device))
         if placement is not None:
             stack.callback(placement.leave)
         if offload is not None:

@@ -70,24 +70,29 @@ def _pixel_norm_silu(
     return reference.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
 
 
+# Triton starts kernels on the current device, whatever the tensors lie on; torch sets it for its own operations alone.
 @_residual_norm_modulate.register_kernel("cuda")
-def _(*arguments: Any) -> tuple[Tensor, Tensor]:
-    return _kernels().residual_norm_modulate(*arguments)
+def _(hidden_states: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device_of(hidden_states):
+        return _kernels().residual_norm_modulate(hidden_states, *others)
 
 
 @_norm_modulate.register_kernel("cuda")
 def _(hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return _kernels().residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
+    with torch.cuda.device_of(hidden_states):
+        return _kernels().residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
 
 
 @_norm_rotate.register_kernel("cuda")
-def _(*arguments: Any) -> Tensor:
-    return _kernels().norm_rotate(*arguments)
+def _(hidden_states: Tensor, *others: Any) -> Tensor:
+    with torch.cuda.device_of(hidden_states):
+        return _kernels().norm_rotate(hidden_states, *others)
 
 
 @_pixel_norm_silu.register_kernel("cuda")
-def _(*arguments: Any) -> Tensor:
-    return _kernels().pixel_norm_silu(*arguments)
+def _(hidden_states: Tensor, *others: Any) -> Tensor:
+    with torch.cuda.device_of(hidden_states):
+        return _kernels().pixel_norm_silu(hidden_states, *others)
 
 
 @_residual_norm_modulate.register_fake

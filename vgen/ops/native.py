@@ -89,7 +89,9 @@ def residual_norm_modulate(
 
 
 def _rows(tokens: int, batch: int, *values: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-    """Tensors [B, N or 1, D] of one stride with contiguous rows, and the strides of samples and rows."""
+    """Tensors [B or 1, N or 1, D] of one stride with contiguous rows, and the strides of samples and rows."""
+    if any(value.shape != values[0].shape for value in values):
+        values = tuple(value.contiguous() for value in torch.broadcast_tensors(*values))
     if any(value.stride() != values[0].stride() or value.stride(-1) != 1 for value in values):
         values = tuple(value.contiguous() for value in values)
     first = values[0]

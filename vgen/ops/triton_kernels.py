@@ -47,35 +47,33 @@ def _norm_rotate(
     """One program a token: see vgen.ops.norm_rotate."""
     row = tl.program_id(0).to(tl.int64)
     sample, token = row // tokens, row % tokens
-    pair = tl.arange(0, block)
-    inside = pair < half
-    source = x + sample * x_batch + token * x_row + 2 * pair
-    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(source + 1, mask=inside, other=0.0).to(tl.float32)
-    factor = 1.0 / tl.sqrt((tl.sum(first * first, axis=0) + tl.sum(second * second, axis=0)) / (2 * half) + eps)
-    first = first * factor * tl.load(weight + 2 * pair, mask=inside, other=0.0).to(tl.float32)
-    second = second * factor * tl.load(weight + 2 * pair + 1, mask=inside, other=0.0).to(tl.float32)
+    channel = tl.arange(0, block)
+    inside = channel < 2 * half
+    value = tl.load(x + sample * x_batch + token * x_row + channel, mask=inside, other=0.0).to(tl.float32)
+    value = value * (1.0 / tl.sqrt(tl.sum(value * value, axis=0) / (2 * half) + eps))
+    value = value * tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     if rotates:
+        pair = tl.arange(0, block // 2)
         place = sample * angle_batch + token * half + pair
-        cosine = tl.load(cosines + place, mask=inside, other=0.0)
-        sine = tl.load(sines + place, mask=inside, other=0.0)
-        first, second = first * cosine - second * sine, second * cosine + first * sine
-    target = out + row * 2 * half + 2 * pair
-    tl.store(target, first.to(out.dtype.element_ty), mask=inside)
-    tl.store(target + 1, second.to(out.dtype.element_ty), mask=inside)
+        cosine = tl.load(cosines + place, mask=pair < half, other=0.0)
+        sine = tl.load(sines + place, mask=pair < half, other=0.0)
+        first, second = tl.split(tl.reshape(value, (block // 2, 2)))
+        turned = tl.join(first * cosine - second * sine, second * cosine + first * sine)
+        value = tl.reshape(turned, (block,))
+    tl.store(out + row * 2 * half + channel, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _pixel_norm_silu(
     x, shift, scale, out,
-    size, frames, area, before, after,
+    size, frames, area,
     x_batch, x_channel, x_position, out_batch, out_channel, out_position, eps,
-    modulates: tl.constexpr, positions: tl.constexpr, block: tl.constexpr,
+    before: tl.constexpr, after: tl.constexpr, modulates: tl.constexpr, positions: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """One program for some positions of a clip, all channels of each: see vgen.ops.pixel_norm_silu."""
     sample = tl.program_id(1).to(tl.int64)
     position = tl.program_id(0).to(tl.int64) * positions + tl.arange(0, positions)
-    channel = tl.arange(0, block)
+    channel = tl.arange(0, block).to(tl.int64)  # channels apart by a large clip's positions pass what 32 bits hold
     here = position < frames * area
     inside = here[:, None] & (channel < size)[None, :]
     source = x + sample * x_batch + position[:, None] * x_position + channel[None, :] * x_channel
@@ -151,7 +149,7 @@ def norm_rotate(
         hidden_states, weight, cosines, sines, out,
         tokens, size // 2, hidden_states.stride(0), hidden_states.stride(1),
         cosines.stride(0) if turns and cosines.shape[0] > 1 else 0, eps,
-        turns, triton.next_power_of_2(size // 2),
+        turns, triton.next_power_of_2(size),
         num_warps=8 if size > 2048 else 4,
     )  # fmt: skip
     return out
@@ -188,8 +186,8 @@ def pixel_norm_silu(
     grid = (triton.cdiv(frames * area, positions), batch)
     _pixel_norm_silu[grid](
         hidden_states, shift, scale, out,
-        size, frames, area, before, after, *strides(frames), *strides(total), eps,
-        modulates, positions, block,
+        size, frames, area, *strides(frames), *strides(total), eps,
+        before, after, modulates, positions, block,
         num_warps=8,
     )  # fmt: skip
     return out

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from vgen.bench.choose import choose_scenario, choose_stages
-from vgen.bench.measure import allocated_peak, attention_used, interleaved, paired_ratio, quantile
+from vgen.bench.measure import (
+    allocated_peak,
+    attention_used,
+    full_float32,
+    interleaved,
+    memory_peaks,
+    paired_ratio,
+    quantile,
+    rounds_within,
+)
 from vgen.bench.scenarios import ARCHITECTURES, SCENARIOS
 from vgen.errors import RequestError
 
@@ -43,6 +52,26 @@ def test_quantiles_are_interpolated():
     assert quantile([1.0, 2.0], 0.9) == pytest.approx(1.9)
 
 
+@pytest.mark.parametrize(("once", "left", "found"), [(1.0, 5.0, 2), (1.0, 100.0, 10), (1.0, 1.0, 1), (1.0, -3.0, 1)])
+def test_rounds_fit_the_time_that_is_left_and_are_never_none(once, left, found):
+    assert rounds_within(10, once, left) == found
+
+
+def test_float32_is_float32_inside_and_what_it_was_afterwards():
+    switches = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [switch.allow_tf32 for switch in switches]
+    with pytest.raises(KeyError), full_float32():
+        assert not any(switch.allow_tf32 for switch in switches)
+        raise KeyError
+    assert [switch.allow_tf32 for switch in switches] == before and before[1]
+
+
+def test_both_peaks_of_memory_are_told():
+    peak, allocated = memory_peaks(lambda: torch.ones(1 << 22), CPU)
+    assert 4 << 22 <= allocated < 5 << 22
+    assert peak is None or peak > allocated
+
+
 def test_allocated_memory_is_what_is_alive_at_once():
     kept = torch.ones(1 << 20)
 
@@ -54,10 +83,10 @@ def test_allocated_memory_is_what_is_alive_at_once():
         return second, third
 
     for _ in range(2):
-        assert 0 <= allocated_peak(work, CPU) - 4 * (2 << 18) < 100  # numbers among tensors take some bytes
+        assert 0 <= allocated_peak(work) - 4 * (2 << 18) < 100  # numbers among tensors take some bytes
     clip = torch.ones(1, 16, 5, 32, 32)
     weight = torch.ones(16, 16, 1, 3, 3)
-    assert allocated_peak(lambda: torch.nn.functional.conv3d(clip, weight), CPU) >= 4 * 16 * 5 * 30 * 30
+    assert allocated_peak(lambda: torch.nn.functional.conv3d(clip, weight)) >= 4 * 16 * 5 * 30 * 30
 
 
 def test_the_attention_that_ran_is_named():

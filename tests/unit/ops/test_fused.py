@@ -39,6 +39,8 @@ def _norm_cases():
             yield hidden, branch, None, weight, shift, scale, 1e-5
     one = _modulation(1, 24, batch=1)
     yield _random(2, 5, 24), None, None, None, one[0], one[1], 1e-6
+    for other in (_modulation(1, 24), _modulation(5, 24)):  # one shift for all, a scale for each
+        yield _random(2, 5, 24), None, None, None, one[0], other[1], 1e-6
 
 
 def _rotation_cases():
