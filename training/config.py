@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from vgen.errors import RequestError
@@ -15,6 +14,7 @@ from vgen.training.config_footage import FootageConfig, LoraConfig, data_kind
 from vgen.training.config_preference import PreferenceObjectiveConfig
 from vgen.training.config_stages import ShiftConfig, Stage, TaskMix
 from vgen.training.config_vae import DenoisingConfig, GanConfig, LpipsConfig
+from vgen.training.recipe_files import apply_override, read_recipe
 
 
 class OptimizerConfig(Strict):
@@ -78,7 +78,7 @@ class VaeObjectiveConfig(Strict):
     `inflate_before` is the step (counted from 0) before which the averaged weights, until then trained on images, are
     rearranged for clips. `train: decoder` leaves the encoder and the latent statistics as they are, so that latents,
     and transformers trained on them, keep their meaning. `square_weight` adds the squared error, which PSNR goes by, to
-    the absolute one. `gan` and `denoising` sharpen a decoder trained alone.
+    the absolute one, `structure_weight` what SSIM lacks of 1. `gan` and `denoising` sharpen a decoder trained alone.
     """
 
     kind: Literal["vae"]
@@ -87,6 +87,7 @@ class VaeObjectiveConfig(Strict):
     train: Literal["all", "decoder"] = "all"
     inflate_before: int | None = Field(default=None, ge=0)
     square_weight: float = Field(default=0.0, ge=0)
+    structure_weight: float = Field(default=0.0, ge=0)
     haar_weight: float = Field(default=0.2, ge=0)
     haar_levels: Count = 3
     kl_weight: float = Field(default=1e-6, ge=0)
@@ -273,75 +274,22 @@ class Recipe(Strict):
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply overrides.
+    """Read a recipe, with what it extends, and apply overrides.
 
     Args:
-        path: a YAML file.
+        path: a YAML file; see `recipe_files.read_recipe`.
         overrides: "key.subkey=value", values read as YAML; list items by number ("stages.0.steps=10").
 
     Raises:
         RequestError: the file is missing or not YAML, a key is unknown, a value is not allowed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise RequestError(f"recipe={path}: there is no such file; give the path of a YAML recipe.")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise RequestError(f"recipe={path} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise RequestError(f"recipe={path} holds no mapping; it must start with keys such as `name:` and `objective:`.")
+    content = read_recipe(Path(path))
     for override in overrides or []:
         apply_override(content, override)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise RequestError(f"recipe={path}: {_explain(error)}") from None
-
-
-def apply_override(content: dict[str, Any], override: str) -> None:
-    """Change a recipe's content by "key.subkey=value", in place.
-
-    Raises:
-        RequestError: not of that form, or no such place.
-    """
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise RequestError(f"override={override!r} is not of the form key=value, e.g. optimizer.lr=1e-3.")
-    *parents, last = key.strip().split(".")
-    place: Any = content
-    for part in parents:
-        name = _name(place, part, key)
-        place = place[name] if isinstance(place, list) else place.setdefault(name, {})
-    place[_name(place, last, key)] = _yaml_value(text)
-
-
-def _name(place: Any, part: str, key: str) -> Any:
-    """What `part` is called inside `place`: a position of a list, or a key of a mapping."""
-    if isinstance(place, list):
-        return _position(place, part, key)
-    if not isinstance(place, dict):
-        raise RequestError(f"override {key}: {part} lies inside a plain value; only mappings and lists have keys.")
-    numbered = part.isdigit() and (int(part) in place or not place or any(isinstance(name, int) for name in place))
-    return int(part) if numbered else part
-
-
-def _position(place: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise RequestError(
-            f"override {key}: {part} is no position in a list of {len(place)}; use 0 to {len(place) - 1}."
-        )
-    return int(part)
-
-
-def _yaml_value(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _explain(error: ValidationError) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from vgen.errors import RequestError
-from vgen.training.config import apply_override
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.records import write_text
+from vgen.training.recipe_files import apply_override
 
 RECIPE = "recipe.yaml"
 

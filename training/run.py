@@ -102,8 +102,8 @@ def _train_and_export(
         for note in notes:
             journal.say(note)
         steps = batches(
-            plan, source, start_step, recipe.gradient_accumulation, workers_of(source), objective.prepare,
-            pin_memory=accelerator.device.type == "cuda",
+            plan, source, start_step, recipe.gradient_accumulation, 0 if export_only else workers_of(source),
+            objective.prepare, pin_memory=accelerator.device.type == "cuda",
         )  # fmt: skip
         run = Run(
             recipe, folder, accelerator, objective, parts.model, parts.optimizer, parts.learning_rate, parts.ema, steps,

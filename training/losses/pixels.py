@@ -85,7 +85,25 @@ def ssim(first: Tensor, second: Tensor) -> float:
 
 
 def _ssim_of_clip(first: Tensor, second: Tensor) -> float:
-    offsets = torch.arange(11, dtype=torch.float32) - 5
+    images = (clip.permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(1).float() for clip in (first, second))
+    return float(_similarity(*images))
+
+
+def dissimilarity(first: Tensor, second: Tensor) -> Tensor:
+    """1 - SSIM as a loss: what is left of flat surfaces that should be flat weighs in it.
+
+    Args:
+        first: [B, C, F, H, W] in [-1, 1], at least 11 pixels high and wide.
+        second: the same shape.
+    """
+    with torch.autocast(first.device.type, enabled=False):  # variances are small differences of large numbers
+        images = (clip.float().transpose(1, 2).flatten(0, 2).unsqueeze(1).add(1).mul(127.5) for clip in (first, second))
+        return 1 - _similarity(*images)
+
+
+def _similarity(first: Tensor, second: Tensor) -> Tensor:
+    """Mean SSIM of images [N, 1, H, W] from 0 to 255."""
+    offsets = torch.arange(11, dtype=torch.float32, device=first.device) - 5
     line = torch.exp(-offsets.square() / (2 * 1.5**2))
     line = line / line.sum()
     kernel = torch.outer(line, line)[None, None]
@@ -93,13 +111,12 @@ def _ssim_of_clip(first: Tensor, second: Tensor) -> float:
     def blur(image: Tensor) -> Tensor:
         return functional.conv2d(image, kernel)
 
-    a, b = (clip.permute(0, 3, 1, 2).flatten(0, 1).unsqueeze(1).float() for clip in (first, second))
-    mean_a, mean_b = blur(a), blur(b)
-    var_a = blur(a * a) - mean_a.square()
-    var_b = blur(b * b) - mean_b.square()
-    both = blur(a * b) - mean_a * mean_b
+    mean_a, mean_b = blur(first), blur(second)
+    var_a = blur(first * first) - mean_a.square()
+    var_b = blur(second * second) - mean_b.square()
+    both = blur(first * second) - mean_a * mean_b
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     value = ((2 * mean_a * mean_b + c1) * (2 * both + c2)) / (
         (mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2)
     )
-    return float(value.mean())
+    return value.mean()

@@ -21,6 +21,7 @@ from vgen.training.losses.haar import haar_distance
 from vgen.training.losses.lpips import Lpips
 from vgen.training.losses.pixels import (
     difference_psnr,
+    dissimilarity,
     foreground_weights,
     psnr,
     seam_psnr,
@@ -109,6 +110,9 @@ class VaeObjective(Objective):
         if self.config.square_weight:
             square = weighted_square(difference, weights)
             total, logs["square"] = total + self.config.square_weight * square, square.detach()
+        if self.config.structure_weight:
+            lacking = dissimilarity(video, restored)
+            total, logs["structure"] = total + self.config.structure_weight * lacking, lacking.detach()
         if self.config.lpips is not None and "lpips" in self._judges:
             distance = self._judges["lpips"].to(video.device).clips(video, restored)
             total, logs["lpips"] = total + self.config.lpips.weight * distance, distance.detach()

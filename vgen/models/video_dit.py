@@ -287,8 +287,11 @@ class VideoDiT(
     ) -> Tensor:
         """All blocks, [B, N, D] -> [B, N, D]; `tembs`, `kept`, `skips`: one entry for each, see VideoDiTBlock."""
         skips = skips or [None] * len(self.transformer_blocks)
-        if self._blocks_are_compiled():  # the first block's input is then no view either: one program fits all blocks
-            hidden_states = hidden_states.clone()
+        if self._blocks_are_compiled():
+            # No view, and float32 where autocast makes it so from the first block on: one program fits all blocks.
+            kind = hidden_states.device.type
+            mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+            hidden_states = hidden_states.to(torch.float32 if mixed else hidden_states.dtype, copy=True)
         for block, temb, known, skip in zip(self.transformer_blocks, tembs, kept, skips, strict=True):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vgen.training.losses.haar import haar_distance, haar_level, inverse_haar_level
-from vgen.training.losses.pixels import foreground_weights, psnr, ssim, weighted_l1, weighted_square
+from vgen.training.losses.pixels import dissimilarity, foreground_weights, psnr, ssim, weighted_l1, weighted_square
 
 
 @pytest.mark.parametrize("size", [(8, 4, 4), (17, 8, 8), (1, 8, 8), (9, 5, 6), (5, 1, 4)])
@@ -87,3 +87,21 @@ def test_ssim_agrees_with_the_reference() -> None:
     ]
     assert ssim(first, second) == pytest.approx(sum(expected) / 2, abs=0.01)
     assert ssim(first, first) == pytest.approx(1.0)
+
+
+def test_dissimilarity_is_what_ssim_lacks_also_under_autocast_and_teaches_flatness() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    first = torch.randint(0, 256, (2, 3, 32, 32, 3), dtype=torch.uint8, generator=drawn)
+    second = (first.float() + 12 * torch.randn(first.shape, generator=drawn)).clamp(0, 255).byte()
+    one, two = (clip.permute(0, 4, 1, 2, 3).float() / 127.5 - 1 for clip in (first, second))
+    expected = 1 - ssim(first, second)
+    assert expected > 0.01
+    assert float(dissimilarity(one, two)) == pytest.approx(expected, abs=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(dissimilarity(one, two)) == pytest.approx(expected, abs=1e-5)
+    flat = torch.zeros(1, 3, 1, 32, 32)
+    noisy = (0.02 * torch.randn(flat.shape, generator=drawn)).requires_grad_()
+    dissimilarity(flat, noisy).backward()
+    assert noisy.grad is not None
+    smoother = noisy.detach() - 0.5 * noisy.grad * noisy.numel() * 0.01
+    assert float(dissimilarity(flat, smoother)) < float(dissimilarity(flat, noisy))
