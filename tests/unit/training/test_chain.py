@@ -22,6 +22,9 @@ NAMES = [
     "sprites_motions",
     "sprites_paths",
     "sprites_curves",
+    "sprites_outlines",
+    "sprites_objects",
+    "sprites_large",
 ]
 
 
@@ -32,9 +35,11 @@ def test_the_embedded_models_recipes_take_what_those_before_export(tmp_path: Pat
     assert [link.export for link in links] == folders
     assert links[1].recipe.objective.init == folders[0]
     assert links[2].recipe.objective.vae == folders[1]
-    for place in range(3, len(NAMES)):
+    for place in range(3, 8):
         objective = links[place].recipe.objective
         assert (objective.vae, objective.init) == (folders[1], folders[place - 1])
+    assert [links[place].recipe.objective.init for place in (8, 9)] == [folders[1], folders[8]]
+    assert (links[10].recipe.objective.vae, links[10].recipe.objective.init) == (folders[9], folders[7])
     assert is_chain(embedded_chain()) and not is_chain(links[0].path)
 
 
@@ -42,7 +47,11 @@ def test_a_tiny_chain_keeps_its_stages_and_changes_reach_their_recipe(tmp_path: 
     links = read_chain(embedded_chain(), tmp_path, ["seed=7"], True)
     assert all(link.recipe.seed == 7 and link.recipe.total_steps == len(link.recipe.stages) for link in links)
     named = read_chain(embedded_chain(), tmp_path, ["sprites_t2v:objective.text_drop=0.5"])
-    assert [getattr(link.recipe.objective, "text_drop", None) for link in named] == [None, None, 0.5, *[0.1] * 5]
+    assert [getattr(link.recipe.objective, "text_drop", None) for link in named] == [
+        *[None, None, 0.5],
+        *[0.1] * 5,
+        *[None, None, 0.1],
+    ]
     with pytest.raises(RequestError, match="'sprites_tv' is no recipe"):
         read_chain(embedded_chain(), tmp_path, ["sprites_tv:seed=1"])
 
