@@ -95,6 +95,7 @@ def test_a_decoder_trained_alone_keeps_the_meaning_of_latents(vae_run: Path, tmp
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
     assert all(name.startswith("decoder.") for name in changed)
+    assert str(tmp_path.parent) not in (run / "export" / "config.json").read_text(), "where it began is nobody's matter"
     with pytest.raises(VgenError, match="needs init=FOLDER"):
         run_recipe(_recipe(tmp_path, VAE_RECIPE), [f"output_dir={tmp_path / 'other'}", "objective.train=decoder"])
 

@@ -25,12 +25,12 @@ def save_pipeline(pipeline: TextToVideoPipeline, folder: Path, dtype: torch.dtyp
     parts = {name: copy.deepcopy(getattr(pipeline, name)).to(dtype) for name in ("transformer", "vae", "text_encoder")}
     TextToVideoPipeline(**{**pipeline.components, **parts}).save_pretrained(folder)
     for part in ("vae", "transformer"):
-        _forget_origin(folder / part / "config.json")
+        forget_origin(folder / part / "config.json")
     compute_in_float32(folder / "text_encoder" / "config.json")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
-def _forget_origin(config: Path) -> None:
+def forget_origin(config: Path) -> None:
     """Take the folder that a component was loaded from out of its saved configuration."""
     content = json.loads(config.read_text())
     content.pop("_name_or_path", None)

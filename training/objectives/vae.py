@@ -31,6 +31,7 @@ from vgen.training.losses.pixels import (
 )
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.discriminator import PairDiscriminator, gan_losses
+from vgen.training.objectives.exporting import forget_origin
 from vgen.training.objectives.timestep_decoder import noise_latents, with_timestep
 from vgen.training.randomness import Keys, generator, key_number
 from vgen.training.sheets import save_sheet
@@ -184,6 +185,7 @@ class VaeObjective(Objective):
         mean, std = self.vae.latents_mean, self.vae.latents_std
         saved = copy.deepcopy(self.vae).to(dtype)
         saved.save_pretrained(folder)
+        forget_origin(folder / "config.json")
         return {"latents_mean_abs": float(mean.abs().mean()), "latents_std_mean": float(std.mean())}
 
     @torch.no_grad()
