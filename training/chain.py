@@ -17,11 +17,10 @@ from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig
 from vgen.training.control import Control
 from vgen.training.dry_run import Estimate, dry_run
 from vgen.training.provenance import read_record, recipe_hash
-from vgen.training.run import build_accelerator, build_objective, run_recipe
+from vgen.training.run import build_accelerator, build_objective, run_recipe, sources_of
 
 RUNS: Final = "runs"
 """Where recipes look for the exports of others, and where a chain writes if not told otherwise."""
-_SOURCES: Final = ("vae", "init")
 
 
 class Link(NamedTuple):
@@ -131,7 +130,7 @@ def dry_run_chain(links: Sequence[Link], say: Callable[[str], None]) -> list[Est
                 continue
             replaced = [
                 f"objective.{key}={stand_ins[place]}"
-                for key, place in _sources(link.recipe).items()
+                for key, place in sources_of(link.recipe).items()
                 if place in stand_ins
             ]
             recipe = load_recipe(link.path, [*link.changes, *replaced])
@@ -174,17 +173,12 @@ def _flow(mapping: dict[int, Any]) -> str:
     return yaml.safe_dump(mapping, default_flow_style=True, width=10_000).strip()
 
 
-def _sources(recipe: Recipe) -> dict[str, Path]:
-    found = {key: getattr(recipe.objective, key, None) for key in _SOURCES}
-    return {key: place for key, place in found.items() if isinstance(place, Path)}
-
-
 def _moved(recipe: Recipe, root: Path | None) -> list[str]:
     """Changes that let a recipe write below `root`, and take from there what it would take from runs/."""
     if root is None:
         return []
     changes = [f"output_dir={root / recipe.name}"]
-    for key, place in _sources(recipe).items():
+    for key, place in sources_of(recipe).items():
         if place.parts[:1] == (RUNS,):
             changes.append(f"objective.{key}={root.joinpath(*place.parts[1:])}")
     return changes
@@ -193,7 +187,7 @@ def _moved(recipe: Recipe, root: Path | None) -> list[str]:
 def _check_sources(links: Sequence[Link], root: Path) -> None:
     made: list[Path] = []
     for link in links:
-        for key, place in _sources(link.recipe).items():
+        for key, place in sources_of(link.recipe).items():
             if place.is_relative_to(root) and place not in made:
                 raise RequestError(
                     f"{link.path.name}: objective.{key}={place} is made by no recipe before it; "

@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vgen.engine.allocator import keep_freed_memory
-from vgen.errors import VgenError
+from vgen.errors import RequestError, VgenError
 from vgen.models import CausalVideoVAE
 from vgen.training.config import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
 from vgen.training.config_distill import DistillObjectiveConfig
@@ -142,7 +142,10 @@ def build_objective(
         control: asked whether to stop while encoding.
         accelerator: of the run.
         blank: encode nothing; the cache gives zeros of the right shapes.
+    Raises:
+        RequestError: what the recipe begins with is not there.
     """
+    _check_sources(recipe)
     if isinstance(recipe.data, FootageConfig) or isinstance(recipe.objective, FineTuneObjectiveConfig):
         return build_on_footage(recipe)
     clips = SpriteClips(recipe.data, "train")
@@ -170,6 +173,21 @@ def build_objective(
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
     plan = BatchPlan(recipe.stages, recipe.seed)
     return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan), source
+
+
+def sources_of(recipe: Recipe) -> dict[str, Path]:
+    """The folders that a recipe takes weights from as they lie there, by the key that names them."""
+    found = {key: getattr(recipe.objective, key, None) for key in ("vae", "init")}
+    return {key: place for key, place in found.items() if isinstance(place, Path)}
+
+
+def _check_sources(recipe: Recipe) -> None:
+    for name, place in sources_of(recipe).items():
+        if not any((place / file).is_file() for file in ("config.json", "model_index.json")):
+            raise RequestError(
+                f"objective.{name}={place} holds no model (no config.json or model_index.json): train the recipe that "
+                "makes it first, or name the folder of a trained model."
+            )
 
 
 def _fill(cache: ShardCache, control: Control, accelerator: Accelerator, blank: bool) -> None:

@@ -7,13 +7,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
+from vgen.errors import RequestError
 from vgen.training.config import load_recipe
 from vgen.training.objectives.flow import FlowObjective
-from vgen.training.run import build_objective
+from vgen.training.run import build_objective, run_recipe
 
 ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("missing", ["vae", "init"])
+def test_what_a_recipe_begins_with_is_looked_for_before_anything_is_built(missing: str, tmp_path: Path) -> None:
+    """As after `vgen train run` of a recipe in the middle of the chain; nothing is asked of the network."""
+    sprites = ROOT / "assets" / "sprites"
+    places = {"vae": sprites / "vae", "init": sprites, missing: tmp_path / "no"}
+    changes = [f"output_dir={tmp_path / 'run'}", *(f"objective.{name}={place}" for name, place in places.items())]
+    with pytest.raises(RequestError, match=rf"objective\.{missing}=.*holds no model.*train the recipe that makes it"):
+        run_recipe(ROOT / "configs" / "train" / "sprites_large.yaml", [*changes, "device=cpu"])
+    assert not (tmp_path / "run" / "latents").exists()
 
 
 def test_the_frozen_vae_is_where_the_run_trains_and_the_tokenizer_knows_both_objects(tmp_path: Path) -> None:
