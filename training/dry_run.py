@@ -31,6 +31,7 @@ from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import build_parts, checkpoint_activations
+from vgen.training.precision import autocasts
 from vgen.training.timing import Kind, Probe
 from vgen.types import VideoShape
 
@@ -146,7 +147,7 @@ def _memory(recipe: Recipe, objective: Objective, examples: dict[Kind, Batch], w
     device = "cuda" if next(objective.parameters()).device.type == "cuda" else "cpu"
     if recipe.activation_checkpointing:
         checkpoint_activations(objective)
-    peak = peak_bytes(objective, objective.rehearse_most, largest, device, recipe.mixed_precision == "bf16")
+    peak = peak_bytes(objective, objective.rehearse_most, largest, device, autocasts(recipe))
     return memory_of(
         objective.parameters(),
         peak,

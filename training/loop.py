@@ -23,6 +23,7 @@ from vgen.training.meter import Meter
 from vgen.training.nonfinite import layer_seed, write_dump
 from vgen.training.objectives.base import Objective
 from vgen.training.optimizers import LearningRate
+from vgen.training.precision import autocasts
 from vgen.training.randomness import Keys
 from vgen.training.state import CheckpointStore, TrainingState
 
@@ -160,7 +161,7 @@ def _check_finite(run: Run, step: int, loss: Tensor, norm: Tensor) -> None:
         "step": step,
         "loss": float(loss),
         "grad_norm": float(norm),
-        "dtype": recipe.mixed_precision,
+        "dtype": "bf16" if autocasts(recipe) else "no",
         "seed": recipe.seed,
         "rank": rank,
         "world": run.accelerator.num_processes,
@@ -173,7 +174,7 @@ def _check_finite(run: Run, step: int, loss: Tensor, norm: Tensor) -> None:
     write_dump(place, weights, run.micro_batches, seen, recipe.model_dump(mode="json", by_alias=True))
     run.accelerator.wait_for_everyone()
     raise NonFiniteError(
-        f"step={step}: loss={float(loss)}, gradient norm={float(norm)} (mixed_precision={recipe.mixed_precision}); "
+        f"step={step}: loss={float(loss)}, gradient norm={float(norm)} (mixed_precision={seen['dtype']}); "
         f"the weights were not touched. `vgen train replay {place}` does the step again. "
         "Resume with a lower optimizer.lr or mixed_precision=no."
     )

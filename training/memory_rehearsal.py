@@ -27,6 +27,7 @@ from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.tasks import CACHED_TASKS
 from vgen.training.objectives.vae import VaeObjective
+from vgen.training.precision import autocasts
 from vgen.training.timing import Probe
 from vgen.types import VideoShape
 
@@ -90,7 +91,7 @@ def process_peak(
 
 
 def _step(recipe: Recipe, objective: Objective, batch: Batch) -> list[Phase]:
-    bfloat16 = recipe.mixed_precision == "bf16"
+    bfloat16 = autocasts(recipe)
     told = (objective, objective.rehearse, batch, "cpu", bfloat16)
     phases: list[Phase] = [partial(peak_bytes, *told)]
     if isinstance(objective, FlowObjective) and objective.drawn_tasks() - set(CACHED_TASKS) and "latents" in batch:

@@ -25,6 +25,7 @@ from vgen.training.ema import Ema
 from vgen.training.meter import Meter, ShapeKey, flops_by_shape, measured_peak_flops
 from vgen.training.objectives.base import Objective
 from vgen.training.optimizers import LearningRate, build_optimizer, load_optimizer_state
+from vgen.training.precision import autocasts
 from vgen.training.state import CheckpointStore, TrainingState
 
 
@@ -85,7 +86,7 @@ def build_parts(
         if accelerator.is_main_process:
             export = copy.deepcopy(objective)
         objective.to(accelerator.device)
-        sharding.shard(objective, accelerator, recipe.mixed_precision == "bf16")
+        sharding.shard(objective, accelerator, autocasts(recipe))
     optimizer = build_optimizer(objective, recipe.optimizer, objective.own_optimizers())
     learning_rate = LearningRate(optimizer, recipe.total_steps, recipe.schedule)
     if recipe.sharding == "fsdp":
@@ -104,7 +105,7 @@ def _meter(recipe: Recipe, objective: Objective, accelerator: Accelerator, plan:
         return Meter(objective, device, world)
     with contextlib.suppress(RuntimeError):  # an objective that looks at values cannot be counted: no utilisation then
         flops = flops_by_shape(objective, plan, source)
-    peak = measured_peak_flops(device, recipe.mixed_precision == "bf16")
+    peak = measured_peak_flops(device, autocasts(recipe))
     return Meter(objective, device, world, peak, flops)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from vgen.hub import resolve_model
 from vgen.training.config import Recipe
+from vgen.training.precision import autocasts
 from vgen.version import __version__
 
 TRAINING: Final = "training.json"
@@ -47,7 +48,7 @@ def record(recipe: Recipe, log: Path, steps: int, processes: int = 1) -> dict[st
         "threads": torch.get_num_threads(),
         "processes": processes,
         "device": _device(recipe),
-        "mixed_precision": recipe.mixed_precision,
+        "mixed_precision": "bf16" if autocasts(recipe) else "no",
         "date": datetime.now(UTC).date().isoformat(),
         "vgen": __version__,
         "torch": torch.__version__,

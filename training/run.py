@@ -40,6 +40,7 @@ from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.preference import preference
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import alone_in, build_parts, resume_from
+from vgen.training.precision import autocasts
 from vgen.training.provenance import write_record
 from vgen.training.state import CheckpointStore
 from vgen.training.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
@@ -99,6 +100,8 @@ def _train_and_export(
     track = start_trackers(accelerator, recipe, start_step)
     gather = _gathering(accelerator)
     with Journal(folder / "log.jsonl", start_step, recipe.total_steps, not main, gather, track) as journal:
+        if recipe.mixed_precision == "bf16" and not autocasts(recipe):
+            notes = [*notes, "this processor would emulate bfloat16: computing in float32, which is many times faster"]
         for note in notes:
             journal.say(note)
         steps = batches(
@@ -248,7 +251,7 @@ def build_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     accelerator = Accelerator(
         cpu=cpu,
-        mixed_precision=recipe.mixed_precision,
+        mixed_precision="bf16" if autocasts(recipe) else "no",
         kwargs_handlers=[patience],
         log_with=list(recipe.trackers) or None,
         project_dir=tracker_folder(folder),

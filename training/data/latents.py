@@ -1,8 +1,8 @@
 """The latent cache: clips encoded once by a trained VAE, stored as shards, reused by every later run.
 
-Shards are written atomically and hold a fixed number of clips, so an interrupted or enlarged cache goes on where it
-ended. A shard's folder is named after the encoder's weights and the data's fingerprint: other weights never meet old
-ones, and another decoder encodes nothing anew.
+Shards are written atomically and hold a fixed number of clips, the last of a length perhaps fewer, so an interrupted or
+enlarged cache goes on where it ended (making such a last one again). A shard's folder is named after the encoder's
+weights and the data's fingerprint: other weights never meet old ones, and another decoder encodes nothing anew.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.plan import leave_signals_to_the_parent
 from vgen.training.data.shards import Shard, ShardCache, read_shards
+from vgen.training.precision import computes_bfloat16
 from vgen.types import VideoShape
 
 SHARD_CLIPS = 256
@@ -38,8 +39,8 @@ class _Place(NamedTuple):
     indices: range
 
 
-class _Renderings(Dataset[Tensor]):
-    """The frames of many places, uint8 [B, F, H, W, 3]."""
+class _Renderings(Dataset[tuple[_Place, Tensor]]):
+    """Many places, each with its frames, uint8 [B, F, H, W, 3]."""
 
     def __init__(self, clips: SpriteClips, places: list[_Place]) -> None:
         self.clips = clips
@@ -48,9 +49,13 @@ class _Renderings(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> tuple[_Place, Tensor]:
         place = self.places[index]
-        return self.clips.stack(list(place.indices), place.num_frames)["frames"]
+        return place, self.clips.stack(list(place.indices), place.num_frames)["frames"]
+
+
+def _unchanged(item: tuple[_Place, Tensor]) -> tuple[_Place, Tensor]:
+    return item
 
 
 class LatentCache(ShardCache):
@@ -73,7 +78,7 @@ class LatentCache(ShardCache):
         key = hashlib.sha256(f"{vae_hash}|{clips.fingerprint}|{SHARD_CLIPS}".encode()).hexdigest()[:16]
         self.folder = (config.folder if config.folder is not None else folder) / key
         self._groups: dict[int, dict[str, Tensor]] = {}
-        self._rendered: Iterator[Tensor] = iter(())
+        self._rendered: Iterator[tuple[_Place, Tensor]] = iter(())
 
     @property
     def fingerprint(self) -> str:
@@ -123,13 +128,14 @@ class LatentCache(ShardCache):
 
     def missing(self, num_frames: int) -> int:
         """How many clips of that length are still to be encoded."""
-        return SHARD_CLIPS * sum(not path.exists() for path in self._paths(num_frames))
+        paths = enumerate(self._paths(num_frames))
+        return sum(len(self._clips_of(num_frames, shard)) for shard, path in paths if not path.exists())
 
     def missing_seconds(self, clock: Callable[[], float]) -> float:
         """What encoding the rest will take, from a batch of each length; `clock` is what seconds are read from."""
         total = 0.0
         for num_frames in self.config.groups:
-            missing = min(self.missing(num_frames), self.config.groups[num_frames])
+            missing = self.missing(num_frames)
             rows = min(self.config.batch, missing)
             if not rows:
                 continue
@@ -162,6 +168,7 @@ class LatentCache(ShardCache):
         rendering = DataLoader(
             _Renderings(self.clips, places),
             batch_size=None,
+            collate_fn=_unchanged,
             num_workers=min(self.config.workers, os.cpu_count() or 1, len(places)),
             worker_init_fn=leave_signals_to_the_parent,
         )
@@ -171,20 +178,27 @@ class LatentCache(ShardCache):
     def encode_shard(self, num_frames: int, shard: int, control: Control) -> dict[str, Tensor]:
         """Encode one shard's clips, float16."""
         parts: list[dict[str, Tensor]] = []
-        for _ in self._places(num_frames, shard):
+        for place in self._places(num_frames, shard):
             control.poll()
-            parts.append(encode_clips(self.vae, next(self._rendered), self.config.encode_dtype == "bfloat16"))
+            came, frames = next(self._rendered)
+            if came != place:
+                raise AssertionError(f"{came} was rendered where {place} is due")
+            parts.append(encode_clips(self.vae, frames, self.config.encode_dtype == "bfloat16"))
         return {name: torch.cat([part[name] for part in parts]).half() for name in parts[0]}
 
     def _places(self, num_frames: int, shard: int) -> list[_Place]:
         """What of a shard is rendered and encoded at once."""
-        clips = range(shard * SHARD_CLIPS, (shard + 1) * SHARD_CLIPS)
-        size = self.config.batch
+        clips, size = self._clips_of(num_frames, shard), self.config.batch
         return [_Place(num_frames, clips[begin : begin + size]) for begin in range(0, len(clips), size)]
 
+    def _clips_of(self, num_frames: int, shard: int) -> range:
+        return range(shard * SHARD_CLIPS, min((shard + 1) * SHARD_CLIPS, self.config.groups[num_frames]))
+
     def _paths(self, num_frames: int) -> list[Path]:
-        shards = range(-(-self.config.groups[num_frames] // SHARD_CLIPS))
-        return [self.folder / f"frames-{num_frames}" / f"{shard:05d}.safetensors" for shard in shards]
+        """A shard of fewer clips says how many in its name, lest it pass for a whole one in an enlarged cache."""
+        whole, rest = divmod(self.config.groups[num_frames], SHARD_CLIPS)
+        names = [f"{shard:05d}" for shard in range(whole)] + ([f"{whole:05d}-{rest}"] if rest else [])
+        return [self.folder / f"frames-{num_frames}" / f"{name}.safetensors" for name in names]
 
 
 @torch.no_grad()
@@ -194,13 +208,13 @@ def encode_clips(vae: CausalVideoVAE, frames: Tensor, bfloat16: bool = False) ->
     Args:
         vae: the encoder.
         frames: uint8 [B, F, H, W, 3].
-        bfloat16: compute in bfloat16 where that is safe.
+        bfloat16: compute in bfloat16 where that is safe, and no processor would emulate it.
     Returns:
         {"latents": [B, C, f, h, w]} and, for F > 1, {"last": [B, C, 1, h, w]}; float32.
     """
     device = next(vae.parameters()).device
     video = to_pixels(frames.to(device))
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16 and computes_bfloat16(device)):
         encoded = {"latents": vae.encode(video).latent_dist.mode()}
         if video.shape[2] > 1:
             encoded["last"] = vae.encode(video[:, :, -1:]).latent_dist.mode()

@@ -22,6 +22,7 @@ from vgen.training.control import Control
 from vgen.training.data.clips import to_pixels
 from vgen.training.data.prompts import SpritePrompts
 from vgen.training.judge import score
+from vgen.training.precision import computes_bfloat16
 from vgen.training.randomness import generator
 
 _NAMES = ("prompt", "chosen", "rejected")
@@ -71,7 +72,7 @@ class ClipMaker:
             return {}
 
         settings, device = self.settings, self.pipeline._execution_device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.bfloat16 and computes_bfloat16(device)):
             made = self.pipeline(
                 prompts,
                 num_frames=settings.num_frames,

@@ -16,6 +16,7 @@ from vgen.pipelines.strategies import set_schedule
 from vgen.training.config_distill import TrajectoryConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import to_frames
+from vgen.training.precision import computes_bfloat16
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -110,7 +111,7 @@ class Teacher:
         num_frames = 1 + (noise.shape[2] - 1) * self.pipeline.vae.strides.temporal
         pipeline = self._pipeline("text" if pictures is None else "first")
         dtype = _DTYPES[self.config.dtype]
-        with torch.autocast(device.type, dtype, enabled=dtype is torch.bfloat16):
+        with torch.autocast(device.type, dtype, enabled=dtype is torch.bfloat16 and computes_bfloat16(device)):
             pipeline(
                 **({} if pictures is None else {"image": pictures}),
                 **self._settings(

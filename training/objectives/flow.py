@@ -36,6 +36,7 @@ from vgen.training.objectives.tasks import (
     tasks_of,
 )
 from vgen.training.objectives.text import build_text_encoder
+from vgen.training.precision import computes_bfloat16
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
 
@@ -164,7 +165,7 @@ class FlowObjective(Objective):
 
     def _encode(self, video: Tensor) -> Tensor:
         """Pixels [B, 3, F, H, W] in [-1, 1] to normalised latents, without gradients, as the latent cache does it."""
-        bfloat16 = self.config.latents.encode_dtype == "bfloat16"
+        bfloat16 = self.config.latents.encode_dtype == "bfloat16" and computes_bfloat16(video.device)
         with torch.no_grad(), torch.autocast(video.device.type, torch.bfloat16, enabled=bfloat16):
             latents = self.vae.encode(video).latent_dist.mode()
         return self.vae.normalize(latents.float())

@@ -119,6 +119,30 @@ def test_cached_latents_are_the_encoded_clips(cache: LatentCache, tokenizer: Pre
     assert len(said) == 3  # nothing was encoded again
 
 
+def test_a_last_shard_holds_no_more_than_is_asked_for(cache: LatentCache) -> None:
+    assert [cache.missing(length) for length in (1, 5)] == [4, 6]
+    cache.encode_missing(Control(cache.folder), lambda text: None)
+    cache.load()
+    assert {length: len(group["latents"]) for length, group in cache._groups.items()} == {1: 4, 5: 6}
+
+    config = cache.config.model_copy(update={"groups": {1: 4, 5: 8}})  # enlarged: the last shard is made again, alone
+    larger = LatentCache(config, cache.clips, cache.vae, "weights-1", cache.folder.parent)
+    assert larger.folder == cache.folder
+    assert [larger.missing(length) for length in (1, 5)] == [0, 4]
+    said: list[str] = []
+    larger.encode_missing(Control(cache.folder), said.append)
+    assert said == ["encoding clips of 5 frames: 4 of 8"]
+    larger.load()
+    for name, values in cache.get(5, list(range(6))).items():
+        assert torch.equal(values, larger.get(5, list(range(6)))[name])
+
+
+def test_clips_out_of_order_are_refused(cache: LatentCache) -> None:
+    cache._rendered = iter([(module._Place(1, range(2, 4)), torch.zeros(2, 1, 16, 16, 3, dtype=torch.uint8))])
+    with pytest.raises(AssertionError, match="was rendered where"):
+        cache.encode_shard(1, 0, Control(cache.folder))
+
+
 def test_caching_stops_when_asked_and_goes_on(cache: LatentCache) -> None:
     control = Control(cache.folder.parent)
     encoded = []

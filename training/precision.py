@@ -1,0 +1,43 @@
+"""Whether bfloat16 is worth computing in: on a processor without instructions for it, it is many times slower."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vgen.training.config import FineTuneObjectiveConfig, Recipe
+
+_X86 = ("x86_64", "amd64")
+
+
+def computes_bfloat16(device: torch.device | str = "cpu") -> bool:
+    """Whether a device multiplies bfloat16 matrices by instructions of its own.
+
+    False only for an x86 processor with neither AVX512-BF16 nor AMX: there PyTorch emulates them. Measured on one with
+    AVX2 (torch 2.13, 1920 x 256 x 1024, one thread): 1.1 GFLOP/s in place of 70 in float32.
+
+    Args:
+        device: where to compute.
+    """
+    if torch.device(device).type != "cpu":
+        return True
+    read: Any = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch cannot say
+    found = read()
+    if str(found.get("architecture", "")).lower() not in _X86:
+        return True
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def autocasts(recipe: Recipe) -> bool:
+    """Whether steps compute in bfloat16: as `mixed_precision` says, but not where a processor would emulate it.
+
+    Fine-tuning does it anyway: it holds frozen weights in bfloat16.
+
+    Args:
+        recipe: of the run.
+    """
+    if recipe.mixed_precision == "no":
+        return False
+    on_cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.accelerator.is_available())
+    return not on_cpu or computes_bfloat16("cpu") or isinstance(recipe.objective, FineTuneObjectiveConfig)
