@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from vgen.pipelines import TextToVideoPipeline
 from vgen.training.data.footage.records import write_text
 from vgen.training.field_metrics import FieldWeights, field_scores
 from vgen.training.ledger import Ledger, measuring_pool
+from vgen.training.measures import read_measures
 from vgen.training.provenance import read_record
 from vgen.training.score_report import render
 from vgen.training.score_table import table
@@ -73,8 +75,8 @@ def evaluate_model(
         budget: how much to measure; None takes the full or the quick one.
         tiers: of SpriteWorld.
         field: weights for FVD, CLIP score and LPIPS on this machine; None leaves those out.
-        tasks: "basic" (the VAE, text and image to video, pictures) or "all" (also what is known in part, stories, and
-            clips of several lengths).
+        tasks: "basic" (the VAE, text and image to video, pictures), "all" (also what is known in part, stories, and
+            clips of several lengths), or some of their names, see `vgen.training.measures`.
         report: a Markdown file, replaced if it exists.
         guidance: scales to choose from, on the validation split; the best one is used for everything measured.
         command: that repeats this; told in the report.
@@ -83,8 +85,9 @@ def evaluate_model(
     Returns:
         {"model", "scores": {...}, ...}, as in the JSON file.
     Raises:
-        RequestError: the results kept beside `output` belong to another evaluation.
+        RequestError: a task is not known; the results kept beside `output` belong to another evaluation.
     """
+    measures = read_measures(tasks)
     if field is not None:
         field.check()
     folder = resolve_model(str(model))
@@ -99,7 +102,7 @@ def evaluate_model(
         "guidance": list(guidance),
         "vgen": version("vgen"),
     }
-    planned, place = expected(budget, tiers, tasks, guidance), f"{device} with torch {torch.__version__}"
+    planned, place = expected(budget, tiers, measures, guidance), f"{device} with torch {torch.__version__}"
     with measuring_pool(workers) as pool:
         ledger = Ledger(_parts(output, report), about, planned, _speaker(), pool=pool, place=place)
         began = ledger.clock() - ledger.seconds
@@ -109,7 +112,7 @@ def evaluate_model(
             settings["guidance_scale"] = found["guidance"]["chosen"]
         found["settings"] = {**pipeline.config.defaults, **settings}
         scores = {
-            f"tier {tier}": _tier_scores(pipeline, tier, budget, seed, ledger, tasks, **settings) for tier in tiers
+            f"tier {tier}": _tier_scores(pipeline, tier, budget, seed, ledger, measures, **settings) for tier in tiers
         }
         if field is not None:
             chosen = field_scores(pipeline, field, budget, seed, ledger, tiers[0], **settings)
@@ -144,29 +147,27 @@ def _about(folder: str | Path, about: dict[str, Any], command: str | None, budge
 
 
 def _tier_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, tasks: str, **settings: Any
+    pipeline: TextToVideoPipeline,
+    tier: int,
+    budget: Budget,
+    seed: int,
+    ledger: Ledger,
+    measures: Sequence[str],
+    **settings: Any,
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "vae": vae_scores(pipeline, tier, budget, ledger),
-        "text_to_video": {
-            triples: text_to_video_scores(pipeline, tier, triples, budget, seed, ledger, **settings)
-            for triples in ("seen", "withheld")
-        },
-        "image_to_video": image_to_video_scores(pipeline, tier, budget, seed, ledger, **settings),
-        "images": image_scores(pipeline, tier, budget, seed, ledger, **settings),
-        "untrained": _untrained_scores(pipeline, tier, budget, seed, ledger, **settings),
+    measured: dict[str, Callable[[], dict[str, Any]]] = {"vae": lambda: vae_scores(pipeline, tier, budget, ledger)}
+    for name, measure in _MEASURES.items():
+        measured[name] = partial(measure, pipeline, tier, budget, seed, ledger, **settings)
+    return {name: measured[name]() for name in measures}
+
+
+def _text_scores(
+    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
+) -> dict[str, Any]:
+    return {
+        triples: text_to_video_scores(pipeline, tier, triples, budget, seed, ledger, **settings)
+        for triples in ("seen", "withheld")
     }
-    if tasks == "all":
-        measures = {
-            "prediction": prediction_scores,
-            "interpolation": interpolation_scores,
-            "completion": completion_scores,
-            "stories": story_scores,
-            "lengths": length_scores,
-        }
-        for name, measure in measures.items():
-            found[name] = measure(pipeline, tier, budget, seed, ledger, **settings)
-    return found
 
 
 def _untrained_scores(
@@ -179,6 +180,20 @@ def _untrained_scores(
     untrained.set_progress_bar_config(disable=True)
     fewer = budget._replace(prompts=min(budget.prompts, _UNTRAINED_PROMPTS), seeds=1)
     return text_to_video_scores(untrained, tier, "seen", fewer, seed, ledger, name="untrained", **settings)
+
+
+_MEASURES: Final[dict[str, Callable[..., dict[str, Any]]]] = {
+    "text_to_video": _text_scores,
+    "image_to_video": image_to_video_scores,
+    "images": image_scores,
+    "untrained": _untrained_scores,
+    "prediction": prediction_scores,
+    "interpolation": interpolation_scores,
+    "completion": completion_scores,
+    "stories": story_scores,
+    "lengths": length_scores,
+}
+"""By their names, see `vgen.training.measures`."""
 
 
 def choose_guidance(
@@ -212,27 +227,34 @@ def choose_guidance(
 
 
 def expected(
-    budget: Budget, tiers: Sequence[int], tasks: str, guidance: Sequence[float] = ()
+    budget: Budget, tiers: Sequence[int], measures: Sequence[str], guidance: Sequence[float] = ()
 ) -> dict[str, tuple[int, float]]:
     """Clips of every measure to come and what each costs, a usual clip being 1; only the time left depends on it."""
-    asked, repeated = budget.prompts, budget.prompts * budget.seeds
+    asked, repeated, stories = budget.prompts, budget.prompts * budget.seeds, max(1, budget.prompts // STORY_PROMPTS)
     found: dict[str, tuple[int, float]] = {}
     for tier in tiers:
         for scale in guidance:
             found[f"guidance {scale:g} on validation, tier {tier}, seen"] = (min(asked, _GUIDANCE_PROMPTS), 1.0)
     for tier in tiers:
-        found[f"VAE, tier {tier}"] = (budget.clips, 0.1)
-        found |= {f"text to video, tier {tier}, {triples}": (repeated, 1.0) for triples in ("seen", "withheld")}
-        found[f"image to video, tier {tier}"] = (repeated, 1.0)
-        found[f"pictures, tier {tier}"] = (repeated, 0.3)
-        found[f"untrained, tier {tier}, seen"] = (min(asked, _UNTRAINED_PROMPTS), 1.0)
-        if tasks == "all":
-            found |= {f"prediction of {given}, tier {tier}": (asked, 1.0) for given in GIVEN}
-            found |= {f"{name}, tier {tier}": (asked, 1.1) for name in ("interpolation", "completion")}
-            stories = max(1, asked // STORY_PROMPTS)
-            found[f"stories, tier {tier}"] = (stories, 9.0)
-            found[f"clips of stories, tier {tier}"] = (stories * STORY_PROMPTS, 1.0)
-            found |= {f"{length} frames, tier {tier}": (asked, 0.25 + length / 20) for length in LENGTHS}
+        costs: dict[str, dict[str, tuple[int, float]]] = {
+            "vae": {f"VAE, tier {tier}": (budget.clips, 0.1)},
+            "text_to_video": {
+                f"text to video, tier {tier}, {triples}": (repeated, 1.0) for triples in ("seen", "withheld")
+            },
+            "image_to_video": {f"image to video, tier {tier}": (repeated, 1.0)},
+            "images": {f"pictures, tier {tier}": (repeated, 0.3)},
+            "untrained": {f"untrained, tier {tier}, seen": (min(asked, _UNTRAINED_PROMPTS), 1.0)},
+            "prediction": {f"prediction of {given}, tier {tier}": (asked, 1.0) for given in GIVEN},
+            "interpolation": {f"interpolation, tier {tier}": (asked, 1.1)},
+            "completion": {f"completion, tier {tier}": (asked, 1.1)},
+            "stories": {
+                f"stories, tier {tier}": (stories, 9.0),
+                f"clips of stories, tier {tier}": (stories * STORY_PROMPTS, 1.0),
+            },
+            "lengths": {f"{length} frames, tier {tier}": (asked, 0.25 + length / 20) for length in LENGTHS},
+        }
+        for name in measures:
+            found |= costs[name]
     return found
 
 

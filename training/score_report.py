@@ -48,7 +48,8 @@ def render(report: dict[str, Any]) -> str:
     parts = [f"# {report['model']}: what it does, measured", "", "Written by `vgen evaluate`; not by hand.", ""]
     parts += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in about.items()), ""]
     for name, tier in report["scores"].items():
-        parts += [f"## {name.capitalize()}", "", *_table(_lines(name, tier)), "", *_by_motion(tier), ""]
+        parts += [f"## {name.capitalize()}", "", *_table(_lines(name, tier)), ""]
+        parts += [*_by_motion(tier["text_to_video"]), ""] if "text_to_video" in tier else []
     if "guidance" in report:
         parts += [*_guidance(report["guidance"]), ""]
     shares = _WILSON if report.get("intervals_of_shares") == "wilson" else "bootstrap over clips, also of shares"
@@ -123,21 +124,27 @@ def _table(lines: Iterator[Line]) -> list[str]:
     return rows + ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _lines(name: str, tier: dict[str, Any]) -> Iterator[Line]:
-    yield from _vae_lines(tier["vae"])
-    for triples, found in tier["text_to_video"].items():
-        yield from _text_lines(tier, triples, found, JOINT_AIMS.get(name, {}).get(triples))
-    animated, pictures = tier["image_to_video"], tier["images"]
-    vae = animated["vae_first_frame_psnr"]
-    yield _decibels(
-        "image to video: PSNR of frame 0", animated, "first_frame_psnr", vae - BELOW_VAE, f"VAE {vae:.1f} dB"
-    )
-    yield _share("image to video: motion", animated["motion"], MOTION_AIM)
-    yield _share("pictures: colour", pictures["colour"], PICTURES_AIM)
-    yield _share("pictures: shape", pictures["shape"], PICTURES_AIM)
-    if "prediction" in tier:
-        yield from _known_lines(tier)
-        yield from _long_lines(tier)
+def _lines(tier_name: str, tier: dict[str, Any]) -> Iterator[Line]:
+    if "vae" in tier:
+        yield from _vae_lines(tier["vae"])
+    for triples, found in tier.get("text_to_video", {}).items():
+        yield from _text_lines(tier, triples, found, JOINT_AIMS.get(tier_name, {}).get(triples))
+    if "image_to_video" in tier:
+        yield from _animated_lines(tier["image_to_video"])
+    for part in ("colour", "shape") if "images" in tier else ():
+        yield _share(f"pictures: {part}", tier["images"][part], PICTURES_AIM)
+    for given, found in tier.get("prediction", {}).items():
+        yield _error(
+            f"prediction, {given.removeprefix('given_')} frames given: centre of the last", found, PREDICTION_AIM
+        )
+    if "interpolation" in tier:
+        yield _interpolation_line(tier["interpolation"])
+    if "completion" in tier:
+        yield from _completion_lines(tier["completion"])
+    if "stories" in tier:
+        yield from _story_lines(tier["stories"])
+    for length, found in tier.get("lengths", {}).items():
+        yield _share(f"{length} {'frame' if length == '1' else 'frames'}: joint", found["joint"])
 
 
 def _vae_lines(vae: dict[str, Any]) -> Iterator[Line]:
@@ -150,29 +157,33 @@ def _vae_lines(vae: dict[str, Any]) -> Iterator[Line]:
 
 
 def _text_lines(tier: dict[str, Any], triples: str, found: dict[str, Any], aim: float | None) -> Iterator[Line]:
-    vae = tier["vae"]["judged"]
+    ceilings = {part: f"VAE {_percent(rate)}" for part, rate in tier.get("vae", {}).get("judged", {}).items()}
     floors = {name.replace("_", " "): rate for name, rate in found["floors"].items()}
     if "untrained" in tier:
         floors["untrained"] = tier["untrained"]["joint"]
     said = ", ".join(f"{name} {_percent(rate)}" for name, rate in floors.items())
     name = f"text to video, {triples}"
-    yield _share(f"{name}: joint", found["joint"], aim, f"VAE {_percent(vae['joint'])}", said)
+    yield _share(f"{name}: joint", found["joint"], aim, ceilings.get("joint", ""), said)
     for part in (part for part in ("presence", "colour", "shape", "motion", "relation") if part in found):
         floor = f"untrained {_percent(tier['untrained'][part])}" if "untrained" in tier else ""
-        yield _share(f"{name}: {part}", found[part], None, f"VAE {_percent(vae[part])}", floor)
+        yield _share(f"{name}: {part}", found[part], None, ceilings.get(part, ""), floor)
 
 
-def _known_lines(tier: dict[str, Any]) -> Iterator[Line]:
-    for given, found in tier["prediction"].items():
-        name = f"prediction, {given.removeprefix('given_')} frames given: centre of the last"
-        yield _error(name, found, PREDICTION_AIM)
-    between = tier["interpolation"]
-    better = between["error"]["mean"] < between["linear_blend"]["mean"]
-    line = _error(
-        "interpolation: centre of the middle frame", between, INTERPOLATION_AIM, better, "and below the blend"
+def _animated_lines(animated: dict[str, Any]) -> Iterator[Line]:
+    vae = animated["vae_first_frame_psnr"]
+    yield _decibels(
+        "image to video: PSNR of frame 0", animated, "first_frame_psnr", vae - BELOW_VAE, f"VAE {vae:.1f} dB"
     )
-    yield line
-    box = tier["completion"]
+    yield _share("image to video: motion", animated["motion"], MOTION_AIM)
+
+
+def _interpolation_line(between: dict[str, Any]) -> Line:
+    better = between["error"]["mean"] < between["linear_blend"]["mean"]
+    name = "interpolation: centre of the middle frame"
+    return _error(name, between, INTERPOLATION_AIM, better, "and below the blend")
+
+
+def _completion_lines(box: dict[str, Any]) -> Iterator[Line]:
     floors = f"nearest copy {box['nearest_copy']:.1f} dB, linear blend {box['linear_blend']:.1f} dB"
     beaten = box["psnr"] > max(box["nearest_copy"], box["linear_blend"])
     hidden = _decibels("completion: PSNR of the hidden part", box, "psnr", None, f"VAE {box['vae']:.1f} dB", floors)
@@ -181,16 +192,13 @@ def _known_lines(tier: dict[str, Any]) -> Iterator[Line]:
     yield _decibels("completion: PSNR of the known part", box, "known_psnr", vae - BELOW_VAE, f"VAE {vae:.1f} dB")
 
 
-def _long_lines(tier: dict[str, Any]) -> Iterator[Line]:
-    told = tier["stories"]
+def _story_lines(told: dict[str, Any]) -> Iterator[Line]:
     alone = f"single clips {_percent(told['single_clip_motion'])}"
     yield _share("stories of four prompts: motion of a segment", told["segment_motion"], None, alone)
     yield _share("stories: colour and shape constant", told["constant"])
     bends = told["acceleration"]
     inside = f"inside windows {bends['inside']:.2f} px"
     yield Line("stories: acceleration where windows meet", f"{bends['seam']:.2f} px a frame²", "", "", inside)
-    for length, found in tier["lengths"].items():
-        yield _share(f"{length} {'frame' if length == '1' else 'frames'}: joint", found["joint"])
 
 
 def _share(name: str, rate: Rate, aim: float | None = None, ceiling: str = "", floors: str = "") -> Line:
@@ -222,12 +230,12 @@ def _error(name: str, found: dict[str, Rate], aim: float, also: bool = True, sai
     )
 
 
-def _by_motion(tier: dict[str, Any]) -> list[str]:
+def _by_motion(text: dict[str, Any]) -> list[str]:
     """Joint share of every motion, or relation of two objects, seen and withheld."""
-    motions = sorted({motion for found in tier["text_to_video"].values() for motion in found["by_motion"]})
-    rows = ["Joint share by motion:", "", "| motion | " + " | ".join(tier["text_to_video"]) + " |", "|---|---|---|"]
+    motions = sorted({motion for found in text.values() for motion in found["by_motion"]})
+    rows = ["Joint share by motion:", "", "| motion | " + " | ".join(text) + " |", "|---|---|---|"]
     for motion in motions:
-        shares = (found["by_motion"].get(motion) for found in tier["text_to_video"].values())
+        shares = (found["by_motion"].get(motion) for found in text.values())
         rows.append(f"| {motion} | " + " | ".join("" if s is None else f"{100 * s:.0f} %" for s in shares) + " |")
     return rows
 

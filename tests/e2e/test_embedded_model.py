@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
+from vgen.errors import RequestError
 from vgen.hub import resolve_model
 from vgen.io.video import read_video
 from vgen.pipelines import TextToVideoPipeline
-from vgen.training.evaluate import evaluate_model, expected
+from vgen.training.evaluate import _MEASURES, evaluate_model, expected
 from vgen.training.ledger import Ledger
+from vgen.training.measures import ALL, read_measures
 from vgen.training.score_report import render
 from vgen.training.scores import Budget, text_to_video_scores
 
@@ -89,7 +91,7 @@ def test_evaluate_scores_what_is_known_in_part(
     folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(clips=1, prompts=2, seeds=1, batch=2)
-    planned, ran = expected(budget, (1,), "all"), []
+    planned, ran = expected(budget, (1,), ALL), []
     monkeypatch.setattr("vgen.training.evaluate._speaker", lambda: lambda text: ran.append(text.split(":")[0]))
     report = evaluate_model(folder, budget=budget, tiers=(1,), tasks="all", num_inference_steps=2)
     assert set(ran) == set(planned), "the time left counts what is measured, and nothing else"
@@ -101,6 +103,28 @@ def test_evaluate_scores_what_is_known_in_part(
     assert found["prediction"]["given_5"]["error"]["count"] == 2
 
 
+def test_evaluate_measures_what_is_named_and_nothing_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget, page = Budget(clips=1, prompts=1, seeds=1, batch=1), tmp_path / "page.md"
+    ran: list[str] = []
+    monkeypatch.setattr("vgen.training.evaluate._speaker", lambda: lambda text: ran.append(text.split(":")[0]))
+    for tasks, names in (("lengths, image-to-video", ("image_to_video", "lengths")), ("stories", ("stories",))):
+        ran.clear()
+        asked = {"tiers": (1,), "tasks": tasks, "num_inference_steps": 1}
+        report = evaluate_model(folder, budget=budget, report=page, **asked)
+        assert tuple(report["scores"]["tier 1"]) == names == read_measures(tasks)
+        assert set(ran) == set(expected(budget, (1,), names))
+        printed, written = capsys.readouterr().out, page.read_text()
+        for text in (printed, written):
+            assert "VAE: PSNR" not in text and "withheld:" not in text
+            assert ("stories" in text) == (tasks == "stories")
+        assert "by motion" not in written
+    for wrong in ("", "everything", "vae,sound"):
+        with pytest.raises(RequestError, match="is not known: use basic, all, or some of vae, text_to_video"):
+            evaluate_model(folder, budget=budget, tasks=wrong)
+
+
 def test_a_killed_evaluation_goes_on_elsewhere_and_with_workers(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +133,7 @@ def test_a_killed_evaluation_goes_on_elsewhere_and_with_workers(
     whole = evaluate_model(folder, **asked)
     target = tmp_path / "scores.json"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("vgen.training.evaluate.image_scores", _interrupted)
+        patch.setitem(_MEASURES, "images", _interrupted)
         evaluate_model(folder, output=target, **asked)
     parts = tmp_path / "scores.parts.jsonl"
     parts.write_text(parts.read_text().replace('"place": "cpu ', '"place": "cuda '))
