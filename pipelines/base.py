@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from vgen.diffusion.conditions import ConditionSet, arrange, token_sigmas
+from vgen.diffusion.conditions import ConditionSet, KnownLatents, arrange, token_sigmas
 from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
 from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
@@ -29,6 +29,7 @@ from vgen.pipelines.checks import check_settings
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.decoding import decode_latents, decode_to_bytes, paste_known, to_output
+from vgen.pipelines.drafting import has_draft, of_draft
 from vgen.pipelines.loading import PipelineLoading
 from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
@@ -168,9 +169,14 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         return shape, given
 
     def prepare_latents(
-        self, settings: GenerationSettings, shape: LatentShape, given: Sequence[GivenPixels], device: torch.device
+        self,
+        settings: GenerationSettings,
+        shape: LatentShape,
+        given: Sequence[GivenPixels],
+        device: torch.device,
+        known_latents: Sequence[KnownLatents] = (),
     ) -> tuple[Tensor, ConditionSet]:
-        """Draw the noise, encode what is given, and lay it out as tokens.
+        """Draw the noise, encode what is given, and lay it out as tokens, beside what is known as latents already.
 
         Returns:
             Noise tokens [B, N, C], and the known tokens.
@@ -179,7 +185,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
             self.vae, given, settings, shape, self.patch_size, self.convention, device
         )
         conditions = arrange(
-            known,
+            [*known_latents, *known],
             shape,
             self.vae.strides,
             settings.frame_rate,
@@ -252,6 +258,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
             )
         skipped = skipped_steps(settings.num_inference_steps, settings.denoise_strength)
         guidance.check(settings.num_inference_steps - skipped, len(self.transformer.transformer_blocks))
+        drafted = has_draft(settings, given, clip is not None)
+        if drafted:
+            guidance.check(settings.draft_steps, len(self.transformer.transformer_blocks))
         self._settings, self._guidance, self._interrupt = settings, guidance, interrupted
         device = self._execution_device
         text = self.encode_prompt(
@@ -266,14 +275,11 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
             settings.max_sequence_length,
             device,
         )
-        noise, known = self.prepare_latents(settings, shape, given, device)
-        set_schedule(self.scheduler, settings, noise.shape[1], self.convention, device)
-        start = self.noise_clip(noise, known, clip, settings)
-        sigmas = (self.scheduler.timesteps / self.scheduler.config.num_train_timesteps).tolist()
-        caching = cached_steps(self.transformer, settings.step_cache, guidance, sigmas, self.magnitudes)
-        with sampling(self.scheduler, settings.stochastic_sampling), caching:
-            tokens = self._denoise(start, known, text, guidance, settings)
-        latents = unpack(tokens, shape, self.patch_size)
+        first: list[KnownLatents] = []
+        if drafted:
+            draft = self._sample(of_draft(settings), shape, given, (), None, text, guidance)
+            first = [KnownLatents(draft[:, :, :1])]
+        latents = self._sample(settings, shape, given, first, clip, text, guidance)
         latents = renew_known(self.vae, latents, given, settings, self.convention, self.transformer.dtype)
         frames: Any
         if settings.output_type == "latent":
@@ -286,6 +292,27 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
             frames = to_output(video, settings.output_type, self.video_processor)
         self.maybe_free_model_hooks()
         return VideoPipelineOutput(frames=frames) if settings.return_dict else (frames,)
+
+    def _sample(
+        self,
+        settings: GenerationSettings,
+        shape: LatentShape,
+        given: Sequence[GivenPixels],
+        known_latents: Sequence[KnownLatents],
+        clip: GivenPixels | Tensor | None,
+        text: TextEmbeddings,
+        guidance: Guidance,
+    ) -> Tensor:
+        """From noise, or a clip, and what is known to normalised latents [B, C, f, h, w]."""
+        device = self._execution_device
+        noise, known = self.prepare_latents(settings, shape, given, device, known_latents)
+        set_schedule(self.scheduler, settings, noise.shape[1], self.convention, device)
+        start = self.noise_clip(noise, known, clip, settings)
+        sigmas = (self.scheduler.timesteps / self.scheduler.config.num_train_timesteps).tolist()
+        caching = cached_steps(self.transformer, settings.step_cache, guidance, sigmas, self.magnitudes)
+        with sampling(self.scheduler, settings.stochastic_sampling), caching:
+            tokens = self._denoise(start, known, text, guidance, settings)
+        return unpack(tokens, shape, self.patch_size)
 
     def _denoise(
         self,

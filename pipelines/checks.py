@@ -14,6 +14,7 @@ from vgen.errors import RequestError, ShapeError
 from vgen.fields import parse_bytes
 from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.softening import LARGEST_CRF
+from vgen.steps import MAX_STEPS
 from vgen.types import LatentShape, Strides, VideoShape
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
@@ -76,6 +77,9 @@ def _check_numbers(settings: GenerationSettings) -> None:
     passes = settings.known_passes
     if not isinstance(passes, Integral) or isinstance(passes, bool) or passes < 0:
         raise RequestError(f"known_passes={passes!r} must be a whole number of 0 (none) or more.")
+    steps = settings.draft_steps
+    if not isinstance(steps, Integral) or isinstance(steps, bool) or not 0 <= steps <= MAX_STEPS:
+        raise RequestError(f"draft_steps={steps!r} must be a whole number from 0 (no draft) to {MAX_STEPS}.")
     compression = settings.tone_map_compression_ratio
     if not _is_number(compression) or not 0 <= compression <= 1:
         raise RequestError(f"tone_map_compression_ratio={compression!r} must be in [0, 1]; 0 is off.")

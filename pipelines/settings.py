@@ -53,6 +53,8 @@ class GenerationSettings:
             made, see vgen.pipelines.renewing; each takes a decoding and an encoding. Without a mask there is none.
         sigmas: the schedule by hand, used as it is: descending from at most 1, one a step, the final 0 left out or not.
         timesteps: the same in thousandths.
+        draft_steps: where nothing is given, a draft of so many steps is made first and its first frame given to the
+            clip, see vgen.pipelines.drafting; 0: no draft. Slower by as many steps, for motions that words hardly fix.
         denoise_strength: share of the schedule that is run, its end, in (0, 1]; below 1 it needs a clip to start from.
         stochastic_sampling: whether each step goes to the predicted clean latents and back up with fresh noise; None:
             as the scheduler is configured.
@@ -104,6 +106,7 @@ class GenerationSettings:
     known_passes: int = 1
     sigmas: Sequence[float] | None = None
     timesteps: Sequence[float] | None = None
+    draft_steps: int = 0
     denoise_strength: float = 1.0
     stochastic_sampling: bool | None = None
     cfg_star: bool = False
@@ -146,8 +149,10 @@ class GenerationSettings:
         check_guidance(values, defaults)
         settled = {"num_inference_steps": steps.num_inference_steps, "sigmas": steps.sigmas}
         values.update({name: value for name, value in settled.items() if value is not None})
+        by_hand = {"sigmas", "timesteps"}
+        own = by_hand | ({"draft_steps"} if by_hand & values.keys() else set())  # a draft has no schedule by hand
         for name, field in known.items():
-            for source in defaults if name not in ("sigmas", "timesteps") else ():
+            for source in defaults if name not in own else ():
                 if name not in values and source.get(name) is not None:
                     values[name] = source[name]
             if name not in values and field.default is MISSING:

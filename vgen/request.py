@@ -52,6 +52,7 @@ _Sigmas = Annotated[tuple[float, ...], BeforeValidator(sigma_list("sigmas"))]
 _StgScale = Annotated[float, BeforeValidator(number("stg_scale", 0.0, 100.0))]
 _StgBlocks = Annotated[tuple[int, ...], BeforeValidator(index_list("stg_blocks", 999))]
 _StgMode = Annotated[str, BeforeValidator(choice("stg_mode", SKIP_MODES))]
+_Draft = Annotated[int, BeforeValidator(whole_number("draft_steps", 0, 1000))]
 _Strength = Annotated[float, BeforeValidator(number("denoise_strength", 0.001, 1.0))]
 _Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000))]
 _Crf = Annotated[int, BeforeValidator(whole_number("input_crf", 0, 51))]
@@ -155,6 +156,7 @@ class GenerateRequest(_Job):
     stg_scale: _StgScale | None = Field(default=None, description="Spatiotemporal guidance; 0 is off.")
     stg_blocks: _StgBlocks | None = Field(default=None, description="Transformer blocks that it perturbs, from 0.")
     stg_mode: _StgMode | None = Field(default=None, description="What it leaves out of them.")
+    draft_steps: _Draft | None = Field(default=None, description="generate: a draft first, in so many steps.")
     denoise_strength: _Strength | None = Field(default=None, description="restyle: share of the schedule run, 0 to 1.")
     keep_frames: _Keep | None = Field(default=None, description="predict: frames of the video that are kept.")
     input_crf: _Crf | None = Field(
@@ -235,6 +237,8 @@ class GenerateRequest(_Job):
         if self.upscale is not None:
             values["upscale_preset"] = self.upscale_preset or preset_for(defaults)
             _refuse_settled(values["upscale_preset"], self)
+        if self.task == "generate" and self.draft_steps is None and values["sigmas"] is None:
+            values["draft_steps"] = defaults.get("draft_steps")
         if self.task == "restyle":
             values["denoise_strength"] = DENOISE_STRENGTH if self.denoise_strength is None else self.denoise_strength
             skipped_steps(values["num_inference_steps"], values["denoise_strength"])
@@ -259,6 +263,7 @@ class ResolvedRequest(_Job):
     stg_scale: _StgScale | None = None
     stg_blocks: _StgBlocks | None = None
     stg_mode: _StgMode | None = None
+    draft_steps: _Draft | None = None
     denoise_strength: _Strength | None = None
     keep_frames: _Keep | None = None
     input_crf: _Crf | None = None

@@ -18,6 +18,7 @@ TASKS_OF: dict[str, tuple[str, ...]] = {
     "backward": ("predict",),
     "keyframes": ("interpolate",),
     "denoise_strength": ("restyle",),
+    "draft_steps": ("generate",),
     "input_crf": ("animate", "interpolate", "predict", "loop"),
 }
 """Fields that only some tasks have."""

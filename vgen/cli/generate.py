@@ -22,10 +22,20 @@ def generate(
             "Clip number i takes the seed --seed + i.",
         ),
     ] = None,
+    draft_steps: Annotated[
+        str | None,
+        typer.Option(
+            "--draft-steps",
+            metavar="N",
+            help="A draft first, in so many steps; the clip begins with its first frame. 0: none.",
+        ),
+    ] = None,
     *,
     options: JobOptions,
 ) -> None:
     """Make a clip from text."""
+    if draft_steps is not None:
+        options.fields["draft_steps"] = draft_steps
     if prompts is not None:
         if prompt is not None:
             raise RequestError(f"prompt={prompt[:60]!r} and --prompts were both given; use one of them.")

@@ -256,7 +256,7 @@ def call_settings(request: ResolvedRequest) -> dict[str, Any]:
         "guidance_scale": request.guidance_scale,
         "guidance_rescale": request.guidance_rescale,
         **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength", "input_crf"),
-        **_given(request, "guidance_interval", "step_cache"),
+        **_given(request, "draft_steps", "guidance_interval", "step_cache"),
         "vae_memory": request.vae_memory or ("auto" if request.memory is None else None),  # None: as planned
     }
 
