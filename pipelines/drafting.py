@@ -28,12 +28,11 @@ def has_draft(settings: GenerationSettings, given: Sequence[GivenPixels], starts
     """
     if not settings.draft_steps or given or starts_from_clip or settings.num_frames == 1:
         return False
-    for name in ("sigmas", "timesteps"):
-        if getattr(settings, name) is not None:
-            raise RequestError(
-                f"draft_steps={settings.draft_steps} needs a schedule for the draft, and {name} are those of the clip: "
-                f"leave {name} out, or use draft_steps=0 (no draft)."
-            )
+    if settings.sigmas is not None or settings.timesteps is not None:
+        raise RequestError(
+            f"draft_steps={settings.draft_steps} needs a schedule for the draft, and sigmas or timesteps by hand are "
+            "those of the clip: leave them out, or use draft_steps=0 (no draft)."
+        )
     return True
 
 

@@ -1,0 +1,146 @@
+"""A draft first: what it decides, what it leaves alone, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vgen.errors import RequestError
+from vgen.hub import model_strides
+from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline, VideoToVideoPipeline
+from vgen.pipelines.settings import GenerationSettings
+from vgen.request import GenerateRequest
+
+FRAMES, SIDE = 9, 32
+Calls = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> TextToVideoPipeline:
+    loaded = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+@pytest.fixture
+def calls(pipeline: TextToVideoPipeline) -> Iterator[Calls]:
+    seen: Calls = []
+    hook = pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
+    )
+    yield seen
+    hook.remove()
+
+
+def latents(pipeline: TextToVideoPipeline, *seeds: int, prompt: Any = "a red circle", **settings: Any) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipeline(prompt, generator=generators, output_type="latent", **settings).frames
+
+
+def test_the_clip_begins_with_the_first_frame_of_its_draft(pipeline: TextToVideoPipeline, calls: Calls) -> None:
+    draft = latents(pipeline, 0, num_inference_steps=2)
+    calls.clear()
+    made = latents(pipeline, 0, num_inference_steps=4, draft_steps=2)
+    assert torch.equal(made[:, :, :1], draft[:, :, :1])
+    assert not torch.allclose(made[:, :, 1:], draft[:, :, 1:], atol=1e-2)
+    assert len(calls) == 2 + 4 and pipeline.num_timesteps == 4
+    first = made[0, 0, 0].numel()  # a token each
+    for number, call in enumerate(calls):
+        given = torch.broadcast_to(call["timestep"].reshape(len(call["timestep"]), -1), call["hidden_states"].shape[:2])
+        assert bool((given[:, :first] == 0).all()) == (number >= 2), "given to the clip, and not to the draft"
+        assert bool((given[:, first:] > 0).all())
+
+
+def test_every_clip_of_a_batch_has_a_draft_of_its_own(pipeline: TextToVideoPipeline) -> None:
+    settings: dict[str, Any] = {"draft_steps": 2, "num_inference_steps": 2}
+    both = latents(pipeline, 0, 1, prompt=["a red circle", "a blue square"], **settings)
+    for row, (seed, prompt) in enumerate(((0, "a red circle"), (1, "a blue square"))):
+        torch.testing.assert_close(both[row], latents(pipeline, seed, prompt=prompt, **settings)[0], rtol=0, atol=1e-5)
+    twice = latents(pipeline, 0, 1, num_videos_per_prompt=2, **settings)
+    torch.testing.assert_close(twice[0], both[0], rtol=0, atol=1e-5)
+    assert not torch.allclose(twice[0, :, 0], twice[1, :, 0], atol=1e-2)
+
+
+def test_callbacks_are_those_of_the_clip(pipeline: TextToVideoPipeline) -> None:
+    steps: list[int] = []
+
+    def note(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        steps.append(index)
+        return {}
+
+    latents(pipeline, 0, draft_steps=3, num_inference_steps=2, callback_on_step_end=note)
+    assert steps == [0, 1]
+
+
+def test_without_a_motion_to_make_or_with_something_given_there_is_none(
+    pipeline: TextToVideoPipeline, calls: Calls
+) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
+    animate, restyle = (cls(**pipeline.components) for cls in (ImageToVideoPipeline, VideoToVideoPipeline))
+    for pipe in (animate, restyle):
+        pipe.set_progress_bar_config(disable=True)
+
+    def made(draft_steps: int) -> list[torch.Tensor]:
+        call: dict[str, Any] = {"draft_steps": draft_steps, "output_type": "latent", "num_inference_steps": 2}
+        return [
+            latents(pipeline, 0, num_frames=1, draft_steps=draft_steps, num_inference_steps=2),
+            animate(clip[0], "a", generator=torch.Generator().manual_seed(0), **call).frames,
+            restyle(clip, "a", denoise_strength=0.5, generator=torch.Generator().manual_seed(0), **call).frames,
+        ]
+
+    plain, count = made(0), len(calls)
+    assert all(torch.equal(*pair) for pair in zip(plain, made(3), strict=True))
+    assert len(calls) == 2 * count
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"draft_steps": -1}, r"draft_steps=-1 must be a whole number from 0 \(no draft\) to 1000"),
+        ({"draft_steps": 2.5}, r"draft_steps=2\.5 must be a whole number"),
+        (
+            {"draft_steps": 2, "sigmas": [1.0, 0.5]},
+            "draft_steps=2 needs a schedule for the draft, and sigmas or timesteps by",
+        ),
+        ({"draft_steps": 2, "timesteps": [1000, 500]}, "by hand are those of the clip: leave them out"),
+        ({"draft_steps": 2, "guidance_scale": [2.0] * 3}, "guidance_scale holds 3 values for 2 steps"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_computed(
+    settings: dict[str, Any], message: str, pipeline: TextToVideoPipeline, calls: Calls
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        latents(pipeline, 0, **settings)
+    assert not calls
+
+
+def test_a_models_own_draft_gives_way_to_a_schedule_by_hand() -> None:
+    model = {"height": 32, "width": 32, "num_frames": 9, "frame_rate": 8.0, "num_inference_steps": 3, "draft_steps": 2}
+    model |= {"guidance_scale": 2.0, "guidance_rescale": 0.0, "max_sequence_length": 8, "decode_timestep": 0.0}
+    model |= {"image_cond_noise_scale": 0.0, "input_crf": 0}
+    assert GenerationSettings.fill({}, model).draft_steps == 2
+    assert GenerationSettings.fill({"draft_steps": 0}, model).draft_steps == 0
+    for by_hand in ({"sigmas": [1.0, 0.5]}, {"timesteps": [1000, 500]}):
+        assert GenerationSettings.fill(by_hand, model).draft_steps == 0
+
+
+def test_a_request_stores_what_was_done(tiny_pipeline_folder: Path) -> None:
+    defaults: dict[str, Any] = {"height": 32, "width": 32, "num_frames": 9, "frame_rate": 8.0, "guidance_scale": 2.0}
+    strides = model_strides(tiny_pipeline_folder)
+
+    def stored(model: dict[str, Any], **fields: Any) -> Any:
+        request = GenerateRequest.create(prompt="a", seed=0, **fields)
+        return (
+            request.resolve({**defaults, "num_inference_steps": 3, **model}, strides).to_metadata().get("draft_steps")
+        )
+
+    assert stored({}) is None and stored({}, draft_steps="4") == 4
+    assert stored({"draft_steps": 5}) == 5 and stored({"draft_steps": 5}, draft_steps=0) == 0
+    assert stored({"draft_steps": 5}, sigmas="1,0.5") is None
+    with pytest.raises(RequestError, match="draft_steps=3 belongs to task 'generate', not 'animate'"):
+        GenerateRequest.create(task="animate", prompt="a", image="a.png", draft_steps=3)
