@@ -262,19 +262,12 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         if drafted:
             guidance.check(settings.draft_steps, len(self.transformer.transformer_blocks))
         self._settings, self._guidance, self._interrupt = settings, guidance, interrupted
-        device = self._execution_device
         text = self.encode_prompt(
-            settings.prompt,
-            settings.negative_prompt,
-            guidance.needs_negative,
-            settings.num_videos_per_prompt,
-            settings.prompt_embeds,
-            settings.prompt_attention_mask,
-            settings.negative_prompt_embeds,
-            settings.negative_prompt_attention_mask,
-            settings.max_sequence_length,
-            device,
-        )
+            settings.prompt, settings.negative_prompt, guidance.needs_negative, settings.num_videos_per_prompt,
+            settings.prompt_embeds, settings.prompt_attention_mask,
+            settings.negative_prompt_embeds, settings.negative_prompt_attention_mask,
+            settings.max_sequence_length, self._execution_device,
+        )  # fmt: skip
         first: list[KnownLatents] = []
         if drafted:
             draft = self._sample(of_draft(settings), shape, given, (), None, text, guidance)
@@ -315,12 +308,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         return unpack(tokens, shape, self.patch_size)
 
     def _denoise(
-        self,
-        start: Tensor,
-        known: ConditionSet,
-        text: TextEmbeddings,
-        guidance: Guidance,
-        settings: GenerationSettings,
+        self, start: Tensor, known: ConditionSet, text: TextEmbeddings, guidance: Guidance, settings: GenerationSettings
     ) -> Tensor:
         """The denoising loop: starting tokens [B, K + N, C] to latent tokens [B, N, C]."""
         timesteps, tokens = self.scheduler.timesteps, start

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from vgen.engine.processor import lacks
 from vgen.training.config import FineTuneObjectiveConfig, Recipe
-
-_X86 = ("x86_64", "amd64")
 
 
 def computes_bfloat16(device: torch.device | str = "cpu") -> bool:
@@ -20,13 +17,7 @@ def computes_bfloat16(device: torch.device | str = "cpu") -> bool:
     Args:
         device: where to compute.
     """
-    if torch.device(device).type != "cpu":
-        return True
-    read: Any = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch cannot say
-    found = read()
-    if str(found.get("architecture", "")).lower() not in _X86:
-        return True
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.device(device).type != "cpu" or not lacks("avx512_bf16", "amx_bf16")
 
 
 def autocasts(recipe: Recipe) -> bool:

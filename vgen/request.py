@@ -159,9 +159,7 @@ class GenerateRequest(_Job):
     draft_steps: _Draft | None = Field(default=None, description="generate: a draft first, in so many steps.")
     denoise_strength: _Strength | None = Field(default=None, description="restyle: share of the schedule run, 0 to 1.")
     keep_frames: _Keep | None = Field(default=None, description="predict: frames of the video that are kept.")
-    input_crf: _Crf | None = Field(
-        default=None, description="How much given frames are softened, as H.264 would, 0 to 51."
-    )
+    input_crf: _Crf | None = Field(default=None, description="How much given frames are softened: H.264's, 0 to 51.")
     device: _Device | None = Field(default=None, description="cpu, cuda, cuda:N or mps; chosen if left out.")
     dtype: _Dtype | None = Field(default=None, description="float32, bfloat16 or float16; by the device if left out.")
     text_cache: bool | None = Field(default=None, description="Cache prompts on disk; if left out, for large encoders.")
@@ -228,8 +226,7 @@ class GenerateRequest(_Job):
                 values[field] = defaults.get(field) if defaults.get(field) is not None else last
         if values["seed"] is None:
             values["seed"] = secrets.randbelow(2**32)
-        values["device"] = values["device"] or "auto"
-        values["dtype"] = values["dtype"] or "auto"
+        values |= {field: values[field] or "auto" for field in ("device", "dtype")}
         shape = VideoShape(values["num_frames"], values["height"], values["width"])
         shape.check(strides)
         check_amount(shape, strides)
@@ -282,8 +279,8 @@ class ResolvedRequest(_Job):
             versions: of the libraries that took part.
         """
         found = {key: value for key, value in self.model_dump().items() if value is not None}
-        found |= {"lossy": list(self.lossy)} if self.lossy else {}
-        return {**found, "model_hash": model_hash, "versions": dict(versions or {})}
+        lossy = {"lossy": list(self.lossy)} if self.lossy else {}
+        return {**found, **lossy, "model_hash": model_hash, "versions": dict(versions or {})}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:

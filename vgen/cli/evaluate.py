@@ -12,6 +12,10 @@ import typer
 _GPU_BATCH = 128
 _VBENCH = "For VBench"
 _FIELD = "The field's scores, from weights on this machine"
+_Tasks = Annotated[
+    str,
+    typer.Option("--tasks", metavar="basic|all|LIST", help="all: prediction, stories ..., too; or some by name."),
+]
 _TierList = Annotated[
     str | None, typer.Option("--tiers", metavar="LIST", help="1,2,3: SpriteWorld's to score; 1,2 if left out.")
 ]
@@ -46,14 +50,7 @@ def evaluate(
         str | None,
         typer.Option("--choose-guidance", metavar="LIST", help="2,3,4: take the best on the validation split."),
     ] = None,
-    tasks: Annotated[
-        str,
-        typer.Option(
-            "--tasks",
-            metavar="basic|all|LIST",
-            help="all: prediction, stories ..., too; or some by name.",
-        ),
-    ] = "basic",
+    tasks: _Tasks = "basic",
     tiers: _TierList = None,
     seed: Annotated[str, typer.Option("--seed", metavar="N", help="Seed of all noise.")] = "0",
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.")] = None,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vgen.engine.processor import lacks
 from vgen.errors import RequestError
 from vgen.lossy import read_quantize, read_quantize_text
 from vgen.models import VideoDiT
@@ -66,7 +67,8 @@ def rowwise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 class Int8Linear(QuantizedLinear):
     """Weights int8 with a scale a row, activations uint8 with one scale for all, drawn anew at every call; CPU.
 
-    The product is oneDNN's, with integer instructions where the processor has them (VNNI, AMX).
+    The product is oneDNN's, with integer instructions where the processor has them (VNNI, AMX). Where it has none, two
+    products are added in 16 bits, which 8-bit activations would overflow: they have 7 there.
 
     Args:
         linear: on the CPU.
@@ -77,6 +79,7 @@ class Int8Linear(QuantizedLinear):
         narrow, scale = rowwise_int8(linear.weight)
         zero = torch.zeros(len(scale), dtype=torch.long)
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
+        self.activation_bits = 7 if lacks("avx512_vnni", "avx_vnni", "amx_int8") else 8
         before = torch.backends.quantized.engine
         torch.backends.quantized.engine = "onednn"
         try:
@@ -91,7 +94,7 @@ class Int8Linear(QuantizedLinear):
         """[..., in_features] -> [..., out_features], dtype of the input."""
         if hidden_states.device.type != "cpu":
             raise RequestError(f"quantize='int8' was done for the CPU, not for {hidden_states.device}: do it there.")
-        product = torch.ops.quantized.linear_dynamic(hidden_states.float(), self._packed, False)
+        product = torch.ops.quantized.linear_dynamic(hidden_states.float(), self._packed, self.activation_bits < 8)
         return product.to(hidden_states.dtype)
 
 
