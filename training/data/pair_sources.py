@@ -78,6 +78,7 @@ class ClipMaker:
                 num_frames=settings.num_frames,
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=settings.guidance_scale,
+                draft_steps=0,  # both clips of a pair are to be of text to video, as it is trained
                 generator=sources,
                 output_type="uint8",
                 callback_on_step_end=keep,

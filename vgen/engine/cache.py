@@ -182,7 +182,7 @@ def measure_magnitudes(pipeline: Any, prompts: Sequence[str], seed: int = 0, **s
     for index, prompt in enumerate(prompts):
         generator = torch.Generator().manual_seed(seed + index)
         with _sizes(pipeline.transformer) as found:
-            pipeline(prompt, generator=generator, output_type="latent", **settings)
+            pipeline(prompt, generator=generator, output_type="latent", **{**settings, "draft_steps": 0})
         if len(found) != pipeline.num_timesteps:
             raise RequestError(
                 f"{len(found)} forwards in {pipeline.num_timesteps} steps: magnitudes are measured with one batch a "
