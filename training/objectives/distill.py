@@ -44,7 +44,8 @@ LEARNED = ("num_inference_steps", "guidance_scale", "sigmas", "distilled")
 """What a student's weights were made for: stored with them, and enforced (see vgen.steps)."""
 
 _OF_THE_TEACHER = (
-    "allowed_inference_steps", "cfg_star", "draft_steps", "guidance_rescale", "guidance_sigmas", "stg_blocks", "stg_mode", "stg_scale"
+    "allowed_inference_steps", "cfg_star", "draft_steps", "guidance_rescale", "guidance_sigmas", "stg_blocks",
+    "stg_mode", "stg_scale",
 )  # fmt: skip
 _CHUNK = 16
 
