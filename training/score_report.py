@@ -213,7 +213,9 @@ def _decibels(
     low, high = found.get("intervals", {}).get(key, (None, None))
     interval = "unknown" if low is None else f"{low:.1f} – {high:.1f} dB"
     said = "" if aim is None else _aim(found[key] >= aim, f"{aim:.1f} dB")
-    return Line(name, f"{found[key]:.1f} dB", interval, said, ceiling, floors)
+    hides = aim is not None and found[key] < aim and f"{found[key]:.1f}" == f"{aim:.1f}"
+    digits = 2 if hides else 1  # what just misses must not look as if it met
+    return Line(name, f"{found[key]:.{digits}f} dB", interval, said, ceiling, floors)
 
 
 def _error(name: str, found: dict[str, Rate], aim: float, also: bool = True, said: str = "") -> Line:

@@ -56,7 +56,10 @@ def test_aims_are_missed_where_scores_lie_below_them(scores: dict[str, Any]) -> 
     low = copy.deepcopy(scores)
     for tier, mean in (("tier 1", 0.89), ("tier 2", 0.80)):
         low["scores"][tier]["text_to_video"]["seen"]["joint"]["mean"] = mean
+    low["scores"]["tier 1"]["vae"] |= {"psnr": 34.0, "object_psnr": 27.98}
     page = render(low)
+    assert _row(page, "VAE: PSNR")[1:4:2] == ["34.0 dB", "34.0 dB: met"]
+    assert _row(page, "VAE: PSNR on the objects' pixels")[1:4:2] == ["27.98 dB", "28.0 dB: **missed**"]
     assert _row(page, "text to video, seen: joint")[3] == "90 %: **missed**"
     assert _row(page, "text to video, seen: joint", 2)[3] == "80 %: met"
     between = low["scores"]["tier 1"]["interpolation"]
