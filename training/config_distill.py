@@ -16,7 +16,9 @@ class TrajectoryConfig(Strict):
     `text` and `first` map num_frames to a number of trajectories: from a prompt alone, and from a prompt with the first
     frame given. `substeps` is the teacher's steps from one step of the student to the next. `dtype` is what the
     teacher computes in; the states themselves are float32. `judged` learns only from those whose clip SpriteWorld's
-    judge calls right, of prompts that say all that it looks for.
+    judge calls right, of prompts that say all that it looks for. `draft_steps` has the teacher draft every clip from a
+    prompt first, from the same noise (see vgen.pipelines.drafting); the student learns the first frame that came of it
+    along with the rest.
     """
 
     text: dict[int, Count] = Field(min_length=1)
@@ -26,6 +28,7 @@ class TrajectoryConfig(Strict):
     folder: Path | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     judged: bool = False
+    draft_steps: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> TrajectoryConfig:
@@ -43,7 +46,8 @@ class DistillObjectiveConfig(Strict):
     `teacher` is a pipeline folder or a model's name, `guidance_scale` the teacher's (left out: the folder's default).
     Prompts are SpriteWorld's captions of the recipe's data, or the lines of the text file `prompts`. `train: lora`
     trains adapters of `rank` and `alpha`; the export then holds them apart and merged. `explicit_attention` and
-    `compile_blocks` as in flow objectives.
+    `compile_blocks` as in flow objectives. `own_states` is the share of batches that begin a segment where the student
+    itself gets to from the noise, and not where the teacher was: it learns to mend its own errors.
     """
 
     kind: Literal["distill"]
@@ -55,6 +59,7 @@ class DistillObjectiveConfig(Strict):
     train: Literal["full", "lora"] = "full"
     rank: Count = 32
     alpha: float | None = Field(default=None, gt=0)
+    own_states: float = Field(default=0.0, ge=0, le=1)
     explicit_attention: bool = False
     compile_blocks: bool = False
     validation_clips: Count = 32

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vgen.diffusion.tokens import pack, unpack
+from vgen.errors import RequestError
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
 from vgen.pipelines.conditioning import VideoCondition
 from vgen.pipelines.decoding import decode_latents
@@ -37,6 +38,8 @@ class Teacher:
         num_steps: of the student; the grid is the schedule that the pipeline would take for so many.
         config: substeps and number format.
         guidance_scale: None takes the pipeline's default.
+    Raises:
+        RequestError: drafts are asked for, and the schedule does not pass through the grid.
     Attributes:
         grid: the student's sigmas, num_steps of them, without the final 0.
         guidance_scale: of the teacher.
@@ -61,7 +64,8 @@ class Teacher:
         settings = self.settings
         size = (settings.height, settings.width, settings.frame_rate, settings.max_sequence_length)
         text = (self.guidance_scale, settings.guidance_rescale, settings.negative_prompt)
-        return f"{self.grid}|{self.fine}|{size}|{text}|{self.config.dtype}"
+        told = f"{self.grid}|{self.fine}|{size}|{text}|{self.config.dtype}"
+        return f"{told}|draft {self.config.draft_steps}" if self.config.draft_steps else told
 
     def layout(self, task: str, num_frames: int) -> Layout:
         """Where the tokens of a task lie, and which are given."""
@@ -109,6 +113,7 @@ class Teacher:
             return {}
 
         num_frames = 1 + (noise.shape[2] - 1) * self.pipeline.vae.strides.temporal
+        drafted = self.config.draft_steps > 0 and pictures is None and num_frames > 1
         pipeline = self._pipeline("text" if pictures is None else "first")
         dtype = _DTYPES[self.config.dtype]
         with torch.autocast(device.type, dtype, enabled=dtype is torch.bfloat16 and computes_bfloat16(device)):
@@ -121,19 +126,36 @@ class Teacher:
                     negative_prompt_embeds=text.negative_prompt_embeds,
                     negative_prompt_attention_mask=text.negative_prompt_attention_mask,
                     latents=noise,
-                    sigmas=self.fine,
+                    **self._steps(drafted),
                     guidance_scale=self.guidance_scale,
                     image_cond_noise_scale=0.0,
                     output_type="latent",
                     callback_on_step_end=keep,
                 ),
             )
+        if drafted:
+            states = self._with_first_frame(noise, states, num_frames)
         start = _begin(noise, states[0], self.layout("text" if pictures is None else "first", num_frames), pipeline)
         return {
             "states": torch.stack([start, *states], dim=1),
             "prompt_embeds": text.prompt_embeds.to("cpu", dtype),
             "attention_mask": text.prompt_attention_mask.bool().cpu(),
         }
+
+    def _steps(self, drafted: bool) -> dict[str, Any]:
+        """What tells the pipeline its sigmas; a draft has a schedule of its own, so none by hand."""
+        if not drafted:
+            return {"sigmas": self.fine}
+        return {"num_inference_steps": len(self.fine), "draft_steps": self.config.draft_steps}
+
+    def _with_first_frame(self, noise: Tensor, states: list[Tensor], num_frames: int) -> list[Tensor]:
+        """The states after a draft, whose first frame stood there from the start: now it comes straight from the noise."""
+        first = self.layout("first", num_frames).strength[None, :, None] > 0
+        tokens = pack(noise, self.pipeline.patch_size).to(states[0])
+        return [
+            torch.where(first, sigma * tokens + (1 - sigma) * state, state)
+            for sigma, state in zip((*self.grid[1:], 0.0), states, strict=True)
+        ]
 
     def _pipeline(self, task: str) -> Any:
         if task == "text":
@@ -163,6 +185,11 @@ class Teacher:
         own = self._schedule(len(grid) * substeps)
         if all(abs(a - b) < 1e-6 for a, b in zip(own[::substeps], grid, strict=True)):
             return own
+        if self.config.draft_steps:
+            raise RequestError(
+                f"trajectories.draft_steps={self.config.draft_steps} needs a teacher whose schedule for "
+                f"{len(grid) * substeps} steps passes through the student's {len(grid)} sigmas; use 0 (no draft)."
+            )
         ends = (*grid[1:], 0.0)
         return tuple(
             begin + (end - begin) * step / substeps

@@ -4,7 +4,9 @@ Along a trajectory x_0 (noise), x_1 ... x_N (clean) of the guided teacher the st
 
     (x_i - x_{i+1}) / (sigma_i - sigma_{i+1}),
 
-so that plain Euler steps over the same sigmas, without guidance, go where the teacher goes.
+so that plain Euler steps over the same sigmas, without guidance, go where the teacher goes. In a share of the batches x_i
+is where the student's own steps from x_0 have led it, and what it learns leads from there back to x_{i+1} (as DAgger, Ross
+et al. 2011, has a learner's own states labelled).
 """
 
 from __future__ import annotations
@@ -83,26 +85,48 @@ class DistillObjective(Objective):
         count, steps = batch["states"].shape[0], len(self.grid)
         offset = torch.randint(steps, (), generator=keys.generator("segment"))
         segment = (torch.arange(count) + offset) % steps
-        errors = self.segment_errors(batch, segment)
+        own = float(torch.rand((), generator=keys.generator("own states"))) < self.config.own_states
+        errors = self.segment_errors(batch, segment, self.reached(batch, segment) if own else None)
         logs = {f"loss/segment_{i}": errors[segment == i].mean() for i in sorted(set(segment.tolist()))}
         return errors.mean(), {name: value.detach() for name, value in logs.items()}
 
-    def segment_errors(self, batch: Batch, segment: Tensor) -> Tensor:
+    def segment_errors(self, batch: Batch, segment: Tensor, begin: Tensor | None = None) -> Tensor:
         """Squared error of each sample's velocity over one of its segments.
 
         Args:
             batch: of `TrajectoryCache.rows`.
             segment: [B], which one.
+            begin: [B, T, C], where each begins; None: where the teacher was.
         Returns:
             [B]; mean over channels and over tokens that are not given.
         """
         rows = torch.arange(len(segment))
-        begin, end = batch["states"][rows, segment], batch["states"][rows, segment + 1]
+        end = batch["states"][rows, segment + 1]
+        begin = batch["states"][rows, segment] if begin is None else begin
         sigma, after = (self._ends[index].to(begin) for index in (segment, segment + 1))
         target = (begin - end) / (sigma - after)[:, None, None]
         error = (self.velocity(begin, sigma, batch).float() - target).square().mean(dim=-1)
         weight = (batch["strength"] < 1).to(error)
         return (error * weight).sum(dim=1) / weight.sum(dim=1)
+
+    @torch.no_grad()
+    def reached(self, batch: Batch, segment: Tensor) -> Tensor:
+        """Where the student's own steps from the noise have led it when a segment begins.
+
+        Args:
+            batch: of `TrajectoryCache.rows`.
+            segment: [B], which one.
+        Returns:
+            [B, T, C]; what is given stays where it is.
+        """
+        tokens = batch["states"][:, 0].clone()
+        for index in range(int(segment.max())):
+            going = torch.nonzero(segment > index)[:, 0]
+            rows = {name: value[going] for name, value in batch.items()}
+            sigma, after = (self._ends[end].to(tokens) for end in (index, index + 1))
+            step = self.velocity(tokens[going], sigma.expand(len(going)), rows).float() * (after - sigma)
+            tokens[going] += torch.where(rows["strength"][..., None] < 1, step, 0.0)
+        return tokens
 
     def velocity(self, tokens: Tensor, sigma: Tensor, batch: Batch) -> Tensor:
         """The student's prediction [B, T, C], called as a pipeline calls it without guidance.
