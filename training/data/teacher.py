@@ -149,7 +149,7 @@ class Teacher:
         return {"num_inference_steps": len(self.fine), "draft_steps": self.config.draft_steps}
 
     def _with_first_frame(self, noise: Tensor, states: list[Tensor], num_frames: int) -> list[Tensor]:
-        """The states after a draft, whose first frame stood there from the start: now it comes straight from the noise."""
+        """States after a draft, whose first frame was there from the start: now it comes straight from the noise."""
         first = self.layout("first", num_frames).strength[None, :, None] > 0
         tokens = pack(noise, self.pipeline.patch_size).to(states[0])
         return [

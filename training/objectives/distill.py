@@ -4,9 +4,9 @@ Along a trajectory x_0 (noise), x_1 ... x_N (clean) of the guided teacher the st
 
     (x_i - x_{i+1}) / (sigma_i - sigma_{i+1}),
 
-so that plain Euler steps over the same sigmas, without guidance, go where the teacher goes. In a share of the batches x_i
-is where the student's own steps from x_0 have led it, and what it learns leads from there back to x_{i+1} (as DAgger, Ross
-et al. 2011, has a learner's own states labelled).
+so that plain Euler steps over the same sigmas, without guidance, go where the teacher goes. In a share of the batches
+x_i is where the student's own steps from x_0 have led it, and what it learns leads from there back to x_{i+1} (as
+DAgger, Ross et al. 2011, has a learner's own states labelled).
 """
 
 from __future__ import annotations
