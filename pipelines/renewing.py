@@ -3,6 +3,10 @@
 Before sampling nothing is known of the hidden pixels, so the cells along their border are encoded beside a guess. After
 it there is a better one: the decoded clip with the known pixels pasted in is encoded, and its latents replace those of
 every cell that holds a known pixel, or lies beside one that holds nothing else. All others stay as they were sampled.
+
+Coding loses something, most of all at a border where what was made and what is known do not quite fit. Each further pass
+therefore adds to the known pixels, before they are encoded, what the passes before it lost of them (iterative
+back-projection, Irani & Peleg 1991); what lies beside them and was made gives way.
 """
 
 from __future__ import annotations
@@ -46,12 +50,16 @@ def renew_known(
     """
     if all(entry.mask is None for entry in given):
         return latents
-    for _ in range(settings.known_passes):
+    clips = settings.num_videos_per_prompt
+    lost: Tensor | float = 0.0
+    for index in range(settings.known_passes):
         video = decode_latents(vae, latents, settings, convention, dtype).clamp(-1, 1)
-        clips = settings.num_videos_per_prompt
         known = paste_known(torch.zeros_like(video[:, :1]), [_as_ones(entry) for entry in given], True, clips)
-        video = paste_known(video, given, True, clips)
-        encoded = vae.normalize(encode_pixels(vae, video.to(vae.dtype), settings, sample_posterior=False).float())
+        pasted = paste_known(video, given, True, clips)
+        if index:  # what the first pass finds lost was lost beside a guess
+            lost = lost + (pasted - video)
+        told = (pasted + lost).to(vae.dtype)
+        encoded = vae.normalize(encode_pixels(vae, told, settings, sample_posterior=False).float())
         latents = torch.where(cells_to_renew(known, vae.strides), encoded.to(latents), latents)
     return latents
 

@@ -50,7 +50,8 @@ class GenerationSettings:
         keep_known_pixels: True pastes pixels given with strength 1 back after decoding; None only those of conditions
             with a mask; False none.
         known_passes: how often, after sampling, the cells along the border of a mask are encoded again beside what was
-            made, see vgen.pipelines.renewing; each takes a decoding and an encoding. Without a mask there is none.
+            made, from the second time with what coding lost of known pixels added (see vgen.pipelines.renewing); each
+            takes a decoding and an encoding. Without a mask there is none.
         sigmas: the schedule by hand, used as it is: descending from at most 1, one a step, the final 0 left out or not.
         timesteps: the same in thousandths.
         draft_steps: where nothing is given, a draft of so many steps is made first and its first frame given to the

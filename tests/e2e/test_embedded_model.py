@@ -8,18 +8,29 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from vgen.errors import RequestError
 from vgen.hub import resolve_model
 from vgen.io.video import read_video
-from vgen.pipelines import TextToVideoPipeline
+from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
+from vgen.training.data.sprites.world import SpriteWorld
 from vgen.training.evaluate import _MEASURES, evaluate_model, expected
 from vgen.training.ledger import Ledger
 from vgen.training.measures import ALL, read_measures
 from vgen.training.score_report import render
-from vgen.training.scores import Budget, text_to_video_scores
+from vgen.training.scores import (
+    Budget,
+    canvas,
+    full_prompt,
+    generators,
+    reconstruct,
+    squared_error,
+    text_to_video_scores,
+)
+from vgen.training.task_scores import hidden_box
 
 LIMIT_MIB = 24
 PROMPTS = 24
@@ -155,6 +166,35 @@ def test_any_length_of_1_plus_4k_fits(pipeline: TextToVideoPipeline) -> None:
     for num_frames in (1, 5, 33):
         made = pipeline("a red circle", num_frames=num_frames, num_inference_steps=1, output_type="np").frames
         assert made.shape == (1, num_frames, 64, 64, 3)
+
+
+def test_each_pass_brings_known_pixels_back_better(pipeline: TextToVideoPipeline) -> None:
+    """Two passes keep what is around a hidden box as well as coding the whole clip does, and leave the inside alone."""
+    world, known = SpriteWorld("validation", 1, **canvas(pipeline)), hidden_box(64, 64)
+    clips = [world.sample(index) for index in range(4)]
+    frames = np.stack([clip.frames for clip in clips])
+    predict = MaskedPredictionPipeline(**pipeline.components)
+    predict.set_progress_bar_config(disable=True)
+    made = [
+        np.stack(
+            predict(
+                conditions=[[VideoCondition(clip.frames, mask=known.astype(np.float32))] for clip in clips],
+                prompt=[full_prompt(clip) for clip in clips],
+                generator=generators(0, range(4)),
+                num_inference_steps=8,
+                known_passes=passes,
+                keep_known_pixels=False,
+                output_type="uint8",
+            ).frames
+        )
+        for passes in (0, 1, 2)
+    ]
+    errors = [squared_error(frames, clip) for clip in (*made, reconstruct(pipeline, frames))]
+    never, once, twice, coded = (float(error[..., known].mean()) for error in errors)
+    assert twice < 0.9 * once < 0.9 * never
+    assert twice < 10**0.05 * coded  # half a decibel
+    inside = [float(error[..., ~known].mean()) for error in errors[:3]]
+    assert inside[2] == pytest.approx(inside[0], rel=0.05)
 
 
 def test_generation_runs_without_the_training_package(tmp_path: Path) -> None:
