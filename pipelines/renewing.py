@@ -4,8 +4,8 @@ Before sampling nothing is known of the hidden pixels, so the cells along their 
 it there is a better one: the decoded clip with the known pixels pasted in is encoded, and its latents replace those of
 every cell that holds a known pixel, or lies beside one that holds nothing else. All others stay as they were sampled.
 
-Coding loses something, most of all at a border where what was made and what is known do not quite fit. Each further pass
-therefore adds to the known pixels, before they are encoded, what the passes before it lost of them (iterative
+Coding loses something, most of all at a border where what was made and what is known do not quite fit. Each further
+pass therefore adds to the known pixels, before they are encoded, what the passes before it lost of them (iterative
 back-projection, Irani & Peleg 1991); what lies beside them and was made gives way.
 """
 
