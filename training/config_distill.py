@@ -47,7 +47,8 @@ class DistillObjectiveConfig(Strict):
     Prompts are SpriteWorld's captions of the recipe's data, or the lines of the text file `prompts`. `train: lora`
     trains adapters of `rank` and `alpha`; the export then holds them apart and merged. `explicit_attention` and
     `compile_blocks` as in flow objectives. `own_states` is the share of batches that begin a segment where the student
-    itself gets to from the noise, and not where the teacher was: it learns to mend its own errors.
+    itself gets to from the noise, and not where the teacher was: it learns to mend its own errors. `error_power` is the
+    power p of each clip's error e that divides it: 0 is the squared error, with 1 all count alike, however hard.
     """
 
     kind: Literal["distill"]
@@ -60,6 +61,7 @@ class DistillObjectiveConfig(Strict):
     rank: Count = 32
     alpha: float | None = Field(default=None, gt=0)
     own_states: float = Field(default=0.0, ge=0, le=1)
+    error_power: float = Field(default=0.0, ge=0, le=1)
     explicit_attention: bool = False
     compile_blocks: bool = False
     validation_clips: Count = 32

@@ -6,7 +6,8 @@ Along a trajectory x_0 (noise), x_1 ... x_N (clean) of the guided teacher the st
 
 so that plain Euler steps over the same sigmas, without guidance, go where the teacher goes. In a share of the batches
 x_i is where the student's own steps from x_0 have led it, and what it learns leads from there back to x_{i+1} (as
-DAgger, Ross et al. 2011, has a learner's own states labelled).
+DAgger, Ross et al. 2011, has a learner's own states labelled). Errors may be divided by a power of themselves
+(MeanFlow's adaptive weight, Geng et al. 2025): early segments err by ten times as much as late ones, which sharpen.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ _OF_THE_TEACHER = (
     "stg_mode", "stg_scale",
 )  # fmt: skip
 _CHUNK = 16
+_SMALL = 1e-3
 
 
 class DistillObjective(Objective):
@@ -88,7 +90,8 @@ class DistillObjective(Objective):
         own = float(torch.rand((), generator=keys.generator("own states"))) < self.config.own_states
         errors = self.segment_errors(batch, segment, self.reached(batch, segment) if own else None)
         logs = {f"loss/segment_{i}": errors[segment == i].mean() for i in sorted(set(segment.tolist()))}
-        return errors.mean(), {name: value.detach() for name, value in logs.items()}
+        loss = (errors / (errors.detach() + _SMALL) ** self.config.error_power).mean()
+        return loss, {name: value.detach() for name, value in logs.items()}
 
     def segment_errors(self, batch: Batch, segment: Tensor, begin: Tensor | None = None) -> Tensor:
         """Squared error of each sample's velocity over one of its segments.

@@ -39,7 +39,7 @@ def pipeline(tiny_pipeline_folder: Path) -> TextToVideoPipeline:
 
 
 def _distillation(
-    pipeline: TextToVideoPipeline, folder: Path, own_states: float = 0.0, **changes: Any
+    pipeline: TextToVideoPipeline, folder: Path, own_states: float = 0.0, error_power: float = 0.0, **changes: Any
 ) -> tuple[DistillObjective, TrajectoryCache]:
     (folder / "prompts.txt").write_text("a red circle\na dog\nrain")
     told = TrajectoryConfig(**{"text": {9: 3}, "batch": 4, **changes})
@@ -47,9 +47,8 @@ def _distillation(
     cache = TrajectoryCache(told, teacher, "hash", prompts, 0, folder)
     cache.encode_missing(Control(folder), lambda text: None)
     cache.load()
-    config = DistillObjectiveConfig(
-        kind="distill", teacher="x", trajectories=told, num_steps=STEPS, own_states=own_states
-    )
+    own = {"own_states": own_states, "error_power": error_power}
+    config = DistillObjectiveConfig(kind="distill", teacher="x", trajectories=told, num_steps=STEPS, **own)
     return DistillObjective(config, teacher, cache, 0), cache
 
 
@@ -141,3 +140,21 @@ def test_a_draft_needs_a_schedule_through_the_students_sigmas(
     assert len(Teacher(pipeline, STEPS, TrajectoryConfig(text={9: 4})).fine) == 4 * STEPS
     with pytest.raises(RequestError, match="draft_steps=5 needs a teacher whose schedule"):
         Teacher(pipeline, STEPS, TrajectoryConfig(text={9: 4}, draft_steps=5))
+
+
+def test_errors_that_are_divided_by_themselves_pull_alike(
+    pipeline: TextToVideoPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for power, pulls in (
+        (0.0, (1 / 3, 1 / 3, 1 / 3)),
+        (0.5, (1 / 0.3, 1 / 3, 1 / 30)),
+        (1.0, (1 / 0.03, 1 / 3, 1 / 300)),
+    ):
+        objective, cache = _distillation(pipeline, tmp_path, error_power=power)
+        errors = torch.tensor([0.01, 1.0, 100.0], requires_grad=True)
+        monkeypatch.setattr(objective, "segment_errors", lambda *_, errors=errors: errors * 1.0)
+        loss, logs = objective.loss(cache.rows("text", 9, [0, 1, 2]), Keys(0, 1))
+        loss.backward()
+        torch.testing.assert_close(errors.grad, torch.tensor(pulls), rtol=0.1, atol=0)
+        told = sum(float(value) for value in logs.values())
+        assert told > 1.0, "the log tells the errors themselves"

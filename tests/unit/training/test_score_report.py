@@ -13,7 +13,7 @@ from vgen.errors import RequestError
 from vgen.training.evaluate import report_from
 from vgen.training.score_report import render
 
-SCORES = Path(__file__).parents[3] / "docs" / "scores" / "sprites-quick.json"
+SCORES = Path(__file__).parents[3] / "docs" / "scores" / "sprites-256.json"
 TRAINING: dict[str, Any] = {
     "recipe": "tasks", "recipe_sha256": "ab" * 32, "steps": 900, "total_steps": 1000, "seconds": 9000.0, "threads": 1,
     "device": "cpu",
