@@ -56,7 +56,7 @@ def renew_known(
         video = decode_latents(vae, latents, settings, convention, dtype).clamp(-1, 1)
         known = paste_known(torch.zeros_like(video[:, :1]), [_as_ones(entry) for entry in given], True, clips)
         pasted = paste_known(video, given, True, clips)
-        if index:  # what the first pass finds lost was lost beside a guess
+        if index:  # before the first pass known cells were coded beside a guess; that loss is not theirs
             lost = lost + (pasted - video)
         told = (pasted + lost).to(vae.dtype)
         encoded = vae.normalize(encode_pixels(vae, told, settings, sample_posterior=False).float())
