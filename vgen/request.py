@@ -14,7 +14,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from vgen.errors import RequestError, ShapeError
+from vgen.errors import RequestError
 from vgen.fields import (
     MAX_SEED,
     choice,
@@ -32,13 +32,11 @@ from vgen.fields import (
 from vgen.layouts import WAYS
 from vgen.lossy import LossyFields
 from vgen.passes import PLAIN, preset_for, preset_named
+from vgen.resolve import check_amount, frames_to_keep, frames_to_restyle, settle_guidance
 from vgen.steps import check_guidance, settle_steps, skipped_steps
 from vgen.story import Segment
 from vgen.tasks import NEEDED, TASKS, TASKS_OF
 from vgen.types import SKIP_MODES, FitMode, Strides, VideoShape
-
-MAX_VIDEO_BYTES = 16e9
-"""Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
 
 _Seed = Annotated[int, BeforeValidator(whole_number("seed", 0, MAX_SEED))]
 _Frames = Annotated[int, BeforeValidator(whole_number("num_frames", 1, 1_000_000))]
@@ -215,7 +213,7 @@ class GenerateRequest(_Job):
         check_guidance(values, [defaults])
         values.update(num_inference_steps=steps.num_inference_steps, sigmas=steps.sigmas)
         if self.task in ("restyle", "inpaint", "outpaint"):
-            values["num_frames"] = _frames_to_restyle(self.num_frames, defaults, strides.temporal, video_frames)
+            values["num_frames"] = frames_to_restyle(self.num_frames, defaults, strides.temporal, video_frames)
         for field in ("num_frames", "height", "width", "frame_rate", "num_inference_steps", "guidance_scale"):
             if values[field] is None:
                 if defaults.get(field) is None:
@@ -230,7 +228,7 @@ class GenerateRequest(_Job):
         shape = VideoShape(values["num_frames"], values["height"], values["width"])
         shape.check(strides)
         check_amount(shape, strides)
-        _settle_guidance(values, defaults)
+        settle_guidance(values, defaults)
         if self.upscale is not None:
             values["upscale_preset"] = self.upscale_preset or preset_for(defaults)
             _refuse_settled(values["upscale_preset"], self)
@@ -240,7 +238,7 @@ class GenerateRequest(_Job):
             values["denoise_strength"] = DENOISE_STRENGTH if self.denoise_strength is None else self.denoise_strength
             skipped_steps(values["num_inference_steps"], values["denoise_strength"])
         if self.task == "predict":
-            values["keep_frames"] = _frames_to_keep(self.keep_frames, shape.num_frames, strides.temporal, video_frames)
+            values["keep_frames"] = frames_to_keep(self.keep_frames, shape.num_frames, strides.temporal, video_frames)
         return ResolvedRequest.create(**values)
 
 
@@ -293,83 +291,8 @@ class ResolvedRequest(_Job):
         return cls.create(**fields)
 
 
-def check_amount(shape: VideoShape, strides: Strides) -> None:
-    """Refuse a clip whose finished pixels alone would take absurd memory.
-
-    Raises:
-        ShapeError: with an estimate in GB and the largest square that fits.
-    """
-    needed = shape.num_frames * shape.height * shape.width * 3 * 4
-    if needed <= MAX_VIDEO_BYTES:
-        return
-    side = int((MAX_VIDEO_BYTES / (shape.num_frames * 12)) ** 0.5) // strides.width * strides.width
-    most = int(MAX_VIDEO_BYTES / (shape.height * shape.width * 12)) - 1
-    frames = max(most, 0) // strides.temporal * strides.temporal + 1
-    if side >= strides.width:
-        remedy = f"at num_frames={shape.num_frames} use at most {side} x {side}"
-    else:
-        remedy = f"at {shape.width} x {shape.height} use at most num_frames={frames}"
-    raise ShapeError(
-        f"width={shape.width}, height={shape.height}, num_frames={shape.num_frames} needs about {needed / 1e9:,.0f} GB "
-        f"for its pixels alone; at most {MAX_VIDEO_BYTES / 1e9:.0f} GB are allowed: {remedy}."
-    )
-
-
 def _kind_of(field: str) -> str:
     return {"seconds": "a number", "segments": "segments"}.get(field, "a local file")
-
-
-def _frames_to_keep(asked: int | None, num_frames: int, stride: int, video_frames: int | None) -> int:
-    """How many frames of the given video start the clip: whole latent frames, and fewer than all.
-
-    Left out, it is the most that fit in the first half of the clip and that the video has.
-    """
-    most = (num_frames - 2) // stride * stride + 1 if num_frames > 1 else 0
-    if video_frames is not None:
-        most = min(most, (video_frames - 1) // stride * stride + 1)
-    if most < 1:
-        raise RequestError(f"num_frames={num_frames} leaves nothing to predict; use num_frames={stride + 1} or more.")
-    if asked is None:
-        return min(most, num_frames // 2 // stride * stride + 1)
-    if asked <= most and (asked - 1) % stride == 0:
-        return asked
-    below = min(most, max(asked - 1, 0) // stride * stride + 1)
-    nearest = f"{below} or {below + stride}" if below + stride <= most else f"{below}"
-    have = f", the video has {video_frames}" if video_frames is not None else ""
-    raise RequestError(
-        f"keep_frames={asked} does not fit: keep_frames - 1 must divide by {stride}, and it must be from 1 to {most} "
-        f"(the clip has num_frames={num_frames}{have}); use {nearest}."
-    )
-
-
-def _frames_to_restyle(
-    asked: int | None, defaults: Mapping[str, Any], stride: int, video_frames: int | None
-) -> int | None:
-    """How many frames of the given video are made anew: as many as the model makes by default and the video has."""
-    if video_frames is None:
-        return asked
-    most = (video_frames - 1) // stride * stride + 1
-    if asked is not None and asked > video_frames:
-        raise RequestError(f"num_frames={asked} and the video has {video_frames} frames: use {most} or fewer.")
-    if asked is not None or defaults.get("num_frames") is None:
-        return asked if asked is not None else most
-    return min(most, defaults["num_frames"])
-
-
-def _settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Fill in spatiotemporal guidance where it is on, and refuse it without blocks."""
-    scale = values["stg_scale"]
-    if not scale:
-        if scale is None and (values["stg_blocks"] is not None or values["stg_mode"] is not None):
-            raise RequestError("stg_blocks and stg_mode do nothing without stg_scale: give stg_scale=1, for instance.")
-        return
-    for field, last in (("stg_blocks", None), ("stg_mode", SKIP_MODES[0])):
-        values[field] = values[field] if values[field] is not None else defaults.get(field, last)
-    if values["stg_blocks"] is None:
-        raise RequestError(
-            f"stg_scale={scale:g} needs stg_blocks: the transformer blocks that are perturbed, for instance one in the "
-            "middle; or stg_scale=0, which is off."
-        )
 
 
 def _refuse_settled(name: str, asked: GenerateRequest) -> None:

@@ -31,7 +31,7 @@ def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> l
         return []
     from vgen.io.upsampler import find_upsampler
     from vgen.passes import PLAIN, pass_shapes, preset_named
-    from vgen.request import check_amount
+    from vgen.resolve import check_amount
 
     found = find_upsampler(request.upscale)
     channels = _latent_channels(folder)
