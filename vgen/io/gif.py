@@ -32,7 +32,7 @@ def read_gif(path: Path, max_frames: int | None) -> TimedFrames:
     import numpy as np
     from PIL import Image, ImageSequence
 
-    from vgen.io.images import flatten
+    from vgen.io.images import as_rgb
 
     frames: list[np.ndarray] = []
     times, now = [], 0.0
@@ -45,7 +45,7 @@ def read_gif(path: Path, max_frames: int | None) -> TimedFrames:
                     if max_frames is not None:
                         break
                     raise MediaError(f"{path} has more than {limit:,} frames, the most that are read at once.")
-                frames.append(np.asarray(flatten(frame)))
+                frames.append(np.asarray(as_rgb(frame)))
                 times.append(now)
                 now += max(frame.info.get("duration", 0), 10) / 1000
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -15,7 +16,7 @@ from vgen.types import FitMode
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FitMode", "contact_sheet", "fit_image", "flatten", "read_image"]
+__all__ = ["FitMode", "as_rgb", "contact_sheet", "fit_image", "read_image"]
 
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -24,12 +25,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 WHITE = (255, 255, 255)
 """What shows through transparent places."""
 
+_ORIENTATION = 0x0112
+"""EXIF tag."""
+
 
 def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Read a picture: upright, RGB, 8 bits.
 
-    EXIF orientation is applied. Transparent places show `background`. 16-bit grey keeps its tone. Colours with an
-    embedded profile other than sRGB are converted to sRGB. Of an animated file the first frame is taken.
+    `as_rgb` states the rule. Of an animated file the first frame is taken.
 
     Args:
         path: local png, jpeg, webp, gif, bmp, tiff or ppm file.
@@ -40,7 +43,7 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Im
         MediaError: missing, not a picture, damaged or truncated, or above `limits.MAX_PICTURE_PIXELS` (known from
             the header, before anything of that size is allocated).
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     found = local_file(path, "picture")
     if found.is_dir():
@@ -53,8 +56,7 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Im
             with Image.open(found, formats=FORMATS) as opened:
                 check_picture_size(found, *opened.size)
                 opened.load()
-                picture = ImageOps.exif_transpose(opened)
-                picture.info.setdefault("icc_profile", opened.info.get("icc_profile"))
+                return as_rgb(opened, background, str(found))
     except Image.UnidentifiedImageError:
         kinds = ", ".join(name.lower() for name in FORMATS)
         raise MediaError(f"{found} is not a picture that can be read ({kinds}).") from None
@@ -64,40 +66,96 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Im
         if isinstance(error, MediaError):
             raise
         raise MediaError(f"{found} is damaged or truncated: {error}.") from None
-    return flatten(_to_srgb(picture), background)
 
 
-def flatten(picture: Image.Image, background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """`picture` of any mode as 8-bit RGB over `background`.
+def as_rgb(picture: Image.Image, background: tuple[int, int, int] = WHITE, name: str = "the picture") -> Image.Image:
+    """A picture of any mode as this project reads it: upright, sRGB, 8 bits, opaque.
 
+    The one rule for files, for pictures handed in from Python and for footage: EXIF orientation is applied, 16-bit grey
+    keeps its tone, colours with an embedded profile are converted to sRGB, and transparent places (an alpha channel, or
+    a colour or palette entry declared transparent) show `background`. Applied twice it changes nothing more.
+
+    Args:
+        picture: any size and mode.
+        background: RGB behind transparent places; white by default.
+        name: what errors call it.
+    Returns:
+        mode "RGB"; `picture` itself if there is nothing to change.
     Raises:
-        MediaError: floating-point pixels, whose range is not known.
+        MediaError: damaged, or pixels whose range is not known (floating-point, 32-bit integers beyond 16 bits).
     """
     from PIL import Image
 
+    try:
+        found = _to_srgb(eight_bits(upright(picture), name))
+    except (OSError, SyntaxError, EOFError) as error:
+        raise MediaError(f"{name} is damaged or truncated: {error}.") from None
+    if found.mode in ("RGBA", "LA"):
+        below = Image.new("RGBA", found.size, (*background, 255))
+        found = Image.alpha_composite(below, found.convert("RGBA"))
+    if found.mode != "RGB":
+        found = found.convert("RGB")
+    if found is not picture:
+        found.info = {}  # a profile or an orientation must not be applied again
+    return found
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; `picture` itself if it has none."""
+    from PIL import ImageOps
+
+    try:
+        turned = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except (SyntaxError, ValueError, struct.error):
+        return picture  # an EXIF block that cannot be read says nothing
+    return ImageOps.exif_transpose(picture) if turned else picture
+
+
+def eight_bits(picture: Image.Image, name: str) -> Image.Image:
+    """Mode "L", "LA", "RGB", "RGBA", "CMYK" or another of 8 bits without transparency, whatever it was."""
     if picture.mode == "F":
-        raise MediaError("Pictures with floating-point pixels are not read: their range is unknown. Save 8 or 16 bits.")
+        raise MediaError(f"{name} has floating-point pixels, whose range is unknown; save it with 8 or 16 bits.")
     if picture.mode.startswith("I"):
-        picture = _sixteen_to_eight(picture)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        below = Image.new("RGBA", picture.size, (*background, 255))
-        return Image.alpha_composite(below, layer).convert("RGB")
-    return picture.convert("RGB")
+        return _grey_of_sixteen(picture, name)
+    if picture.mode in ("La", "RGBa"):
+        return picture.convert(picture.mode.upper())
+    if picture.mode == "PA" or "transparency" in picture.info:
+        return picture.convert("RGBA")
+    if picture.mode == "LAB":
+        from PIL import ImageCms
+
+        found = ImageCms.profileToProfile(
+            picture, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+        assert found is not None, "only an operation in place gives none"
+        found.info = {}
+        return found
+    return picture.convert("RGB") if picture.mode in ("P", "1", "YCbCr", "HSV", "RGBX") else picture
 
 
-def _sixteen_to_eight(picture: Image.Image) -> Image.Image:
+def _grey_of_sixteen(picture: Image.Image, name: str) -> Image.Image:
+    """Integers of 0 to 65535 as 0 to 255, with alpha where one of them is declared transparent."""
     import numpy as np
     from PIL import Image
 
-    values = np.asarray(picture).astype(np.float64)
-    return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
+    values = np.asarray(picture).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise MediaError(
+            f"{name} has integers from {values.min()} to {values.max()}, beyond 16 bits: their range is unknown; "
+            "save it with 8 or 16 bits."
+        )
+    grey = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    clear = picture.info.get("transparency")
+    if clear is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    grey.info["icc_profile"] = picture.info.get("icc_profile")
+    return grey
 
 
 def _to_srgb(picture: Image.Image) -> Image.Image:
-    """Apply the embedded colour profile; a profile that cannot be read is left aside, as viewers do."""
+    """Apply the embedded colour profile; one that cannot be read or is of other pixels is ignored, as viewers do."""
     profile = picture.info.get("icc_profile")
-    if not profile or picture.mode not in ("RGB", "RGBA", "CMYK"):
+    if not profile or picture.mode not in ("L", "LA", "RGB", "RGBA", "CMYK"):
         return picture
     import io
 
@@ -107,10 +165,14 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in (ImageCms.getProfileDescription(source) or "").lower():
             return picture
-        mode = "RGB" if picture.mode == "CMYK" else picture.mode
-        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+        alpha = picture.getchannel("A") if picture.mode == "LA" else None
+        colours = picture.getchannel("L") if picture.mode == "LA" else picture
+        mode = "RGBA" if picture.mode == "RGBA" else "RGB"
+        converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode=mode)
     except (ImageCms.PyCMSError, OSError):
         return picture
+    if converted is not None and alpha is not None:
+        converted.putalpha(alpha)
     return converted or picture
 
 

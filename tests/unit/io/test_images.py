@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from vgen.errors import MediaError, RequestError, ShapeError
-from vgen.io.images import contact_sheet, fit_image, read_image
+from vgen.io.images import as_rgb, contact_sheet, fit_image, read_image
+from vgen.io.masks import mask_values
 
 
 def _quarters() -> Image.Image:
@@ -71,6 +72,75 @@ def test_floating_point_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "a.tiff")
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_with_a_transparent_value(tmp_path: Path, kind: str) -> None:
+    values = np.array([[0, 300, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"a.{kind}", transparency=300)
+    found = np.asarray(read_image(tmp_path / f"a.{kind}"))[0, :, 0].tolist()
+    assert found == ([0, 255, 255] if kind == "png" else [0, 1, 255]), "a tiff has no transparent value"
+
+
+def test_integers_of_unknown_range_are_refused() -> None:
+    with pytest.raises(MediaError, match=r"the picture has integers from 0 to 70000.*16 bits"):
+        as_rgb(Image.fromarray(np.array([[0, 70000]], np.int32)))
+
+
+def _picture_of(mode: str) -> Image.Image:
+    """Three pixels: black, white, and one that shows green if its alpha is not looked at."""
+    if mode in ("P", "PA"):
+        picture = Image.new("P", (3, 1), 0)
+        picture.putpalette([0, 0, 0, 255, 255, 255, 0, 200, 0])
+        picture.putdata([0, 1, 2])
+        if mode == "P":
+            picture.info["transparency"] = 2
+            return picture
+        picture = picture.convert("PA")
+        picture.putalpha(Image.fromarray(np.array([[255, 255, 0]], np.uint8)))
+        return picture
+    if mode == "RGB":
+        picture = Image.fromarray(np.array([[[0, 0, 0], [255, 255, 255], [0, 200, 0]]], np.uint8))
+        picture.info["transparency"] = (0, 200, 0)
+        return picture
+    rgba = Image.fromarray(np.array([[[0, 0, 0, 255], [255, 255, 255, 255], [0, 200, 0, 0]]], np.uint8))
+    return rgba.convert("LA").convert("La") if mode == "La" else rgba.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "RGBa", "LA", "La", "P", "PA", "RGB"])
+def test_every_kind_of_transparency(mode: str) -> None:
+    picture = _picture_of(mode)
+    found = as_rgb(picture, background=(9, 99, 199))
+    assert np.asarray(found)[0].tolist() == [[0, 0, 0], [255, 255, 255], [9, 99, 199]]
+    assert np.asarray(as_rgb(found))[0].tolist() == np.asarray(found)[0].tolist()
+    assert mask_values(picture)[0].tolist() == [0, 1, 0], "what is transparent is not white"
+
+
+def test_masks_have_one_rule(tmp_path: Path) -> None:
+    clear = np.full((10, 10, 4), 255, np.uint8)
+    clear[..., 3] = 0
+    clear[:2, :5, 3] = 255
+    assert mask_values(Image.fromarray(clear)).mean() == pytest.approx(0.1)
+    assert mask_values(Image.fromarray(np.array([[0, 128 * 257, 65535]], np.uint16)))[0].tolist() == pytest.approx(
+        [0, 128 / 255, 1]
+    )
+    assert mask_values(Image.fromarray(np.array([[False, True]])))[0].tolist() == [0, 1]
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(np.array([[0, 255, 255]], np.uint8)).save(tmp_path / "a.png", exif=exif)
+    assert mask_values(Image.open(tmp_path / "a.png"))[0].tolist() == [1, 1, 0]
+    with pytest.raises(MediaError, match="mask\\[0\\] has floating-point pixels"):
+        mask_values(Image.fromarray(np.ones((2, 2), np.float32)), "mask[0]")
+
+
+def test_nothing_to_change_is_not_copied() -> None:
+    picture = Image.new("RGB", (2, 2))
+    assert as_rgb(picture) is picture
+
+
+def test_lab_pictures() -> None:
+    white = Image.merge("LAB", [Image.new("L", (1, 1), value) for value in (255, 128, 128)])
+    assert as_rgb(white).getpixel((0, 0)) == pytest.approx((255, 255, 255), abs=2)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "RGB"])
 def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     suffix = ".jpg" if mode == "CMYK" else ".png"
@@ -85,6 +155,26 @@ def test_colour_profiles(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (200, 100, 50)
     Image.new("RGB", (2, 2), (200, 100, 50)).save(tmp_path / "b.png", icc_profile=b"no profile at all")
     assert read_image(tmp_path / "b.png").getpixel((0, 0)) == (200, 100, 50)
+
+
+def _swapped_profile() -> bytes:
+    """sRGB's profile with the red and the blue primary exchanged."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = data.replace(b"rXYZ", b"tXYZ", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"tXYZ", b"bXYZ", 1)
+    return data.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_profile_is_applied_once(tmp_path: Path, mode: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    picture = Image.new("RGB", (3, 2), (204, 0, 0)).convert(mode)
+    picture.save(tmp_path / "a.png", icc_profile=_swapped_profile(), exif=exif)
+    found = read_image(tmp_path / "a.png")
+    assert found.size == ((3, 2) if orientation == 1 else (2, 3))
+    assert found.getpixel((0, 0)) == pytest.approx((0, 0, 204), abs=3)
+    assert as_rgb(found).getpixel((0, 0)) == found.getpixel((0, 0)), "the profile went with the conversion"
 
 
 def _png_header(width: int, height: int) -> bytes:
