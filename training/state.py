@@ -13,7 +13,6 @@ Schedules and random draws are functions of the step, so nothing else is needed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from vgen.errors import CheckpointError, OutputError
+from vgen.io.content_hash import read_hash
 from vgen.training.optimizer_state import read_optimizer_state, write_optimizer_state
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -112,7 +112,7 @@ class CheckpointStore:
         (partial / "state.json").write_text(json.dumps(described, indent=1))
 
     def _publish(self, partial: Path, final: Path) -> None:
-        manifest = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+        manifest = {path.name: read_hash(path) for path in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in partial.iterdir():
             sync(path)
@@ -207,15 +207,9 @@ def is_valid(path: Path) -> bool:
     """True when the folder has a manifest and every file in it has the hash written there."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
-        return bool(manifest) and all(file_hash(path / name) == digest for name, digest in manifest.items())
+        return bool(manifest) and all(read_hash(path / name) == digest for name, digest in manifest.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

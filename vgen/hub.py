@@ -27,14 +27,13 @@ from vgen.catalog import (
 )
 from vgen.errors import CheckpointError
 from vgen.io.checkpoint import check_weights
+from vgen.io.content_hash import content_hashes
 from vgen.io.single_file import SingleFile
+from vgen.io.walk import walk_files
 from vgen.types import Strides
 
 EMBEDDED = ("sprites",)
 """Models that are shipped inside the package."""
-
-HASHED_WHOLE = 1 << 28
-"""Files up to this many bytes enter `model_hash` whole; of larger ones the size, the first and the last mebibyte."""
 
 _LIBRARIES = {"vgen", "diffusers", "transformers"}
 _LTX_CLASSES = {"LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"}
@@ -344,34 +343,32 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
 def model_hash(folder: str | os.PathLike[str]) -> str:
     """A SHA-256 over a model's weights, configurations and tokenizer: the same folder content, the same hash.
 
-    Large files count by size, first and last mebibyte (see `HASHED_WHOLE`), so that it stays cheap.
+    Every file counts whole; large ones are read once, see `vgen.io.content_hash`.
 
     Returns:
         64 hexadecimal digits.
+    Raises:
+        CheckpointError: a file cannot be read.
     """
     root, total = Path(folder), hashlib.sha256()
-    if root.is_file():
-        total.update(f"{root.stat().st_size}\0".encode() + _file_hash(root))
-        return total.hexdigest()
-    for file in _model_files(root):
-        total.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())
-        total.update(_file_hash(file))
+    try:
+        found = [root] if root.is_file() else _model_files(root)
+        for file, digest in zip(found, content_hashes(found), strict=True):
+            name = "" if file == root else f"{file.relative_to(root).as_posix()}\0"
+            total.update(f"{name}{file.stat().st_size}\0".encode() + bytes.fromhex(digest))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from None
     return total.hexdigest()
 
 
-def _model_files(root: Path) -> Iterator[Path]:
-    kept = (".json", ".safetensors", ".model", ".txt")
-    for file in sorted(root.rglob("*"), key=lambda p: p.relative_to(root).as_posix()):
-        if file.suffix in kept and file.is_file() and not any(p.startswith(".") for p in file.relative_to(root).parts):
-            yield file
-
-
-def _file_hash(file: Path) -> bytes:
-    size, mebibyte = file.stat().st_size, 1 << 20
-    with file.open("rb") as stream:
-        if size <= HASHED_WHOLE:
-            return hashlib.file_digest(stream, "sha256").digest()
-        digest = hashlib.sha256(stream.read(mebibyte))
-        stream.seek(max(mebibyte, size - mebibyte))
-        digest.update(stream.read())
-        return digest.digest()
+def _model_files(root: Path) -> list[Path]:
+    """Those of a folder that decide what the model computes; single files of other models on its top level do not."""
+    kept, whole = {".json", ".safetensors", ".model", ".txt"}, (root / "model_index.json").is_file()
+    return [
+        file
+        for file in walk_files(root)
+        if file.suffix in kept
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        and not (whole and file.parent == root and file.suffix == ".safetensors")
+    ]

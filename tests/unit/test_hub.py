@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vgen import hub
 from vgen.errors import CheckpointError
 from vgen.hub import model_defaults, model_hash, model_strides, resolve_model
 from vgen.types import Strides
@@ -193,7 +192,7 @@ def test_strides_are_those_of_the_loaded_models(tiny_pipeline_folder: Path, ltx_
         assert resolve_model(folder) == folder
 
 
-def test_hash(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hash(folder: Path, tmp_path: Path) -> None:
     first = model_hash(folder)
     assert len(first) == 64
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -201,5 +200,44 @@ def test_hash(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert model_hash(copy) == first
     save_file({"weight": np.ones(4, np.float32)}, copy / "vae" / "diffusion_pytorch_model.safetensors")
     assert model_hash(copy) != first
-    monkeypatch.setattr(hub, "HASHED_WHOLE", 8)
-    assert model_hash(copy) != model_hash(folder), "large files count by their ends"
+    shutil.copy(folder / "vae" / "diffusion_pytorch_model.safetensors", copy / "vae")
+    assert model_hash(copy) == first
+    shutil.copy(copy / "vae" / "diffusion_pytorch_model.safetensors", copy / "another-model.safetensors")
+    assert model_hash(copy) == first, "a single file of another model on the top level is never loaded"
+
+
+def test_the_shipped_model_is_named_as_in_its_scores() -> None:
+    root = Path(__file__).parents[2]
+    assert f"`{model_hash(resolve_model('sprites'))}`" in (root / "docs" / "scores" / "sprites-256.md").read_text()
+
+
+def test_every_byte_of_a_large_file_counts(folder: Path) -> None:
+    file = folder / "text_encoder" / "model.safetensors"
+    size = (1 << 28) + (1 << 21)
+    digests = []
+    for byte in (b"\0", b"\1"):
+        with file.open("wb") as stream:  # sparse but for one byte in the middle
+            stream.truncate(size)
+            stream.seek(size // 2)
+            stream.write(byte)
+        digests.append(model_hash(folder / "text_encoder"))
+    assert digests[0] != digests[1]
+
+
+def test_a_linked_component_counts(folder: Path, tmp_path: Path) -> None:
+    first = model_hash(folder)
+    shutil.move(folder / "text_encoder", tmp_path / "elsewhere")
+    (folder / "text_encoder").symlink_to(tmp_path / "elsewhere")
+    assert model_hash(folder) == first
+    save_file({"weight": np.ones(4, np.float32)}, tmp_path / "elsewhere" / "model.safetensors")
+    assert model_hash(folder) != first
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
+    (folder / "text_encoder" / "spiece.model").symlink_to(folder / "nowhere")
+    assert model_hash(folder), "a link to nothing holds nothing"
+    (folder / "vae" / "config.json").unlink()
+    (folder / "vae" / "config.json").mkdir()
+    assert model_hash(folder)
+    with pytest.raises(CheckpointError, match=r"nowhere.* cannot be read: No such file"):
+        model_hash(folder / "nowhere")

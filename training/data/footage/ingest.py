@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vgen.errors import OutputError, RequestError, VgenError
+from vgen.io.content_hash import content_hash
 from vgen.io.output import check_writable
 from vgen.training.data.footage.records import (
     ABOUT,
@@ -148,8 +148,7 @@ def _scan_once(
 ) -> tuple[_Found, bool]:
     """A file's scan, from the data set if it is there; and whether it was made now."""
     try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = content_hash(path)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from None
     place = folder / "scans" / f"{content_key(digest, settings.cut_threshold, SCAN_VERSION, path.name)}.json"
