@@ -201,7 +201,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     def noise_clip(
         self, noise: Tensor, known: ConditionSet, clip: GivenPixels | Tensor | None, settings: GenerationSettings
     ) -> Tensor:
-        """The tokens to start from: noise, or a clip noised to where the schedule starts; known tokens in place.
+        """The tokens to start from: noise, or a clip noised to where the schedule starts; known tokens mixed in.
 
         Args:
             noise: [B, N, C].
@@ -211,13 +211,12 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         Returns:
             [B, K + N, C].
         """
-        one = torch.ones((), device=noise.device)
         sigma = self.scheduler.timesteps[0].to(noise.device) / self.scheduler.config.num_train_timesteps
-        if clip is None or sigma >= one:
-            return known.noised(noise, one)
+        if clip is None or sigma >= 1:
+            return known.start(noise)
         if isinstance(clip, GivenPixels):
             clip = encode_given(self.vae, clip, settings, self.convention, noise.device).latents
-        return known.noised(noise, sigma, pack(clip.to(noise), self.patch_size).expand(noise.shape))
+        return known.start(noise, pack(clip.to(noise), self.patch_size).expand(noise.shape), sigma)
 
     @torch.no_grad()
     def _generate(

@@ -9,7 +9,13 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXConditionPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
-from vgen.pipelines import ImageToVideoPipeline, MaskedPredictionPipeline, TextToVideoPipeline, VideoToVideoPipeline
+from vgen.pipelines import (
+    ImageToVideoPipeline,
+    MaskedPredictionPipeline,
+    TextToVideoPipeline,
+    VideoCondition,
+    VideoToVideoPipeline,
+)
 
 TOLERANCE = 1e-4
 CALL = {
@@ -76,6 +82,37 @@ def test_video_to_video(ltx_folders, strength):
     call = {**CALL, "denoise_strength": strength, "output_type": "latent"}
     expected = reference(latents=latents, **call, generator=_seed()).frames
     _compare(expected, ours(clip, **call, generator=_seed()).frames)
+
+
+@pytest.mark.parametrize("denoise_strength", [0.25, 0.75, 1.0])
+@pytest.mark.parametrize("conditions", [[(0, 1, 0.3)], [(0, 9, 0.6)], [(8, 1, 0.3)], [(8, 9, 0.9), (0, 1, 0.5)]])
+def test_soft_conditions_in_a_clip(ltx_folders, conditions, denoise_strength):
+    """A strength mixes what is given with the noised clip (or with noise): frame, length and strength of each."""
+    clip = torch.randn(1, 8, 3, 2, 3, generator=_seed(3))
+    theirs, ours = [], []
+    for frame, count, strength in conditions:
+        pictures = [PIL.Image.fromarray(picture) for picture in _clip()[:count]]
+        material = {"image": pictures[0]} if count == 1 else {"video": pictures}
+        theirs.append(LTXVideoCondition(**material, frame_index=frame, strength=strength))
+        ours.append(VideoCondition(pictures, frame, strength))
+    reference = _load(LTXConditionPipeline, ltx_folders["0.9.5"])
+    call = {**CALL, "denoise_strength": denoise_strength, "output_type": "latent"}
+    latents = clip if denoise_strength < 1 else None
+    expected = reference(conditions=theirs, latents=latents, **call, generator=_seed()).frames
+    pipeline = _load(MaskedPredictionPipeline, ltx_folders["0.9.5"], convention="ltx-condition")
+    _compare(expected, pipeline._generate({**call, "generator": _seed()}, ours, latents).frames)
+
+
+def test_a_weak_condition_hardly_changes_a_clip(ltx_folders):
+    pipeline = _load(MaskedPredictionPipeline, ltx_folders["0.9.5"], convention="ltx-condition")
+    clip = torch.randn(1, 8, 3, 2, 3, generator=_seed(3))
+    call = {**CALL, "denoise_strength": 0.25, "output_type": "latent"}
+    picture = PIL.Image.fromarray(_clip()[0])
+    strong, weak, without = (
+        pipeline._generate({**call, "generator": _seed()}, conditions, clip).frames[:, :, 0]
+        for conditions in ([VideoCondition(picture, 0, 1.0)], [VideoCondition(picture, 0, 0.001)], [])
+    )
+    assert (weak - without).abs().max() < 0.02 < (strong - without).abs().max()
 
 
 def test_original_text_to_video_latents(ltx_folders, monkeypatch):

@@ -156,9 +156,20 @@ def _image(height=128, width=192):
     return PIL.Image.fromarray(values)
 
 
-@pytest.mark.parametrize("task", ["text", "image", "conditions"])
-@pytest.mark.parametrize("adain_factor", [0.0, 1.0])
-def test_two_passes_stage_by_stage(ltx_folders, upsample_folder, monkeypatch, task, adain_factor):
+@pytest.mark.parametrize(
+    ("task", "strength", "adain_factor"),
+    [
+        ("text", 1.0, 0.0),
+        ("text", 1.0, 1.0),
+        ("image", 1.0, 1.0),
+        ("first", 0.3, 1.0),
+        ("first", 0.7, 0.0),
+        ("later", 1.0, 0.0),
+        ("later", 0.5, 1.0),
+        ("later", 0.9, 0.0),
+    ],
+)
+def test_two_passes_stage_by_stage(ltx_folders, upsample_folder, monkeypatch, task, strength, adain_factor):
     """Latents of the first pass, enlarged, of the second, and the frames."""
     folder = ltx_folders["0.9.5"]
     reference, enlarge = _load(LTXConditionPipeline, folder), LTXLatentUpsamplePipeline.from_pretrained(upsample_folder)
@@ -166,10 +177,12 @@ def test_two_passes_stage_by_stage(ltx_folders, upsample_folder, monkeypatch, ta
     # The reference gets the picture in each pass's size, resized as we do it.
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     small = torch.nn.functional.interpolate(pixels, (64, 96), mode="bilinear")
-    frame = {"text": None, "image": 0, "conditions": 16}[task]
+    frame = {"text": None, "image": 0, "first": 0, "later": 16}[task]
 
     def conditions(picture):
-        return None if frame is None else [LTXVideoCondition(video=picture * 2 - 1, frame_index=frame)]
+        return None if frame is None else [
+            LTXVideoCondition(video=picture * 2 - 1, frame_index=frame, strength=strength)
+        ]
 
     monkeypatch.setattr(
         reference.video_processor, "preprocess_video", lambda video, *_, **__: video.permute(1, 0, 2, 3)[None]
@@ -195,7 +208,8 @@ def test_two_passes_stage_by_stage(ltx_folders, upsample_folder, monkeypatch, ta
     cls, given = {
         "text": (TextToVideoPipeline, {}),
         "image": (ImageToVideoPipeline, {"image": image}),
-        "conditions": (MaskedPredictionPipeline, {"conditions": VideoCondition(image, 16)}),
+        "first": (MaskedPredictionPipeline, {"conditions": VideoCondition(image, 0, strength)}),
+        "later": (MaskedPredictionPipeline, {"conditions": VideoCondition(image, 16, strength)}),
     }[task]
     ours, found = _load(cls, folder), {}
     two_pass = TwoPass(

@@ -125,22 +125,43 @@ class ConditionSet:
         """K, the number of extra tokens."""
         return 0 if self.extra is None else self.extra.latents.shape[1]
 
-    def noised(self, noise: Tensor, sigma: Tensor, clean_latents: Tensor | None = None) -> Tensor:
-        """The transformer's input at `sigma`: every token noised to its own sigma.
+    def start(self, noise: Tensor, clip: Tensor | None = None, sigma: Tensor | float = 1.0) -> Tensor:
+        """The tokens that sampling starts from: noise, or a noised clip, with the given material mixed in.
 
-        With sigma 1 and no `clean_latents` this is the start of sampling: noise where nothing is known.
+        (1 - strength) ((1 - sigma) clip + sigma noise) + strength given. Below sigma 1 a token of soft strength keeps
+        part of the clip, so its noise is less than the sigma that the model sees (see `token_sigmas`): strength 0.01
+        changes little, and the public models are sampled in this way.
+
+        Args:
+            noise: [B, N, C], noise of the video tokens.
+            clip: [B, N, C], clean latents of a clip to start from; None: noise alone.
+            sigma: [B] or scalar, where the schedule starts; counts only with a clip.
+        Returns:
+            [B, K + N, C].
+        Source: LTX-Video's public inference code (`prepare_latents`, `prepare_conditioning`).
+        """
+        tokens = noise.to(self.clean_latents)
+        if clip is not None:
+            start = torch.as_tensor(sigma, dtype=torch.float32, device=tokens.device)
+            tokens = interpolate(clip.to(tokens), tokens, start.expand(tokens.shape[0]))
+        tokens = interpolate(self.clean_latents, tokens, 1 - self.strength[:, self.num_extra :])
+        if self.extra is None:
+            return tokens
+        extra = interpolate(self.extra.latents, self.extra.noise, 1 - self.extra.strength)
+        return torch.cat([extra, tokens], dim=1)
+
+    def noised(self, noise: Tensor, sigma: Tensor, clean_latents: Tensor) -> Tensor:
+        """The transformer's input at `sigma` in training: every token noised to its own sigma.
 
         Args:
             noise: [B, N, C], noise of the video tokens.
             sigma: [B] or scalar.
-            clean_latents: [B, N, C], what the unknown video tokens are in training; known tokens keep their own.
+            clean_latents: [B, N, C], what the unknown video tokens are; known tokens keep their own.
         Returns:
             [B, K + N, C].
         """
         video_strength = self.strength[:, self.num_extra :]
-        clean = self.clean_latents
-        if clean_latents is not None:
-            clean = torch.where(video_strength[..., None] > 0, clean, clean_latents.to(clean))
+        clean = torch.where(video_strength[..., None] > 0, self.clean_latents, clean_latents.to(self.clean_latents))
         tokens = interpolate(clean, noise.to(clean), token_sigmas(sigma, video_strength))
         if self.extra is None:
             return tokens

@@ -40,14 +40,14 @@ def test_nothing_known_starts_from_noise():
     noise = torch.randn(2, SHAPE.num_tokens, CHANNELS)
     assert conditions.is_empty
     assert conditions.num_extra == 0
-    assert torch.equal(conditions.noised(noise, torch.tensor(1.0)), noise)
+    assert torch.equal(conditions.start(noise), noise)
 
 
 def test_a_first_frame_lies_in_place():
     given = _latents(1)
     conditions = _arrange(KnownLatents(given))
     noise = torch.randn(1, SHAPE.num_tokens, CHANNELS)
-    start = conditions.noised(noise, torch.tensor(1.0))
+    start = conditions.start(noise)
     assert torch.equal(start[:, :FRAME], pack(given))
     assert torch.equal(start[:, FRAME:], noise[:, FRAME:])
     assert conditions.strength[0].tolist() == [1.0] * FRAME + [0.0] * 4 * FRAME
@@ -56,7 +56,7 @@ def test_a_first_frame_lies_in_place():
 def test_a_reference_lies_before_the_clip():
     looks = _latents(1, seed=1)
     conditions = _arrange(KnownLatents(looks, REFERENCE_FRAME), KnownLatents(_latents(2)), prefix_latent_frames=2)
-    start = conditions.noised(torch.randn(1, SHAPE.num_tokens, CHANNELS), torch.tensor(1.0))
+    start = conditions.start(torch.randn(1, SHAPE.num_tokens, CHANNELS))
     assert conditions.num_extra == FRAME and torch.equal(start[:, :FRAME], pack(looks))
     assert (conditions.coordinates[0, 0, :FRAME] == REFERENCE_FRAME / 8).all()
     assert torch.equal(conditions.video_tokens(start)[:, : 2 * FRAME], pack(_latents(2)))
@@ -69,7 +69,7 @@ def test_a_soft_prefix_starts_at_its_own_sigma():
     given = _latents(2)
     conditions = _arrange(KnownLatents(given, strength=0.75))
     noise = torch.randn(1, SHAPE.num_tokens, CHANNELS)
-    start = conditions.noised(noise, torch.tensor(1.0))
+    start = conditions.start(noise)
     torch.testing.assert_close(start[:, : 2 * FRAME], 0.75 * pack(given) + 0.25 * noise[:, : 2 * FRAME])
 
 
@@ -81,7 +81,7 @@ def test_a_later_frame_becomes_extra_tokens_in_front():
     assert conditions.strength.shape == (2, FRAME + SHAPE.num_tokens)
     assert (conditions.strength[:, FRAME:] == 0).all()
     noise = torch.randn(2, SHAPE.num_tokens, CHANNELS)
-    start = conditions.noised(noise, torch.tensor(1.0))
+    start = conditions.start(noise)
     torch.testing.assert_close(start[:, :FRAME], pack(given).expand(2, -1, -1))
     assert torch.equal(conditions.video_tokens(start), noise)
 
@@ -130,7 +130,7 @@ def test_a_token_is_as_strong_as_its_weakest_latent():
         conditions = arrange([known], shape, STRIDES, 8.0, channels=CHANNELS, batch=1, patch_size=2)
         assert conditions.num_extra == (1 if frame_index else 0)
         assert conditions.strength[0].tolist() == ([1.0] + [0.0] * 10 if frame_index else [1.0] + [0.0] * 9)
-        start = conditions.noised(torch.zeros(1, 10, 4 * CHANNELS), torch.tensor(1.0))
+        start = conditions.start(torch.zeros(1, 10, 4 * CHANNELS))
         assert torch.equal(start[:, :1], pack(latents, 2)[:, :1])
         assert not start[:, 1:].any()
 
