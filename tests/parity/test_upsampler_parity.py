@@ -180,9 +180,9 @@ def test_two_passes_stage_by_stage(ltx_folders, upsample_folder, monkeypatch, ta
     frame = {"text": None, "image": 0, "first": 0, "later": 16}[task]
 
     def conditions(picture):
-        return None if frame is None else [
-            LTXVideoCondition(video=picture * 2 - 1, frame_index=frame, strength=strength)
-        ]
+        return (
+            None if frame is None else [LTXVideoCondition(video=picture * 2 - 1, frame_index=frame, strength=strength)]
+        )
 
     monkeypatch.setattr(
         reference.video_processor, "preprocess_video", lambda video, *_, **__: video.permute(1, 0, 2, 3)[None]
