@@ -25,7 +25,7 @@ from vgen.engine.session import Placement, denoising, inference_session
 from vgen.errors import NonFiniteError, RequestError
 from vgen.magnitudes import Magnitudes
 from vgen.models import CausalVideoVAE, VideoDiT
-from vgen.pipelines.checks import check_settings
+from vgen.pipelines.checks import check_call
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.decoding import decode_latents, decode_to_bytes, paste_known, to_output
@@ -159,9 +159,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         Raises:
             RequestError: names the field, the value, the rule and what would fit.
         """
-        shape = check_settings(
-            settings, self.vae.strides, self.vae.config.latent_channels, self.patch_size, self._callback_tensor_inputs
-        )
+        shape = check_call(self, settings)
         video_shape = VideoShape(settings.num_frames, settings.height, settings.width)
         given = read_conditions(
             conditions, video_shape, self.vae.strides, settings.num_prompts, self.convention.prefix_latent_frames

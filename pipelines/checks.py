@@ -14,11 +14,26 @@ from vgen.errors import RequestError, ShapeError
 from vgen.fields import parse_bytes
 from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.softening import LARGEST_CRF
-from vgen.steps import MAX_STEPS
+from vgen.steps import MAX_STEPS, check_shift
 from vgen.types import LatentShape, Strides, VideoShape
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 GUIDANCE_BATCHING = ("batched", "separate")
+
+
+def check_call(pipe: Any, settings: GenerationSettings) -> LatentShape:
+    """Check a call of a pipeline as far as no component has to run, see `check_settings` and `check_shift`."""
+    shape = check_settings(
+        settings, pipe.vae.strides, pipe.vae.config.latent_channels, pipe.patch_size, pipe._callback_tensor_inputs
+    )
+    check_shift(
+        pipe.scheduler.config,
+        max(settings.num_inference_steps, settings.draft_steps),
+        VideoShape(settings.num_frames, settings.height, settings.width),
+        token_strides(pipe.vae.strides, pipe.patch_size),
+        settings.sigmas,
+    )
+    return shape
 
 
 def check_settings(

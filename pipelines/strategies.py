@@ -11,12 +11,12 @@ import torch
 from vgen.diffusion.conditions import token_sigmas
 from vgen.diffusion.guidance import BySigma, ClassifierFreeGuidance, ComposedGuidance, Guidance, SpatioTemporalGuidance
 from vgen.diffusion.guidance.values import every
-from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas, resolution_shift_mu
+from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas
 from vgen.errors import RequestError
 from vgen.lossy import read_interval
 from vgen.pipelines.conventions import Convention
 from vgen.pipelines.settings import GenerationSettings
-from vgen.steps import skipped_steps
+from vgen.steps import resolution_shift_mu, skipped_steps
 
 _JUST_ABOVE = 1e-5
 """So that a step at the upper end itself still has guidance."""

@@ -114,7 +114,8 @@ class TwoPass:
             RequestError: something cannot be done as asked in one of the passes; nothing was computed.
         """
         asked = pipe.fill_settings({name: value for name, value in given.items() if name not in _FIRST_ONLY})
-        _, pixels = pipe.check_inputs(asked, conditions)
+        # The schedules are those of the passes, which are checked with them.
+        _, pixels = pipe.check_inputs(replace(asked, sigmas=(1.0,)), conditions)
         first, second = self.plan(pipe, given, conditions)
         if clip is None and first.settings.denoise_strength < 1:
             raise RequestError(

@@ -340,6 +340,18 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
     return strides
 
 
+def model_scheduler(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration of a model's scheduler; empty where its folder has none.
+
+    Raises:
+        CheckpointError: it is not JSON.
+    """
+    if Path(folder).is_file():
+        return dict(SingleFile.open(Path(folder)).scheduler)
+    file = Path(folder) / "scheduler" / "scheduler_config.json"
+    return _read_json(file) if file.is_file() else {}
+
+
 def model_hash(folder: str | os.PathLike[str]) -> str:
     """A SHA-256 over a model's weights, configurations and tokenizer: the same folder content, the same hash.
 

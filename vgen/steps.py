@@ -8,12 +8,18 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, NamedTuple
 
-from vgen.errors import RequestError
+from vgen.errors import RequestError, ShapeError
+from vgen.types import Strides, VideoShape
 
 TRAIN_TIMESTEPS = 1000
 """timestep = TRAIN_TIMESTEPS * sigma."""
 
 MAX_STEPS = 1000
+
+MOST_TOKENS = 1 << 24
+"""More tokens than any clip has."""
+
+_LARGEST_MU = 80.0  # beyond it e^mu is no float32
 
 
 class Steps(NamedTuple):
@@ -142,6 +148,106 @@ def skipped_steps(num_steps: int, denoise_strength: float) -> int:
             f"{math.ceil(1000 / num_steps) / 1000:g} or more, or num_inference_steps={math.ceil(1 / denoise_strength)}."
         )
     return num_steps - run
+
+
+def resolution_shift_mu(
+    num_tokens: int,
+    *,
+    base_tokens: int = 1024,
+    max_tokens: int = 4096,
+    base_shift: float = 0.95,
+    max_shift: float = 2.05,
+    clamp: bool = False,
+) -> float:
+    """The shift mu of a sequence, linear in its number of tokens.
+
+    Args:
+        num_tokens: tokens of the video (extra condition tokens do not count).
+        base_tokens: where mu is `base_shift`.
+        max_tokens: where mu is `max_shift`.
+        base_shift: see above.
+        max_shift: see above.
+        clamp: keep mu between the two shifts; off, as the line was fitted, it goes on to both sides.
+    Returns:
+        mu; sigmas are shifted by e^mu.
+    """
+    share = (num_tokens - base_tokens) / (max_tokens - base_tokens)
+    mu = base_shift + share * (max_shift - base_shift)
+    return min(max(mu, base_shift), max_shift) if clamp else mu
+
+
+def most_tokens(scheduler: Mapping[str, Any], num_steps: int) -> int | None:
+    """The longest sequence for which a scheduler that shifts by token count has a schedule.
+
+    The line through its two shifts goes on beyond them, as in diffusers and Lightricks' code. Far beyond, the first
+    steps all have sigma 1 in float32, or e^mu overflows; diffusers then fails with IndexError or OverflowError.
+
+    Args:
+        scheduler: configuration of a FlowMatchEulerDiscreteScheduler.
+        num_steps: number of steps.
+    Returns:
+        Tokens; None where there is no such limit.
+    """
+    other = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "invert_sigmas")
+    by_tokens = scheduler.get("use_dynamic_shifting") and scheduler.get("time_shift_type", "exponential") != "linear"
+    if not by_tokens or num_steps < 2 or any(scheduler.get(name) for name in other):
+        return None
+    if not _collapses(scheduler, num_steps, MOST_TOKENS):
+        return None
+    below, above = 1, MOST_TOKENS
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if _collapses(scheduler, num_steps, middle) else (middle, above)
+    return below
+
+
+def check_shift(
+    scheduler: Mapping[str, Any], num_steps: int, shape: VideoShape, strides: Strides, sigmas: Any = None
+) -> None:
+    """Refuse a clip for which the model's scheduler has no schedule, see `most_tokens`.
+
+    Args:
+        scheduler: configuration of a FlowMatchEulerDiscreteScheduler.
+        num_steps: of the call.
+        shape: of the clip.
+        strides: pixels per token.
+        sigmas: those given by hand, to which the shift does not apply, or None.
+    Raises:
+        ShapeError: names the size, the largest of this shape that has a schedule, and the other remedy.
+    """
+    most, tokens = most_tokens(scheduler, num_steps), shape.latent(strides).num_tokens
+    if sigmas is not None or most is None or tokens <= most:
+        return
+    smaller = shape.within(strides, most)
+    raise ShapeError(
+        f"width={shape.width}, height={shape.height}, num_frames={shape.num_frames} is {tokens:,} tokens: the model's "
+        f"scheduler shifts the noise levels with their number, and above {most:,} tokens the first of {num_steps} are "
+        f"all 1. Use at most {smaller.width} x {smaller.height} at num_frames={smaller.num_frames}, or give sigmas."
+    )
+
+
+def _collapses(scheduler: Mapping[str, Any], num_steps: int, tokens: int) -> bool:
+    """Whether the schedule of so many tokens has two equal timesteps, in the arithmetic of diffusers' scheduler."""
+    import numpy as np
+
+    mu = resolution_shift_mu(
+        tokens,
+        base_tokens=scheduler.get("base_image_seq_len", 256),
+        max_tokens=scheduler.get("max_image_seq_len", 4096),
+        base_shift=scheduler.get("base_shift", 0.5),
+        max_shift=scheduler.get("max_shift", 1.15),
+    )
+    if not -_LARGEST_MU < mu < _LARGEST_MU:
+        return True
+    even = np.linspace(1.0, 1.0 / num_steps, num_steps).astype(np.float32)
+    sigmas = math.exp(mu) / (math.exp(mu) + (1 / even - 1))
+    if scheduler.get("shift_terminal"):
+        left = 1 - sigmas
+        if not left[-1] > 0:
+            return True
+        sigmas = 1 - left / (left[-1] / np.float32(1 - scheduler["shift_terminal"]))
+    timesteps = sigmas * np.float32(TRAIN_TIMESTEPS)
+    return not bool(np.all(np.diff(timesteps) < 0))
 
 
 def _first(sources: Sequence[Mapping[str, Any]], name: str) -> Any:

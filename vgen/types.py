@@ -59,6 +59,21 @@ class VideoShape(NamedTuple):
             (self.num_frames - 1) // strides.temporal + 1, self.height // strides.height, self.width // strides.width
         )
 
+    def within(self, strides: Strides, most_tokens: int) -> VideoShape:
+        """The largest video of about this shape and at most this length that has at most so many tokens.
+
+        Args:
+            strides: pixels per token, which the result fits.
+            most_tokens: 1 or more.
+        """
+        latent = self.latent(strides)
+        frames = min(latent.frames, most_tokens)
+        area = most_tokens // frames
+        shrink = min(1.0, (area / (latent.height * latent.width)) ** 0.5)
+        height = min(max(int(latent.height * shrink), 1), area)
+        width = min(max(int(latent.width * shrink), 1), area // height)
+        return VideoShape.of_latent(LatentShape(frames, height, width), strides)
+
     @classmethod
     def of_latent(cls, latent: LatentShape, strides: Strides) -> VideoShape:
         """The pixel size that `latent` decodes to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vgen.diffusion.schedules import resolution_shift_mu
+from vgen.steps import resolution_shift_mu
 
 
 def scheduler_mu(scheduler: Any, num_tokens: int) -> float:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
+from vgen.diffusion.schedules import sample_training_sigmas
+from vgen.steps import resolution_shift_mu
 from vgen.training.config import FlowObjectiveConfig
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.plan import RENDERED, Batch, BatchPlan

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vgen.cli import processes
+from vgen.cli.limits import check_limits
 from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.memory import plan_memory
 from vgen.cli.upscale import check_upscale, load_two_pass
@@ -84,6 +85,7 @@ def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, v
     if request.seed is None:
         resolved = resolved.model_copy(update={"seed": processes.agree(resolved.seed)})
     check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
+    check_limits(resolved, model.folder, model.strides)
     find_text_encoder(model.folder, resolved.text_encoder)
     if resolved.step_cache is not None and resolved.step_cache.startswith("magcache"):
         find_magnitudes(model.folder)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vgen.errors import RequestError
+from vgen.steps import resolution_shift_mu
 
 LTX_DISTILLED = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725)
 """What the distilled LTX-Video models (0.9.7, 0.9.8) step through; pass 2 of a run at two sizes refines after it."""
@@ -21,32 +22,7 @@ LTX_DISTILLED_REFINE = (0.9094, 0.725, 0.4219)
 
 _Z_LOW = -2.575829  # the standard normal's 0.5 percentile
 _Z_HIGH = 3.090232  # ... and its 99.9 percentile
-
-
-def resolution_shift_mu(
-    num_tokens: int,
-    *,
-    base_tokens: int = 1024,
-    max_tokens: int = 4096,
-    base_shift: float = 0.95,
-    max_shift: float = 2.05,
-    clamp: bool = False,
-) -> float:
-    """The shift mu of a sequence, linear in its number of tokens.
-
-    Args:
-        num_tokens: tokens of the video (extra condition tokens do not count).
-        base_tokens: where mu is `base_shift`.
-        max_tokens: where mu is `max_shift`.
-        base_shift: see above.
-        max_shift: see above.
-        clamp: keep mu between the two shifts; off, as the line was fitted, it goes on to both sides.
-    Returns:
-        mu; sigmas are shifted by e^mu.
-    """
-    share = (num_tokens - base_tokens) / (max_tokens - base_tokens)
-    mu = base_shift + share * (max_shift - base_shift)
-    return min(max(mu, base_shift), max_shift) if clamp else mu
+_NARROWEST = 16 * 2.0**-24  # 16 neighbouring float32 below 1
 
 
 def shift_sigmas(sigmas: Tensor, mu: float) -> Tensor:
@@ -154,11 +130,18 @@ def sample_training_sigmas(
         mu: the shift, where it is not that of `resolution_shift_mu(num_tokens)`.
     Returns:
         [batch], float32, on the generator's device (CPU without one).
+    Raises:
+        RequestError: the shift is so large that the density has no width in float32.
     Source: Esser et al. 2024, section 3.1; the stretch is that of Lightricks' trainers.
     """
     device = generator.device if generator is not None else torch.device("cpu")
     mu = resolution_shift_mu(num_tokens) if mu is None else mu
     low, high = (1 / (1 + math.exp(-(mu + z))) for z in (_Z_LOW, _Z_HIGH))
+    if high - low < _NARROWEST:
+        raise RequestError(
+            f"num_tokens={num_tokens} is shifted by e^{mu:.1f}, which makes all noise levels 1: nothing is learned "
+            "there. Train on smaller or shorter clips, or set another shift."
+        )
     normal = torch.randn(batch, generator=generator, device=device)
     stretched = ((torch.sigmoid(normal + mu) - low) / (high - low)).abs().clamp(max=1)
     uniform = torch.rand(batch, generator=generator, device=device)
