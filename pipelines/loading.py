@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
 
@@ -23,7 +21,7 @@ from vgen.io.checkpoint import check_weights
 from vgen.io.single_file import COMPONENTS, SingleFile, tensor_faults
 from vgen.models.empty import empty_model, model_shapes
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
-from vgen.pipelines.text import load_text_encoder
+from vgen.pipelines.text import load_text_encoder, quietly
 from vgen.pipelines.text_cache import DeferredText, TextCache
 
 _TEXT = ("text_encoder", "tokenizer")
@@ -74,7 +72,7 @@ class PipelineLoading(DiffusionPipeline):
             _defer_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype") or torch.float32, text_cache)
         elif _lacks_text_encoder(found) or text_encoder_folder is not None:
             _add_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype"))
-        with _quietly():
+        with quietly():
             try:
                 pipeline = super().from_pretrained(str(found), **kwargs)
             except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
@@ -154,9 +152,29 @@ class PipelineLoading(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
-        """A pipeline of this task with another's models; as diffusers' own."""
-        kwargs.setdefault("deferred_text", getattr(pipeline, "deferred_text", None))
-        return super().from_pipe(pipeline, **kwargs)
+        """A pipeline of this task with another's models, which both then share.
+
+        diffusers' own casts them to float32 where no dtype is given; here they stay as they are.
+
+        Args:
+            pipeline: of this package, or diffusers' LTX one with models of this package.
+            **kwargs: components by name, `convention` and `defaults`, in place of the pipeline's; and torch_dtype.
+        Raises:
+            RequestError: the pipeline has not all of the models.
+        """
+        given = {name: kwargs.pop(name, None) for name in ("torch_dtype", "dtype")}
+        components = {**from_model_index({"_class_name": type(pipeline).__name__}), **pipeline.components, **kwargs}
+        del components["_class_name"]
+        missing = {"scheduler", "vae", "transformer", *_TEXT} - components.keys()
+        if missing:
+            raise RequestError(
+                f"{type(pipeline).__name__} has no {', '.join(sorted(missing))}: pass what is missing by name, or load "
+                f"{cls.__name__}.from_pretrained(...)."
+            )
+        shared: Any = cls(**components)
+        shared.register_to_config(_name_or_path=pipeline.config.get("_name_or_path"))
+        dtype = given["dtype"] or given["torch_dtype"]
+        return shared if dtype is None else shared.to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save the whole pipeline, also a text encoder that is not loaded; as diffusers' own."""
@@ -217,18 +235,6 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(dict(values))))
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without progress bars."""
-    bars = diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            diffusers_logging.enable_progress_bar()
-
-
 def _states_defaults(folder: Path) -> bool:
     return bool(json.loads((folder / "model_index.json").read_bytes()).get("defaults"))
 
@@ -244,7 +250,7 @@ def _add_text_encoder(
     """Load text encoder and tokenizer where they are not among the components yet."""
     if not set(_TEXT) <= components.keys():
         folder = find_text_encoder(model, given)
-        with _quietly():
+        with quietly():
             loaded = load_text_encoder(folder, dtype)
         for name, component in zip(_TEXT, loaded, strict=True):
             components.setdefault(name, component)

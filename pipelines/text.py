@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
@@ -23,6 +25,7 @@ __all__ = [
     "empty_text_encoder",
     "encode_texts",
     "load_text_encoder",
+    "quietly",
     "truncation_notes",
     "warn",
 ]
@@ -72,6 +75,19 @@ class TextEmbeddings:
         )
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the progress bars of diffusers and transformers."""
+    shown = [kind for kind in (diffusers_logging, transformers_logging) if kind.is_progress_bar_enabled()]
+    for kind in shown:
+        kind.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for kind in shown:
+            kind.enable_progress_bar()
+
+
 def load_text_encoder(folder: Path, dtype: torch.dtype | None) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
     """The encoder in text_encoder/ and the tokenizer in tokenizer/ of a folder; safetensors only, nothing is fetched.
 
@@ -81,18 +97,14 @@ def load_text_encoder(folder: Path, dtype: torch.dtype | None) -> tuple[T5Encode
     Raises:
         CheckpointError: they cannot be loaded.
     """
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        encoder = T5EncoderModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype or "auto", use_safetensors=True, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"The text encoder in {folder} cannot be loaded: {error}") from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
+    with quietly():
+        try:
+            encoder = T5EncoderModel.from_pretrained(
+                folder / "text_encoder", dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"The text encoder in {folder} cannot be loaded: {error}") from error
     return encoder.eval(), tokenizer
 
 

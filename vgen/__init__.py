@@ -4,6 +4,8 @@ Public names are loaded when first used, so that `import vgen` costs nothing:
 
     from vgen import TextToVideoPipeline
     frames = TextToVideoPipeline.from_pretrained("sprites")("a red circle moves to the left").frames[0]
+
+After `import vgen` diffusers knows the classes too: `DiffusionPipeline.from_pretrained(folder)` loads our folders.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vgen.models.registration import announce
 from vgen.version import __version__
 
 if TYPE_CHECKING:
@@ -76,3 +79,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+_COMPONENTS = [name for name, home in _HOMES.items() if home == "vgen.models"]
+announce([*_COMPONENTS, *(name for name, home in _HOMES.items() if home == "vgen.pipelines" and "Pipeline" in name)])

@@ -1,11 +1,16 @@
-"""Making vgen's classes known to diffusers, so that its loaders, savers, caches and guiders accept them."""
+"""Making vgen's classes known to diffusers, so that its loaders, savers, caches and guiders accept them.
+
+Importing this module imports neither diffusers nor torch.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Collection, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
-
-import diffusers
 
 logger = logging.getLogger(__name__)
 
@@ -13,17 +18,74 @@ _METHODS = ["save_pretrained", "from_pretrained"]
 _BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 
 
-def register_class(cls: type) -> type:
-    """Let `DiffusionPipeline.from_pretrained` find `cls`, and let pipelines save it as ["vgen", name].
+class _WhenDiffusersIsImported:
+    """An import hook that lets the other finders find diffusers, and gives it `names` once it has run."""
 
-    Usable as a decorator. diffusers looks pipelines up by name in its own namespace, components in that of their
-    library, which it has to know (LOADABLE_CLASSES).
+    def __init__(self, names: Collection[str]) -> None:
+        self.names = names
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of diffusers from whoever finds it, with a loader that does one thing more."""
+        if fullname != "diffusers":
+            return None
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                _give_names(sys.modules[fullname], self.names)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
+def announce(names: Collection[str]) -> None:
+    """Let diffusers find public classes of vgen by name, such as the one that a model_index.json names.
+
+    `DiffusionPipeline.from_pretrained` and `AutoModel.from_pretrained` look classes up in diffusers' own namespace.
+    Neither diffusers nor the classes are imported here: where diffusers is not imported yet, an import hook waits.
+
+    Args:
+        names: attributes of vgen.
     """
+    if "diffusers" in sys.modules:
+        _give_names(sys.modules["diffusers"], names)
+    else:
+        sys.meta_path.insert(0, _WhenDiffusersIsImported(names))  # type: ignore[arg-type]
+
+
+def _give_names(diffusers: ModuleType, names: Collection[str]) -> None:
+    """Look `names` up in vgen where diffusers is asked for them (PEP 562)."""
+    before = vars(diffusers).get("__getattr__")
+
+    def look_up(name: str) -> Any:
+        if name in names:
+            import vgen
+
+            return getattr(vgen, name)
+        if before is not None:
+            return before(name)
+        raise AttributeError(f"module 'diffusers' has no attribute {name!r}")
+
+    diffusers.__getattr__ = look_up  # type: ignore[method-assign]
+
+
+def register_class(cls: type) -> type:
+    """Let pipelines save `cls` as ["vgen", name], which diffusers looks up in vgen; usable as a decorator."""
     from diffusers.pipelines import pipeline_loading_utils as loading
 
     loading.LOADABLE_CLASSES.setdefault("vgen", {base: list(_METHODS) for base in _BASES})
-    setattr(diffusers, cls.__name__, cls)
+    logging.getLogger("diffusers.models.modeling_utils").addFilter(_names_something)
     return cls
+
+
+def _names_something(record: logging.LogRecord) -> bool:
+    """False for what `ModelMixin.to` warns of where no module has to stay in float32: that [] should."""
+    return "should be kept in float32: []" not in record.getMessage()
 
 
 def register_single_file(cls: type, original: str) -> None:
@@ -56,6 +118,8 @@ def register_block(block: type, processor: type) -> None:
             skip_processor_output_fn=_skipped_attention
         )
     except (ImportError, AttributeError, TypeError) as error:
+        import diffusers
+
         logger.warning("Caches are not available with diffusers %s: %s", diffusers.__version__, error)
 
 
