@@ -202,22 +202,42 @@ def test_a_trigger_word_weights_and_several_captions(run_cli, data, tmp_path, ti
 
 
 def test_a_mask_of_the_footage_weighs_the_loss(run_cli, tmp_path, tiny_pipeline_folder) -> None:
+    """From the picture beside the clip to the number: only what the model makes under its white half counts."""
+    from PIL import Image
+
+    from vgen.training.config import Recipe
+    from vgen.training.data.footage.cache import find_index
+    from vgen.training.footage_run import build_on_footage
+
     source = tmp_path / "in"
     source.mkdir()
     write_video(source / "red.mp4", _clip((220, 30, 30), down=False), 8.0)
     mask = np.zeros((64, 64, 3), np.uint8)
     mask[:, :32] = 255
-    from PIL import Image
-
     Image.fromarray(mask).save(source / "red.mask.png")
     folder = tmp_path / "ds"
     _fine(run_cli("data", "ingest", source, "-o", folder))
     _fine(run_cli("data", "caption", folder, "--from", "text", "--text", "red"))
     _fine(run_cli("data", "cache", folder, "--model", tiny_pipeline_folder))
-    weight = load_file(next((folder / "latents").glob("*/*.safetensors")))["weight"]
-    assert weight.shape == (1, 3, 4, 4)
-    torch.testing.assert_close(weight[..., :2], torch.ones(1, 3, 4, 2), atol=0.02, rtol=0)
-    assert float(weight[..., 2:].max()) < 0.02
+    data = {"kind": "footage", "folder": folder, "cache": find_index(folder, str(tiny_pipeline_folder))}
+    recipe = {
+        "name": "masked", "device": "cpu", "data": data, "stages": [{"steps": 1, "frames": {9: 1.0}, "batch": {9: 1}}],
+        "objective": {"kind": "finetune", "model": str(tiny_pipeline_folder)},
+    }  # fmt: skip
+    objective, source = build_on_footage(Recipe.model_validate(recipe))
+    batch = {**source.stack([0]), **source.encoding(["red"])}
+    frames, height, width = batch["latents"].shape[2:]
+    assert (height, width) == (4, 4)
+    white = np.tile([True, True, False, False], frames * height)
+    velocity: list[torch.Tensor] = []
+    objective.transformer.register_forward_hook(lambda module, args, output: velocity.append(output[0]))
+    noise = torch.randn(1, frames * height * width, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        error = objective.errors(batch, [], torch.tensor([0.7]), noise)
+    clean = batch["latents"][0].permute(1, 2, 3, 0).reshape(-1, 4).numpy()
+    each = ((velocity[0][0].numpy() - (noise[0].numpy() - clean)) ** 2).mean(axis=-1)
+    assert float(error) == pytest.approx(each[white].mean(), rel=0.02)  # the mask's edge is resampled
+    assert abs(each[white].mean() / each[~white].mean() - 1) > 0.1
 
 
 def test_ltx_takes_the_same_way_and_diffusers_reads_the_lora(run_cli, footage, tmp_path, ltx_folders) -> None:

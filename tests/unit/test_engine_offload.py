@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from vgen.engine.memory import LiveBytes
 from vgen.engine.offload import BlockOffload, offload_blocks, resident_bytes, weight_bytes
+from vgen.engine.session import inference_session
 from vgen.errors import RequestError
 from vgen.models import VideoDiT
 from vgen.models.fusing import move_together, neighbours
@@ -18,6 +20,10 @@ from vgen.models.fusing import move_together, neighbours
 
 @pytest.fixture
 def transformer() -> VideoDiT:
+    return _transformer()
+
+
+def _transformer(num_layers: int = 5) -> VideoDiT:
     torch.manual_seed(0)
     model = VideoDiT(
         in_channels=4,
@@ -25,7 +31,7 @@ def transformer() -> VideoDiT:
         num_attention_heads=2,
         attention_head_dim=8,
         cross_attention_dim=16,
-        num_layers=5,
+        num_layers=num_layers,
         caption_channels=6,
     )
     return model.eval()
@@ -121,16 +127,21 @@ def test_gradients_of_a_lora_are_the_same_to_the_bit(
         assert torch.equal(value, frozen[name]), name
 
 
-def test_a_change_on_the_host_is_what_comes_next(transformer: VideoDiT) -> None:
-    """As fusing a LoRA does it, between two calls."""
-    other = copy.deepcopy(transformer)
-    offload = offload_blocks(transformer, transformer.transformer_blocks, "cpu")
-    with torch.no_grad():
-        _run(transformer)
-        for model in (transformer, other):
-            model.transformer_blocks[4].ff.net[2].weight.mul_(2)
-        offload.forget()
-        assert torch.equal(_run(transformer), _run(other))
+@pytest.mark.parametrize(("num_layers", "prefetch"), [(2, False), (4, True), (5, True)])
+@torch.no_grad()
+def test_a_session_sees_a_change_on_the_host(num_layers: int, prefetch: bool) -> None:
+    """As fusing a LoRA does it, between two calls: of two blocks both are still on the device, of four the first is."""
+    transformer, other = _transformer(num_layers), _transformer(num_layers)
+    offload_blocks(transformer, transformer.transformer_blocks, "cpu", prefetch=prefetch)
+    pipeline = SimpleNamespace(transformer=transformer, vae=SimpleNamespace(device=torch.device("cpu")))
+    with inference_session(pipeline):
+        before = _run(transformer)
+    for model in (transformer, other):
+        for block in model.transformer_blocks:
+            block.ff.net[2].weight.data.mul_(2)
+    with inference_session(pipeline):
+        after = _run(transformer)
+    assert torch.equal(after, _run(other)) and not torch.equal(after, before)
 
 
 def test_the_device_holds_two_blocks(transformer: VideoDiT) -> None:
