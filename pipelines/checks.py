@@ -16,6 +16,7 @@ from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.softening import LARGEST_CRF
 from vgen.steps import MAX_STEPS, check_shift
 from vgen.types import LatentShape, Strides, VideoShape
+from vgen.wording import counted
 
 OUTPUT_TYPES = ("pil", "np", "pt", "uint8", "latent")
 GUIDANCE_BATCHING = ("batched", "separate")
@@ -62,7 +63,9 @@ def check_settings(
         parse_bytes(settings.vae_memory)
     generators = settings.generator
     if isinstance(generators, list) and len(generators) != settings.batch_size:
-        raise RequestError(f"generator holds {len(generators)} generators for {settings.batch_size} clips.")
+        raise RequestError(
+            f"generator holds {counted(len(generators), 'generator')} for {counted(settings.batch_size, 'clip')}."
+        )
     if settings.latents is not None:
         _check_latents(settings.latents, settings.batch_size, channels, shape, patch_size)
     if settings.output_type not in OUTPUT_TYPES:
@@ -118,7 +121,9 @@ def _check_text(settings: GenerationSettings) -> None:
         if not _is_text(negative):
             raise RequestError(f"negative_prompt is a {type(negative).__name__}: it must be a string or a list.")
         if isinstance(negative, list) and len(negative) != settings.num_prompts:
-            raise RequestError(f"negative_prompt holds {len(negative)} texts for {settings.num_prompts} prompts.")
+            raise RequestError(
+                f"negative_prompt holds {counted(len(negative), 'text')} for {counted(settings.num_prompts, 'prompt')}."
+            )
     for kind in ("prompt", "negative_prompt"):
         _check_embeds(
             kind, getattr(settings, f"{kind}_embeds"), getattr(settings, f"{kind}_attention_mask"), settings.num_prompts
@@ -155,7 +160,9 @@ def _check_decoding(settings: GenerationSettings) -> None:
             continue
         values = value if isinstance(value, list) else [value]
         if len(values) not in (1, settings.num_prompts):
-            raise RequestError(f"{name} holds {len(values)} numbers for {settings.num_prompts} prompts.")
+            raise RequestError(
+                f"{name} holds {counted(len(values), 'number')} for {counted(settings.num_prompts, 'prompt')}."
+            )
         if not all(_is_number(entry) and 0 <= entry <= 1 for entry in values):
             raise RequestError(f"{name}={value!r} must be in [0, 1].")
 

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from vgen.engine.quantize import refuse_quantized
 from vgen.errors import CheckpointError, RequestError
+from vgen.io.atomic import follow_umask
 from vgen.io.checkpoint import TensorEntry
 from vgen.io.lora_file import DEFAULTS_KEY, METADATA_KEY, WEIGHT_NAME, LoraFile
 from vgen.io.lora_keys import LoraKeys, map_lora_keys, settled_alpha
+from vgen.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +181,7 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         if defaults:
             metadata[DEFAULTS_KEY] = json.dumps(dict(defaults), sort_keys=True)
         save_file(tensors, file, metadata)
+        follow_umask(file)
         return file
 
     def lora_defaults(self) -> dict[str, Any]:
@@ -236,7 +239,7 @@ def _check_shapes(
             wrong.append(f"{module} takes [r, {wide_in}] and [{wide_out}, r], not {list(a)} and {list(b)}")
     if wrong:
         raise CheckpointError(
-            f"{source} does not fit this transformer in {len(wrong)} layers: {'; '.join(wrong[:5])}. "
+            f"{source} does not fit this transformer in {counted(len(wrong), 'layer')}: {'; '.join(wrong[:5])}. "
             "Use the model that it was trained on."
         )
 

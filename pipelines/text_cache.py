@@ -7,7 +7,6 @@ its length, how the encoder masks, and the content of encoder and tokenizer, so 
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import json
@@ -25,7 +24,9 @@ from torch import Tensor
 
 from vgen.engine.offload import offload_blocks
 from vgen.engine.quantize import quantize_text_encoder
+from vgen.errors import OutputError
 from vgen.hub import check_text_encoder, model_hash
+from vgen.io.atomic import part_of
 from vgen.io.cache_home import cache_home
 from vgen.pipelines.text import (
     PreTrainedTokenizerBase,
@@ -91,15 +92,12 @@ class TextCache:
             self._memory[key] = text
             return
         path = self.folder / f"{key}{_ENDING}"
-        partial = path.with_name(f"{key}.{os.getpid()}.part")
         tensors = {"embeds": text.embeds.contiguous(), "mask": text.mask.contiguous()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, {"note": text.note})
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+            with part_of(path, overwrite=True) as part:
+                save_file(tensors, part, {"note": text.note})
+        except (OSError, OutputError, SafetensorError) as error:
             logger.warning("The text cache in %s cannot be written: %s", self.folder, error)
             self._memory[key] = text
             return

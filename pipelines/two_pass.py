@@ -41,6 +41,7 @@ from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.strategies import guidance_of, set_schedule
 from vgen.steps import skipped_steps
 from vgen.types import VideoShape
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     from vgen.models.latent_upsampler import LatentUpsampler
@@ -273,8 +274,8 @@ def _cut(pipe: BasePipeline, settings: GenerationSettings, initial: int, final: 
     sigmas = pipe.scheduler.sigmas[:-1].tolist()
     if not all(isinstance(skip, int) and skip >= 0 for skip in (initial, final)) or initial + final >= len(sigmas):
         raise RequestError(
-            f"skip_initial_steps={initial} and skip_final_steps={final} of {len(sigmas)} steps: they must be whole "
-            f"numbers of 0 or more, and {len(sigmas) - 1} at most together."
+            f"skip_initial_steps={initial} and skip_final_steps={final} of {counted(len(sigmas), 'step')}: they must "
+            f"be whole numbers of 0 or more, and {len(sigmas) - 1} at most together."
         )
     return sigmas[initial : len(sigmas) - final]
 

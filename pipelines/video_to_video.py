@@ -12,6 +12,7 @@ from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_condit
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import GenerationSettings, with_settings
 from vgen.types import VideoShape
+from vgen.wording import counted
 
 
 class VideoToVideoPipeline(BasePipeline):
@@ -59,14 +60,15 @@ class VideoToVideoPipeline(BasePipeline):
         for clip in clips:
             if len(clip) != settings.num_frames:
                 raise ShapeError(
-                    f"video has {len(clip)} frames and num_frames={settings.num_frames}: give as many, or leave "
-                    "num_frames out."
+                    f"video has {counted(len(clip), 'frame')} and num_frames={settings.num_frames}: give as many, or "
+                    "leave num_frames out."
                 )
         shape = VideoShape(settings.num_frames, settings.height, settings.width)
         conditions = [[VideoCondition(clip)] for clip in clips]
         if len(clips) not in (1, settings.num_prompts):
             raise RequestError(
-                f"video holds {len(clips)} clips for {settings.num_prompts} prompts: give one, or one a prompt."
+                f"video holds {counted(len(clips), 'clip')} for {counted(settings.num_prompts, 'prompt')}: "
+                "give one, or one per prompt."
             )
         per_prompt = conditions if len(clips) > 1 else conditions[0]
         return read_conditions(per_prompt, shape, self.vae.strides, settings.num_prompts, None)[0]

@@ -18,6 +18,7 @@ from vgen.training.control import Control
 from vgen.training.dry_run import Estimate, dry_run
 from vgen.training.provenance import read_record, recipe_hash
 from vgen.training.run import build_accelerator, build_objective, run_recipe, sources_of
+from vgen.wording import counted
 
 RUNS: Final = "runs"
 """Where recipes look for the exports of others, and where a chain writes if not told otherwise."""
@@ -54,7 +55,7 @@ def embedded_chain() -> Path:
 def is_chain(path: Path) -> bool:
     """Whether a YAML file lists recipes in place of being one."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, yaml.YAMLError):
         return False
     return isinstance(content, dict) and "chain" in content
@@ -71,7 +72,7 @@ def read_chain(path: Path, root: Path | None = None, overrides: Sequence[str] = 
     Raises:
         RequestError: the chain or a recipe is wrong, or a recipe takes weights from runs/ that none before it makes.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8")) if is_chain(path) else None
+    content = yaml.safe_load(path.read_text(encoding="utf-8-sig")) if is_chain(path) else None
     listed = content["chain"] if content and set(content) == {"chain"} else None
     if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
         raise RequestError(f"chain={path} must hold one key, chain, with a list of recipes' files.")
@@ -107,7 +108,7 @@ def run_chain(links: Sequence[Link], say: Callable[[str], None], resume: bool = 
         if link.is_done:
             say(f"{title} is done; its model is {link.export}")
             continue
-        say(f"{title}, {link.recipe.total_steps} steps, in {link.recipe.run_folder}")
+        say(f"{title}, {counted(link.recipe.total_steps, 'step')}, in {link.recipe.run_folder}")
         run_recipe(link.path, list(link.changes), resume=resume)
         if not link.is_done:
             say(f"stopped in {title}; the same command goes on")
@@ -136,7 +137,7 @@ def dry_run_chain(links: Sequence[Link], say: Callable[[str], None]) -> list[Est
             recipe = load_recipe(link.path, [*link.changes, *replaced])
             estimate = dry_run(recipe)
             estimates.append(estimate)
-            say(f"recipe {number} of {len(links)}: {recipe.name}, {recipe.total_steps} steps")
+            say(f"recipe {number} of {len(links)}: {recipe.name}, {counted(recipe.total_steps, 'step')}")
             for line in estimate.lines():
                 say(f"  {line}")
             if link is not links[-1] and not link.export.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -286,6 +287,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     content = read_recipe(Path(path))
     for override in overrides or []:
         apply_override(content, override)
+    return check_recipe(content, path)
+
+
+def check_recipe(content: Mapping[str, Any], path: str | Path) -> Recipe:
+    """A recipe from its content.
+
+    Raises:
+        RequestError: a key is unknown, or a value is not allowed; names `path`.
+    """
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:

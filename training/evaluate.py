@@ -288,7 +288,7 @@ def report_from(scores: str | Path) -> str:
         RequestError: it is something else.
     """
     try:
-        found = json.loads(Path(scores).read_text(encoding="utf-8"))
+        found = json.loads(Path(scores).read_text(encoding="utf-8-sig"))
         return render(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(

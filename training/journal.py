@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vgen.errors import OutputError
+from vgen.io.atomic import part_of
 
 _SHOWN_MEANS = 4
 _SHOWN = {
@@ -157,9 +157,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
             continue
         if row.get("step", 0) <= step:
             kept.append(line + "\n")
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
+    with part_of(path, overwrite=True) as part:
+        part.write_text("".join(kept))
 
 
 def _clock(seconds: float) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vgen.errors import RequestError
+from vgen.io.atomic import follow_umask
 from vgen.training.data.plan import Batch
 from vgen.training.objectives.base import Objective
 from vgen.training.randomness import Keys
@@ -51,6 +52,7 @@ def write_dump(
     save_file(_plain(weights), folder / "model.safetensors")
     for number, batch in enumerate(batches):
         save_file(_plain(batch), folder / f"batch-{number}.safetensors")
+    follow_umask(folder)
     described = {
         **seen,
         "micro_batches": [

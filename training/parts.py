@@ -6,6 +6,7 @@ import contextlib
 import copy
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from vgen.training.objectives.base import Objective
 from vgen.training.optimizers import LearningRate, build_optimizer, load_optimizer_state
 from vgen.training.precision import autocasts
 from vgen.training.state import CheckpointStore, TrainingState
+
+_LOCK = "lock"
 
 
 @dataclass
@@ -179,13 +182,28 @@ def restore(state: TrainingState, objective: Objective, ema: Ema, optimizer: tor
 def alone_in(folder: Path) -> Iterator[None]:
     """Inside, no other run can work in `folder`; the lock goes with the process, however it ends.
 
+    The folder is made if it is not there, and removed again if a failure leaves nothing in it.
+
     Raises:
         OutputError: another run is at work there.
     """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", "0")) != 0:
         yield
         return
-    with (folder / "lock").open("w") as lock:
+    try:
+        with _locked(folder):
+            yield
+    except BaseException:
+        if made and {path.name for path in folder.iterdir()} == {_LOCK}:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

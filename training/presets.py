@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import yaml
 
 from vgen.errors import RequestError
+from vgen.training.config import check_recipe
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.records import write_text
-from vgen.training.recipe_files import apply_override
+from vgen.training.recipe_files import apply_override, read_recipe
 
 RECIPE = "recipe.yaml"
 
@@ -241,11 +244,35 @@ def write_recipe(folder: Path, recipe: dict[str, Any], overrides: Sequence[str] 
     for override in overrides:
         apply_override(recipe, override)
     file = folder / RECIPE
+    check_recipe(recipe, file)
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     if file.is_file() and file.read_text(encoding="utf-8") != text:
+        stored = read_recipe(file)
+        changes = [*_changes(stored, yaml.safe_load(text))]
+        shown = ", ".join(f"{key} is {was!r:.60} there and {now!r:.60} here" for key, was, now in changes[:3])
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        settings = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(now)}')}" for key, _, now in changes)
         raise RequestError(
-            f"{folder} already holds a run with another recipe: go on with `vgen train resume {folder}`, "
-            "or give another folder with -o."
+            f"{folder} already holds a run with another recipe ({shown}{more}): `vgen train resume {folder}` goes on "
+            f"with it as it was begun, `vgen train resume {folder} {settings}` with these changes; or give another "
+            "folder with -o."
         )
     write_text(file, text)
     return file
+
+
+def _changes(stored: Any, recipe: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two recipes: the key as `--set` takes it, the stored value, the other one."""
+    below: list[Any] = []
+    if isinstance(stored, dict) and isinstance(recipe, dict):
+        below = [*dict.fromkeys([*stored, *recipe])]
+        values = [(stored.get(name), recipe.get(name)) for name in below]
+    elif isinstance(stored, list) and isinstance(recipe, list) and len(stored) == len(recipe):
+        below = [*range(len(stored))]
+        values = [*zip(stored, recipe, strict=True)]
+    if not below:
+        if stored != recipe:
+            yield key, stored, recipe
+        return
+    for name, (was, now) in zip(below, values, strict=True):
+        yield from _changes(was, now, f"{key}.{name}" if key else str(name))

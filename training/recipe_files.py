@@ -29,7 +29,7 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in extending:
         raise RequestError(f"recipe={path} extends itself; remove its {EXTENDS}, or that of a recipe it extends.")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
         raise RequestError(f"recipe={path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):

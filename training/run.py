@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vgen.engine.allocator import keep_freed_memory
 from vgen.errors import RequestError, VgenError
+from vgen.io.atomic import follow_umask
 from vgen.models import CausalVideoVAE
 from vgen.training.config import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
 from vgen.training.config_distill import DistillObjectiveConfig
@@ -72,7 +73,6 @@ def run_recipe(
     recipe = load_recipe(path, overrides)
     check_trackers(list(recipe.trackers))
     folder = recipe.run_folder
-    folder.mkdir(parents=True, exist_ok=True)
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
     store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
@@ -236,6 +236,7 @@ def export(objective: Objective, run: Path, recipe: Recipe, control: Control, st
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
     measured = objective.finish(partial, _DTYPES[recipe.export_dtype], control)
+    follow_umask(partial)
     write_record(partial, recipe, run / "log.jsonl", steps, int(os.environ.get("WORLD_SIZE", "1")))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from vgen.errors import CheckpointError, OutputError
+from vgen.io.atomic import follow_umask
 from vgen.io.content_hash import read_hash
 from vgen.training.optimizer_state import read_optimizer_state, write_optimizer_state
 
@@ -112,6 +113,7 @@ class CheckpointStore:
         (partial / "state.json").write_text(json.dumps(described, indent=1))
 
     def _publish(self, partial: Path, final: Path) -> None:
+        follow_umask(partial)
         manifest = {path.name: read_hash(path) for path in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in partial.iterdir():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vgen.errors import MediaError, RequestError
+from vgen.io.atomic import part_of
 from vgen.training.data.sprites.world import answer_prompts
 
 SAMPLES = 5
@@ -101,10 +102,6 @@ def write_prompt_table(folder: Path, clips: Sequence[Clip]) -> Path:
     """
     target = folder.with_name(f"{folder.name}.prompts.json")
     table = {os.fspath(folder / clip.name): clip.prompt for clip in clips}
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
+    with part_of(target, overwrite=True) as part:
         part.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
     return target

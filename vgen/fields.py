@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from vgen.errors import RequestError
 from vgen.steps import read_sigmas
+from vgen.wording import counted
 
 MAX_SEED = 2**63 - 1
 """Largest seed that every generator takes."""
@@ -241,7 +242,8 @@ def check_keyframes(entries: Sequence[str], num_frames: int) -> None:
         place = index + num_frames if index < 0 else index
         if not 0 < place < num_frames - 1 and place not in taken:
             raise RequestError(
-                f"keyframes={entry!r} lies outside the clip of {num_frames} frames: use 1 to {num_frames - 2}."
+                f"keyframes={entry!r} lies outside the clip of {counted(num_frames, 'frame')}: "
+                f"use 1 to {num_frames - 2}."
             )
         if place in taken:
             raise RequestError(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vgen.errors import RequestError, ShapeError
 from vgen.types import Strides, VideoShape
+from vgen.wording import counted
 
 TRAIN_TIMESTEPS = 1000
 """timestep = TRAIN_TIMESTEPS * sigma."""
@@ -144,7 +145,7 @@ def skipped_steps(num_steps: int, denoise_strength: float) -> int:
     run = min(num_steps, math.floor(num_steps * denoise_strength + 1e-9))
     if run < 1:
         raise RequestError(
-            f"denoise_strength={denoise_strength:g} of {num_steps} steps leaves none to run: use "
+            f"denoise_strength={denoise_strength:g} of {counted(num_steps, 'step')} leaves none to run: use "
             f"{math.ceil(1000 / num_steps) / 1000:g} or more, or num_inference_steps={math.ceil(1 / denoise_strength)}."
         )
     return num_steps - run

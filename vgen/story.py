@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from vgen.errors import RequestError
 from vgen.fields import number, text, whole_number
+from vgen.wording import counted
 
 _Prompt = Annotated[str, BeforeValidator(text("prompt"))]
 _Seconds = Annotated[float, BeforeValidator(number("seconds", 0.01, 36_000.0))]
@@ -75,8 +76,8 @@ def read_story(path: str | Path) -> Story:
     file = Path(path)
     try:
         if file.stat().st_size > MAX_STORY_BYTES:
-            raise RequestError(f"story={str(path)!r} has {file.stat().st_size:,} bytes: that is no story.")
-        found = tomllib.loads(file.read_text(encoding="utf-8"))
+            raise RequestError(f"story={str(path)!r} has {counted(file.stat().st_size, 'byte')}: that is no story.")
+        found = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RequestError(f"story={str(path)!r} cannot be read: {error.strerror or error}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

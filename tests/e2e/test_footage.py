@@ -156,7 +156,7 @@ def test_refusals_name_file_and_reason(run_cli, footage, data, tmp_path, tiny_pi
         (["data", "caption", empty, "--from", "guess"], "use sidecar, text, trigger or model"),
         (["data", "caption", empty, "--from", "text"], "--text"),
         (["data", "caption", empty, "--from", "model", "--model", tmp_path], "has no config.json"),
-        (["data", "cache", empty, "--model", model], "2 clips have no caption"),
+        (["data", "cache", empty, "--model", model], "2 clips without a caption"),
         (["data", "cache", data, "--model", model, "--num-frames", "6"], "num_frames=6"),
         (["data", "cache", data, "--model", model, "--size", "640x640"], "too small: 64 x 64 pixels"),
         (["train", "lora", data, "--model", "sprites", "-o", tmp_path / "x"], "holds nothing for model 'sprites'"),

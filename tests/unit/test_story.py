@@ -32,6 +32,11 @@ def test_a_story(tmp_path) -> None:
     assert (second.cross_fade, second.settings) == (0.5, {"guidance_scale": 2.5})
 
 
+def test_a_byte_order_mark_is_no_part_of_a_story(tmp_path) -> None:
+    (tmp_path / "s.toml").write_text(GOOD, encoding="utf-8-sig")
+    assert read_story(tmp_path / "s.toml").fields == {"model": "sprites", "seed": 3}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -24,6 +24,7 @@ from vgen.training.data.prompts import SpritePrompts
 from vgen.training.judge import score
 from vgen.training.precision import computes_bfloat16
 from vgen.training.randomness import generator
+from vgen.wording import counted
 
 _NAMES = ("prompt", "chosen", "rejected")
 
@@ -198,8 +199,8 @@ class PairFile:
         frames = read_video(path, max_frames=settings.num_frames).frames
         if len(frames) < settings.num_frames:
             raise MediaError(
-                f"{path} has {len(frames)} frames, and objective.pairs.num_frames is {settings.num_frames}: give "
-                "longer clips, or a smaller number."
+                f"{path} has {counted(len(frames), 'frame')}, and objective.pairs.num_frames is {settings.num_frames}: "
+                "give longer clips, or a smaller number."
             )
         size = (settings.height, settings.width)
         sized = np.stack([np.asarray(fit_image(Image.fromarray(frame), *size)) for frame in frames])

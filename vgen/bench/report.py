@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vgen.bench.choose import STAGES
 from vgen.errors import MediaError, RequestError
+from vgen.wording import counted
 
 
 def read(file: str | Path) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def read(file: str | Path) -> dict[str, Any]:
         MediaError: it is not there, or is no report.
     """
     try:
-        report = json.loads(Path(file).read_text(encoding="utf-8"))
+        report = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise MediaError(
             f"{file} cannot be read: {error.strerror or error}; give a JSON file of `vgen bench -o`."
@@ -37,8 +38,9 @@ def tables(report: dict[str, Any]) -> Group:
     scenario, machine = report["scenario"], report["machine"]
     size = f"{scenario['width']}x{scenario['height']}x{scenario['num_frames']}"
     title = (
-        f"{scenario['name']} ({scenario['config']}): {size}, {scenario['num_inference_steps']} steps, guidance "
-        f"{scenario['guidance_scale']:g}, {scenario['dtype']}, {machine['device']}, {machine['threads']} threads"
+        f"{scenario['name']} ({scenario['config']}): {size}, {counted(scenario['num_inference_steps'], 'step')}, "
+        f"guidance {scenario['guidance_scale']:g}, {scenario['dtype']}, {machine['device']}, "
+        f"{machine['threads']} threads"
     )
     clock = "" if report.get("clock", "wall") == "wall" else " of the processor"
     times = Table(title=title, caption=f"seconds{clock}: median (90 %, least)")

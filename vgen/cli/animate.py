@@ -12,7 +12,7 @@ from vgen.cli.options import Fit, InputCrf, JobOptions, KeepKnownPixels, with_jo
 @with_job_options
 def animate(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The first frame: a picture.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What happens; may be empty.")],
+    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="What happens.")] = "",
     fit: Fit = "cover",
     keep_known_pixels: KeepKnownPixels = True,
     input_crf: InputCrf = None,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vgen.wording import counted
+
 if TYPE_CHECKING:
     from vgen.bench.scenarios import Scenario
 
@@ -172,7 +174,7 @@ def list_scenarios() -> None:
         guided = f"guidance {entry.guidance_scale:g}" if entry.guidance_scale > 1 else "no guidance"
         typer.echo(
             f"{entry.name:<14} {entry.config:<13} {entry.width}x{entry.height}x{entry.num_frames}, "
-            f"{entry.num_inference_steps} steps, {guided}, {entry.dtype}"
+            f"{counted(entry.num_inference_steps, 'step')}, {guided}, {entry.dtype}"
         )
     typer.echo(f"\n--config: {', '.join(ARCHITECTURES)}, or a model folder")
 
@@ -209,4 +211,5 @@ def calibrate(
     measured = measure_magnitudes(pipe, asked, seed, **settings)
     file = magnitudes_file(found.folder)
     write_magnitudes(measured, file)
-    typer.echo(f"{file}: {len(measured.sigmas)} steps, ratios {min(measured.ratios):.3f} to {max(measured.ratios):.3f}")
+    ratios = f"ratios {min(measured.ratios):.3f} to {max(measured.ratios):.3f}"
+    typer.echo(f"{file}: {counted(len(measured.sigmas), 'step')}, {ratios}")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vgen.wording import counted
+
 app = typer.Typer(help="Footage to training data.", no_args_is_help=True)
 
 
@@ -43,10 +45,11 @@ def ingest(
     made = run(Path(footage), Path(output), settings, typer.echo)
     for entry in made.data.dropped:
         if entry.id:
-            typer.echo(f"dropped {entry.id} ({entry.num_frames} frames): {entry.reason}")
+            typer.echo(f"dropped {entry.id} ({counted(entry.num_frames, 'frame')}): {entry.reason}")
     counts = summary(made)
-    files = f"{counts['failed']} file{'s' if counts['failed'] != 1 else ''} skipped"
-    typer.echo(f"{counts['clips']} clips, {counts['frames']} frames; {counts['dropped']} shots dropped, {files}.")
+    kept = f"{counted(counts['clips'], 'clip')}, {counted(counts['frames'], 'frame')}"
+    lost = f"{counted(counts['dropped'], 'shot')} dropped, {counted(counts['failed'], 'file')} skipped"
+    typer.echo(f"{kept}; {lost}.")
     typer.echo(f"{'See' if made.changed else 'Nothing new; see'} {output}/report.html.")
     if not made.data.clips:
         raise typer.Exit(2)
@@ -90,7 +93,7 @@ def caption(
     else:
         raise RequestError(f"--from {source!r} is not known: use sidecar, text, trigger or model.")
     written, missing = captions.caption(opened, describe, typer.echo, overwrite or source == "trigger")
-    typer.echo(f"{written} clips captioned now; {missing} have no caption. See {data}/captions/.")
+    typer.echo(f"{counted(written, 'clip')} captioned now, {missing} without a caption. See {data}/captions/.")
     if missing:
         raise typer.Exit(2)
 
@@ -135,9 +138,10 @@ def cache(
     for entry in index.dropped:
         typer.echo(f"dropped {entry.id}: {entry.reason}")
     for bucket, count in index.buckets().items():
-        typer.echo(f"{count:5d} samples of {bucket}")
+        typer.echo(f"{counted(count, 'sample'):>14} of {bucket}")
     typer.echo(
-        f"{written} samples encoded now, {len(index.samples)} in all; {len(index.dropped)} clips dropped. {place}"
+        f"{counted(written, 'sample')} encoded now, {len(index.samples)} in all; "
+        f"{counted(len(index.dropped), 'clip')} dropped. {place}"
     )
 
 
@@ -160,4 +164,4 @@ def filter_clips(
     refused = refuse_low_scores(Path(data), scorer, at_least, typer.echo)
     for entry in refused:
         typer.echo(f"refused {entry.id}: {entry.reason}")
-    typer.echo(f"{len(refused)} clips are left out from now on; a lower --at-least brings them back.")
+    typer.echo(f"{counted(len(refused), 'clip')} left out from now on; a lower --at-least brings them back.")

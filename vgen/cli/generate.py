@@ -18,8 +18,9 @@ def generate(
         typer.Option(
             "--prompts",
             metavar="FILE",
-            help="A prompt a line; -o names a folder for 0000.mp4, 0001.mp4 and so on. "
+            help="One prompt per line; -o names a folder for 0000.mp4, 0001.mp4 and so on. "
             "Clip number i takes the seed --seed + i.",
+            show_default="one clip, of PROMPT",
         ),
     ] = None,
     draft_steps: Annotated[
@@ -27,7 +28,8 @@ def generate(
         typer.Option(
             "--draft-steps",
             metavar="N",
-            help="A draft first, in so many steps; the clip begins with its first frame. 0: none.",
+            help="Steps of a draft that is made first; the clip begins with its first frame. 0: none.",
+            show_default="the model's",
         ),
     ] = None,
     *,

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vgen.wording import counted
+
 
 def info(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A clip that vgen wrote.")],
@@ -22,7 +24,7 @@ def info(
     if as_json:
         typer.echo(json.dumps(found.metadata, indent=1))
         return
-    frames = f"{found.num_frames} frames of " if found.num_frames else ""
+    frames = f"{counted(found.num_frames, 'frame')} of " if found.num_frames else ""
     typer.echo(f"{file}: {found.container} ({found.codec}), {frames}{found.width} x {found.height}")
     width = max(len(key) for key in found.metadata) if found.metadata else 0
     for key, value in found.metadata.items():

@@ -25,6 +25,7 @@ from vgen.hub import find_text_encoder, model_defaults, model_hash, model_stride
 from vgen.io.output import check_output, check_output_size
 from vgen.magnitudes import find_magnitudes
 from vgen.types import Strides
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -266,8 +267,8 @@ def call_settings(request: ResolvedRequest) -> dict[str, Any]:
 def out_of_memory(request: ResolvedRequest, error: BaseException) -> OutOfMemoryError:
     """The error that says what would help."""
     return OutOfMemoryError(
-        f"{request.width} x {request.height} x {request.num_frames} frames in {request.dtype} did not fit in the "
-        f"memory of {request.device}; use fewer frames, a smaller size, --memory, or --dtype bfloat16. "
+        f"{request.width} x {request.height} x {counted(request.num_frames, 'frame')} in {request.dtype} did not "
+        f"fit in the memory of {request.device}; use fewer frames, a smaller size, --memory, or --dtype bfloat16. "
         f"({str(error)[:200]})"
     )
 
@@ -292,7 +293,7 @@ def report(path: Path, job: Job, frames: Sized, seconds: float) -> None:
     for note in job.notes:
         typer.echo(note)
     typer.echo(
-        f"{os.fspath(job.output)}: {len(frames)} frames of {request.width} x {request.height} at "
+        f"{os.fspath(job.output)}: {counted(len(frames), 'frame')} of {request.width} x {request.height} at "
         f"{request.frame_rate:g} fps, {size / 1000:.1f} kB, made in {seconds:.1f} s, "
         f"seed {request.seed}, model {request.model}"
     )

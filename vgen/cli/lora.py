@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgen.errors import CheckpointError
 from vgen.fields import split_lora
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     from vgen.request import ResolvedRequest
@@ -36,7 +37,7 @@ def check_loras(request: ResolvedRequest, folder: Path) -> list[str]:
     for entry in request.lora:
         name, scale = split_lora(entry)
         keys = map_lora_keys(LoraFile.open(name).entries, modules, name)
-        notes.append(f"LoRA {name}: {len(keys.factors)} layers, scale {scale:g} ({keys.layout} keys).")
+        notes.append(f"LoRA {name}: {counted(len(keys.factors), 'layer')}, scale {scale:g} ({keys.layout} keys).")
     return notes
 
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vgen.wording import counted
+
 app = typer.Typer(help="LoRA files.", no_args_is_help=True)
 
 
@@ -33,4 +35,4 @@ def export(
     from vgen.training.export_lora import export_lora
 
     chosen, layers = export_lora(Path(run), Path(output), layout, checkpoint, overwrite)
-    typer.echo(f"{output}: {layers} layers of {chosen.name}, in {layout}'s names.")
+    typer.echo(f"{output}: {counted(layers, 'layer')} of {chosen.name}, in {layout}'s names.")

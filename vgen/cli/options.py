@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from vgen.cli import processes
+from vgen.types import SKIP_MODES
 
 _MODEL = "Model"
 _SAMPLING = "Sampling"
@@ -23,8 +24,14 @@ _MACHINE = "Machine"
 _LOSSY = "Lossy: faster or smaller, and another clip"
 
 
-def _text(*names: str, metavar: str, help: str, panel: str) -> Any:
-    return Annotated[str | None, typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel)]
+_OF_MODEL = "the model's"
+
+
+def _text(*names: str, metavar: str, help: str, panel: str, default: str) -> Any:
+    """An option taken as text; `default` says what happens without it, which `vgen.request` or the model decides."""
+    return Annotated[
+        str | None, typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=default)
+    ]
 
 
 Output = Annotated[
@@ -34,21 +41,28 @@ Output = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
-Fit = Annotated[
-    str, typer.Option("--fit", metavar="MODE", help="Pictures of another size: cover (cut), contain (pad) or stretch.")
-]
+_FIT = {"metavar": "MODE", "help": "Pictures of another size: cover (cut), contain (pad) or stretch."}
+Fit = Annotated[str, typer.Option("--fit", **_FIT)]
+FitOfStory = Annotated[str | None, typer.Option("--fit", **_FIT, show_default="the file's, else cover")]
 KeepKnownPixels = Annotated[
     bool,
     typer.Option("--keep-known-pixels/--no-keep-known-pixels", help="Paste given pixels back into the finished clip."),
 ]
 
 _REQUEST_OPTIONS: dict[str, Any] = {
-    "model": _text("--model", metavar="NAME|FOLDER", help="A model; sprites if left out.", panel=_MODEL),
+    "model": _text(
+        "--model",
+        metavar="NAME|FOLDER",
+        help="A model: a name of `vgen models`, a folder or a file.",
+        panel=_MODEL,
+        default="sprites",
+    ),
     "text_encoder": _text(
         "--text-encoder",
         metavar="FOLDER",
         help="Folder with text_encoder/ and tokenizer/, for models that come without.",
         panel=_MODEL,
+        default=_OF_MODEL,
     ),
     "lora": Annotated[
         list[str] | None,
@@ -56,46 +70,79 @@ _REQUEST_OPTIONS: dict[str, Any] = {
             "--lora",
             metavar="FILE[:SCALE]",
             help="A LoRA of the model, more or less of it by SCALE; may be given again.",
+            show_default="none",
             rich_help_panel=_MODEL,
         ),
     ],
-    "negative_prompt": _text("--negative-prompt", metavar="TEXT", help="What to keep away from.", panel=_SAMPLING),
-    "seed": _text("--seed", metavar="N", help="Seed of the noise; drawn and reported if left out.", panel=_SAMPLING),
-    "num_inference_steps": _text("--steps", metavar="N", help="Denoising steps.", panel=_SAMPLING),
-    "guidance_scale": _text("--guidance-scale", metavar="W", help="Guidance by the text; 1 is off.", panel=_SAMPLING),
-    "guidance_rescale": _text("--guidance-rescale", metavar="R", help="Rescale guidance, 0 to 1.", panel=_SAMPLING),
-    "sigmas": _text("--sigmas", metavar="LIST", help="Noise levels by hand, such as 1,0.9,0.6.", panel=_SAMPLING),
-    "stg_scale": _text("--stg-scale", metavar="S", help="Spatiotemporal guidance; 0 is off.", panel=_SAMPLING),
-    "stg_blocks": _text("--stg-blocks", metavar="LIST", help="Blocks that it perturbs, from 0.", panel=_SAMPLING),
+    "negative_prompt": _text(
+        "--negative-prompt", metavar="TEXT", help="What to keep away from.", panel=_SAMPLING, default=_OF_MODEL
+    ),
+    "seed": _text("--seed", metavar="N", help="Seed of the noise.", panel=_SAMPLING, default="drawn, and reported"),
+    "num_inference_steps": _text("--steps", metavar="N", help="Denoising steps.", panel=_SAMPLING, default=_OF_MODEL),
+    "guidance_scale": _text(
+        "--guidance-scale", metavar="W", help="Guidance by the text; 1 is off.", panel=_SAMPLING, default=_OF_MODEL
+    ),
+    "guidance_rescale": _text(
+        "--guidance-rescale", metavar="R", help="Rescale guidance, 0 to 1.", panel=_SAMPLING, default=_OF_MODEL
+    ),
+    "sigmas": _text(
+        "--sigmas",
+        metavar="LIST",
+        help="Noise levels by hand, such as 1,0.9,0.6.",
+        panel=_SAMPLING,
+        default="the model's schedule",
+    ),
+    "stg_scale": _text(
+        "--stg-scale", metavar="S", help="Spatiotemporal guidance; 0 is off.", panel=_SAMPLING, default=_OF_MODEL
+    ),
+    "stg_blocks": _text(
+        "--stg-blocks", metavar="LIST", help="Blocks that it perturbs, from 0.", panel=_SAMPLING, default=_OF_MODEL
+    ),
     "stg_mode": _text(
         "--stg-mode",
         metavar="MODE",
         help="What is left out: attention_values, attention_skip or transformer_block.",
         panel=_SAMPLING,
+        default=f"the model's, else {SKIP_MODES[0]}",
     ),
-    "num_frames": _text("--num-frames", metavar="N", help="Frames of the clip.", panel=_SIZE),
-    "height": _text("--height", metavar="N", help="Rows.", panel=_SIZE),
-    "width": _text("--width", metavar="N", help="Columns.", panel=_SIZE),
+    "num_frames": _text("--num-frames", metavar="N", help="Frames of the clip.", panel=_SIZE, default=_OF_MODEL),
+    "height": _text("--height", metavar="N", help="Rows.", panel=_SIZE, default=_OF_MODEL),
+    "width": _text("--width", metavar="N", help="Columns.", panel=_SIZE, default=_OF_MODEL),
     "upscale": _text(
         "--upscale",
         metavar="FILE|FOLDER",
         help="Two passes: small first, then enlarged by this latent upsampler and refined.",
         panel=_SIZE,
+        default="one pass",
     ),
     "upscale_preset": _text(
         "--upscale-preset",
         metavar="NAME",
         help="What the passes do: plain (any model), dev, distilled or distilled-13b (LTX-Video).",
         panel=_SIZE,
+        default="that of the model",
     ),
-    "frame_rate": _text("--frame-rate", metavar="FPS", help="Frames per second.", panel=_SIZE),
-    "device": _text("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.", panel=_MACHINE),
-    "dtype": _text("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.", panel=_MACHINE),
+    "frame_rate": _text("--frame-rate", metavar="FPS", help="Frames per second.", panel=_SIZE, default=_OF_MODEL),
+    "device": _text(
+        "--device",
+        metavar="DEVICE",
+        help="cpu, cuda, cuda:N or mps.",
+        panel=_MACHINE,
+        default="a GPU if there is one, else cpu",
+    ),
+    "dtype": _text(
+        "--dtype",
+        metavar="TYPE",
+        help="float32, bfloat16 or float16.",
+        panel=_MACHINE,
+        default="bfloat16 on a GPU, else float32",
+    ),
     "text_cache": Annotated[
         bool | None,
         typer.Option(
             "--text-cache/--no-text-cache",
-            help="Keep encoded prompts on disk, so that a second run loads no text encoder; by its size if left out.",
+            help="Keep encoded prompts on disk, so that a second run loads no text encoder.",
+            show_default="for large text encoders",
             rich_help_panel=_MACHINE,
         ),
     ],
@@ -104,50 +151,58 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         typer.Option(
             "--compile/--no-compile",
             help="Compile the transformer's blocks: slow the first time, kept for later runs; see docs/speed.md.",
+            show_default="no-compile",
             rich_help_panel=_MACHINE,
         ),
     ],
     "vae_memory": _text(
         "--vae-memory",
         metavar="SIZE",
-        help="Memory for decoding, such as 4GB; by what is free.",
+        help="Memory for decoding, such as 4GB.",
         panel=_MACHINE,
+        default="most of what is free",
     ),
     "parallel": _text(
         "--parallel",
         metavar="WAY",
         help="How the processes that torchrun started share a clip: auto, branches or sequence.",
         panel=_MACHINE,
+        default="auto",
     ),
     "quantize": _text(
         "--quantize",
         metavar="KIND",
         help="Linear layers in 8 bits: int8, int8-weights (memory only) or fp8 (GPUs from 8.9 on).",
         panel=_LOSSY,
+        default="none",
     ),
     "quantize_text": _text(
         "--quantize-text",
         metavar="KIND",
         help="The text encoder's linear layers in 8 bits: int8-weights (memory only).",
         panel=_LOSSY,
+        default="none",
     ),
     "step_cache": _text(
         "--step-cache",
         metavar="NAME[:NUMBER]",
         help="Leave out what hardly changes: first-block[:THRESHOLD], taylorseer[:INTERVAL] or magcache[:THRESHOLD].",
         panel=_LOSSY,
+        default="none",
     ),
     "guidance_interval": _text(
         "--guidance-interval",
         metavar="LOW,HIGH",
         help="Guidance only at these noise levels, such as 0.5,1; elsewhere one branch runs, not two.",
         panel=_LOSSY,
+        default="all noise levels",
     ),
     "memory": _text(
         "--memory",
         metavar="SIZE",
         help="Memory of the device for everything, such as 8GB: the fastest way that fits is planned beforehand.",
         panel=_MACHINE,
+        default="no limit",
     ),
 }
 
@@ -176,7 +231,8 @@ Overlap = Annotated[
         "--overlap",
         metavar="N",
         help="Frames that each window is given of what came before: one more than a multiple of the model's temporal "
-        "stride. About a third of a window (--num-frames) if left out.",
+        "stride.",
+        show_default="about a third of a window (--num-frames)",
     ),
 ]
 
@@ -186,6 +242,7 @@ Reference = Annotated[
         "--reference",
         metavar="first|IMAGE",
         help="A picture that every window is given to keep how things look: the clip's first frame, or a file.",
+        show_default="none",
     ),
 ]
 
@@ -195,6 +252,7 @@ InputCrf = Annotated[
         "--input-crf",
         metavar="N",
         help="Soften what is given as H.264 would, 0 to 51: pictures sharper than video tend to stay still.",
+        show_default=_OF_MODEL,
     ),
 ]
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vgen.cli.options import Fit, InputCrf, JobOptions, KeepKnownPixels, with_job_options
+from vgen.wording import counted
 
 
 @with_job_options
@@ -18,8 +19,8 @@ def predict(
         typer.Option(
             "--keep-frames",
             metavar="N",
-            help="Frames of VIDEO that start the clip: one more than a multiple of the model's temporal stride. "
-            "Half of the clip if left out.",
+            help="Frames of VIDEO that start the clip: one more than a multiple of the model's temporal stride.",
+            show_default="about half of the clip",
         ),
     ] = None,
     backward: Annotated[
@@ -40,12 +41,12 @@ def predict(
     fields |= {"keep_frames": keep_frames, "backward": backward or None, "input_crf": input_crf}
     request = ask("predict", options.output, options.overwrite, fields)
     model = Model.find(request.model)
-    wanted = request.keep_frames or request.num_frames or model.defaults.get("num_frames")
-    clip = read_video(video, max_frames=wanted)
+    clip = read_video(video, max_frames=request.resolve(model.defaults, model.strides).keep_frames)
     job = plan(request, model, options.output, options.overwrite, len(clip.frames))
     known = clip.frames[: job.request.keep_frames]
     job.notes += [f"{video}: {note}" for note in clip.notes]
-    job.notes.append(f"{video}: its first {len(known)} frames {'end' if backward else 'start'} the clip.")
+    first = "first frame" if len(known) == 1 else f"first {counted(len(known), 'frame')}"
+    job.notes.append(f"{video}: the clip {'ends' if backward else 'starts'} with its {first}.")
     job.notes += say_rate(video, clip.frame_rate, job.request.frame_rate)
     job.notes += say_fit(video, (known.shape[2], known.shape[1]), job.request)
     known = fit_frames(known, job.request)

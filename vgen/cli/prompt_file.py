@@ -15,6 +15,7 @@ from vgen.cli.options import JobOptions
 from vgen.errors import MediaError, OutputError, RequestError, VgenError
 from vgen.io.atomic import exists_message
 from vgen.io.output import OutputKind, check_output, check_writable, output_kind
+from vgen.wording import counted
 
 MAX_BYTES = 10_000_000
 """Largest prompt file."""
@@ -73,7 +74,7 @@ def generate_all(path: str, options: JobOptions) -> None:
     for fault in faults:
         typer.echo(f"vgen: {path}, {fault}", err=True)
     if not jobs:
-        raise RequestError(f"--prompts {path}: none of its {len(lines)} prompts can be used.")
+        raise RequestError(f"--prompts {path}: none of its {counted(len(lines), 'prompt')} can be used.")
     prompts = [job.request.prompt for job in jobs]
     pipe = load_pipeline("TextToVideoPipeline", jobs[0], prompts)
     pipe.encode_ahead(prompts, jobs[0].request.negative_prompt)

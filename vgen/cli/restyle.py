@@ -18,7 +18,8 @@ def restyle(
         typer.Option(
             "--strength",
             metavar="S",
-            help="How much is made anew: the share of the denoising steps that are run, above 0 to 1. 0.6 if left out.",
+            help="How much is made anew: the share of the denoising steps that are run, above 0 to 1.",
+            show_default="0.6",
         ),
     ] = None,
     fit: Fit = "cover",

@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from vgen.cli.options import Fit, JobOptions, Overlap, Reference, with_job_options
+from vgen.cli.options import FitOfStory, JobOptions, Overlap, Reference, with_job_options
 
 
 @with_job_options
 def story(
-    file: Annotated[str, typer.Argument(metavar="FILE.toml", help="[[segment]] tables with prompt and seconds.")],
+    file: Annotated[str, typer.Argument(metavar="FILE.toml", help=r"[\[segment]] tables with prompt and seconds.")],
     overlap: Overlap = None,
     reference: Reference = None,
-    fit: Fit | None = None,
+    fit: FitOfStory = None,
     *,
     options: JobOptions,
 ) -> None:

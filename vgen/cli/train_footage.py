@@ -203,14 +203,15 @@ def clip(
     from vgen.training.data.footage.commands import geometry_for
     from vgen.training.data.footage.ingest import WHOLE, ingest
 
+    parts = ModelParts.find(model)
+    geometry = geometry_for(parts, num_frames, size)
+    place_on = choose_device(device)
     data = Path(output) / "data"
     made = ingest(Path(video), data, WHOLE, typer.echo)
     if made.failed:
         raise typer.Exit(2)
     caption(made.data, same_text(prompt), typer.echo, overwrite=True)
-    parts = ModelParts.find(model)
-    geometry = geometry_for(parts, num_frames, size)
-    place, _, _ = fill_cache(made.data, parts, geometry, choose_device(device), typer.echo)
+    place, _, _ = fill_cache(made.data, parts, geometry, place_on, typer.echo)
     fine_tune(
         str(data), output, model, place.parent.name, tasks="text=0.5,first=0.25,prefix=0.15,other=0.1", steps=steps,
         batch=batch, lr=lr, seed=seed, device=device, precision=precision,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgen.errors import CheckpointError, RequestError
 from vgen.types import Strides, VideoShape
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     from vgen.request import ResolvedRequest
@@ -37,8 +38,8 @@ def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> l
     channels = _latent_channels(folder)
     if found.channels != channels:
         raise RequestError(
-            f"upscale={request.upscale!r} takes latents of {found.channels} channels and the model's VAE gives "
-            f"{channels}: use the upsampler that was made for it."
+            f"upscale={request.upscale!r} takes latents of {counted(found.channels, 'channel')} and the model's VAE "
+            f"gives {channels}: use the upsampler that was made for it."
         )
     target = VideoShape(request.num_frames, request.height, request.width)
     factor = preset_named(request.upscale_preset or PLAIN).downscale_factor

@@ -12,6 +12,7 @@ from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.errors import OutputError, VgenError
 from vgen.io.atomic import exists_message
 from vgen.io.output import check_writable
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     from vgen.training.vbench import Clip
@@ -50,16 +51,17 @@ def export_vbench(
     jobs = [_job(clip, target, fields, model) for clip in clips]
     digest = model_hash(model.folder)
     missing = [job for job in jobs if not _is_made(job, digest, overwrite)]
-    target.mkdir(exist_ok=True)
     if missing:
         pipe = load_pipeline("TextToVideoPipeline", missing[0], [job.request.prompt for job in missing])
+        target.mkdir(exist_ok=True)
         settled = {"device": missing[0].request.device, "dtype": missing[0].request.dtype}
         for job in missing:
             job.request = job.request.model_copy(update=settled)
             make_clip(pipe, job)
     table = write_prompt_table(target, clips)
     kept = len(jobs) - len(missing)
-    typer.echo(f"{target}: {len(jobs)} clips of {len(texts)} prompts ({kept} were there); prompts in {table}")
+    made = f"{counted(len(jobs), 'clip')} of {counted(len(texts), 'prompt')} ({kept} were there)"
+    typer.echo(f"{target}: {made}; prompts in {table}")
 
 
 def _job(clip: Clip, folder: Path, fields: dict[str, Any], model: Model) -> Job:

@@ -20,6 +20,7 @@ from vgen.errors import OutOfMemoryError
 from vgen.models import CausalVideoVAE
 from vgen.models.decoding_steps import piece_on
 from vgen.types import LatentShape, VideoShape
+from vgen.wording import counted
 
 WORKSPACE: Final = 1.3
 """What convolution libraries take on top of the tensors, as a factor."""
@@ -242,7 +243,7 @@ def _plan(
         least = min(needed, least or needed)
     error = OutOfMemoryError(
         f"vae_memory={budget / 2**30:.2f} GiB is too little to {verb} {shape.frames} x {shape.height} x {shape.width} "
-        f"latents of {batch} clips: the least is {least / 2**30:.2f} GiB; give that much, or fewer clips."
+        f"latents of {counted(batch, 'clip')}: the least is {least / 2**30:.2f} GiB; give that much, or fewer clips."
     )
     error.least = least
     raise error

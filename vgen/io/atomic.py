@@ -7,12 +7,14 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vgen.errors import OutputError
 
+_PRIVATE = 0o600
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -41,6 +43,7 @@ def part_of(path: Path, *, overwrite: bool, folder: bool = False, bytes_needed: 
         if folder:
             part.mkdir()
         yield part
+        follow_umask(part)
         _sync(part)
         _publish(part, path, overwrite)
         _sync(path.parent)
@@ -52,6 +55,24 @@ def part_of(path: Path, *, overwrite: bool, folder: bool = False, bytes_needed: 
         else:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a finished file, or the files of a folder, the mode that the umask gives new files.
+
+    Files that are made private (mode 0600) first, as those of safetensors are, stay so under their final name.
+    """
+    new = path.parent / f".{secrets.token_hex(6)}.part"
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        mode = stat.S_IMODE(new.stat().st_mode)
+    finally:
+        new.unlink()
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        found = file.lstat()
+        private = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == _PRIVATE
+        if private and mode != _PRIVATE and found.st_nlink == 1:  # a linked file belongs to somebody else, too
+            file.chmod(mode)
 
 
 def _output_error(path: Path, error: OSError, bytes_needed: int) -> OutputError:

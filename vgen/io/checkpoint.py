@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vgen.errors import CheckpointError
+from vgen.wording import counted
 
 MAX_HEADER = 100_000_000
 """Most bytes of a header; the format's own limit."""
@@ -60,7 +61,7 @@ def check_weights(file: Path) -> dict[str, TensorEntry]:
 
 def _check_start(file: Path, size: int, header_length: int) -> None:
     if size < 8:
-        raise CheckpointError(f"{file} is {'empty' if size == 0 else 'truncated'} ({size} bytes).")
+        raise CheckpointError(f"{file} is {'empty' if size == 0 else 'truncated'} ({counted(size, 'byte')}).")
     if header_length <= min(size - 8, MAX_HEADER):
         return
     with file.open("rb") as stream:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vgen.errors import RequestError, ShapeError
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +46,7 @@ def contact_sheet(
     if not clips:
         raise ShapeError("a contact sheet needs at least one clip; got none.")
     if labels is not None and len(labels) != len(clips):
-        raise RequestError(f"labels: {len(labels)} were given for {len(clips)} clips; give one for each.")
+        raise RequestError(f"labels: {len(labels)} were given for {counted(len(clips), 'clip')}; give one for each.")
     strips = [
         _strip(clip, labels[index] if labels is not None else None, frames_per_row, scale)
         for index, clip in enumerate(clips)

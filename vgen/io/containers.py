@@ -29,6 +29,7 @@ FOLDER = Container("png folder", None)
 
 _MP4_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"[playlist]", b"<?xml", b"<MPD")
+_APPLE_DOUBLE = b"\x00\x05\x16\x07"
 _EBML_SEGMENT = 0x18538067
 _EBML_CLUSTER = 0x1F43B675
 
@@ -46,12 +47,25 @@ def local_file(path: str | Path, what: str = "file") -> Path:
     except (OSError, ValueError) as error:
         raise MediaError(f"{text!r} is not a usable name of a {what}: {error}.") from None
     if exists:
+        if found.is_file() and _is_apple_double(found):
+            raise MediaError(
+                f"{text} holds what macOS notes about {found.name[2:]} (AppleDouble), and no {what}: "
+                f"give {found.with_name(found.name[2:])}."
+            )
         if found.is_file() or found.is_dir():
             return found
         raise MediaError(f"{text} is neither a file nor a folder; only local files are read.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text):
         raise MediaError(f"{text} is not a local file: addresses and protocols are never opened; give a file's path.")
     raise MediaError(f"{text} does not exist: there is no such {what}.")
+
+
+def _is_apple_double(path: Path) -> bool:
+    """Whether a file is the companion `._NAME` that macOS leaves on foreign disks and in archives."""
+    if not path.name.startswith("._"):
+        return False
+    with path.open("rb") as stream:
+        return stream.read(4) == _APPLE_DOUBLE
 
 
 def identify(path: Path) -> Container:

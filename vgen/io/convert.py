@@ -22,6 +22,7 @@ from vgen.io.checkpoint import check_weights
 from vgen.io.ltx_versions import scheduler_to_original
 from vgen.io.single_file import COMPONENTS, FOLDER_KEY, SingleFile, read_metadata, tensor_faults
 from vgen.io.tensor_copy import StoredTensor, copy_tensors, data_start, stored_tensors
+from vgen.wording import counted
 
 SIDECAR = "original.safetensors"
 """File in a folder that holds what only the single file has a place for."""
@@ -138,7 +139,7 @@ def file_to_folder(
     strays = file.stray_keys()
     if strays:
         shown = ", ".join(strays[:5]) + (" ..." if len(strays) > 5 else "")
-        raise CheckpointError(f"{path} has {len(strays)} tensors that belong to no component: {shown}.")
+        raise CheckpointError(f"{path} has {counted(len(strays), 'tensor')} that belong to no component: {shown}.")
     for part in parts:
         file.check_tensors(part, shapes_of(part.component.class_name, part.config))
     start = data_start(path)

@@ -29,7 +29,8 @@ def frame_files(path: Path) -> list[Path]:
     Raises:
         MediaError: no PNG file, or a number is missing between the first and the last.
     """
-    found = sorted((p for p in path.iterdir() if p.suffix.lower() == ".png"), key=lambda p: (_number(p) or 0, p.name))
+    shown = (p for p in path.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
+    found = sorted(shown, key=lambda p: (_number(p) or 0, p.name))
     if not found:
         raise MediaError(f"{path} is a folder without a single .png frame.")
     numbers = [_number(p) for p in found]
@@ -103,7 +104,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise MediaError(f"{file} is damaged: {error}.") from None
     if not isinstance(found, dict):

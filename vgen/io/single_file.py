@@ -27,6 +27,7 @@ from vgen.io.ltx_versions import (
     vae_from_original,
     vae_to_original,
 )
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     import torch
@@ -318,9 +319,9 @@ def tensor_faults(
     missing = sorted(name(key) for key in expected.keys() - found.keys())
     unknown = sorted(name(key) for key in found.keys() - expected.keys())
     told = (
-        (missing, f"lack {len(missing)} tensors"),
+        (missing, f"lack {counted(len(missing), 'tensor')}"),
         (unknown, f"hold {len(unknown)} unknown tensors"),
-        (shapes, f"have {len(wrong)} tensors of another shape"),
+        (shapes, f"have {counted(len(wrong), 'tensor')} of another shape"),
     )
     return "; ".join(f"{what}: {_first_five(keys)}" for keys, what in told if keys)
 

@@ -141,7 +141,7 @@ def test_predict(tmp_path: Path, paper_model: Path, pipeline: RecordingPipeline,
     (condition,) = pipeline.calls[0]["conditions"]
     assert (condition.frame_index, condition.strength, condition.mask) == (0, 1.0, None)
     assert np.array_equal(condition.frames, frames[:5])
-    assert "its first 5 frames start the clip" in done.out
+    assert "the clip starts with its first 5 frames" in done.out
     assert "runs at 12 frames per second, the clip at 8" in done.out
     done = run_cli("predict", video, "-o", tmp_path / "b.mp4", "--model", paper_model, "--frame-rate", 12)
     assert len(pipeline.calls[1]["conditions"][0].frames) == 9, "half of the clip if nothing is said"
@@ -150,6 +150,10 @@ def test_predict(tmp_path: Path, paper_model: Path, pipeline: RecordingPipeline,
     assert refused.code == 2
     assert "keep_frames=13" in refused.err
     assert "the video has 11" in refused.err
+    refused = run_cli("predict", video, "-o", tmp_path / "c.mp4", "--model", paper_model, "--keep-frames", 4)
+    assert refused.code == 2
+    assert "keep_frames=4 does not fit" in refused.err and "use 1 or 5" in refused.err
+    assert "the video has" not in refused.err, "as many frames are read as are kept: their number is not the video's"
 
 
 def test_prompt_files(tmp_path: Path, paper_model: Path, pipeline: RecordingPipeline, run_cli: Run) -> None:

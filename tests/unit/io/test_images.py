@@ -24,6 +24,15 @@ def _quarters() -> Image.Image:
     return picture
 
 
+def test_a_companion_of_macos_is_named_as_such(tmp_path: Path) -> None:
+    companion = tmp_path / "._x.png"
+    companion.write_bytes(b"\x00\x05\x16\x07" + bytes(78))
+    with pytest.raises(MediaError, match=rf"macOS notes about x\.png .* give {tmp_path / 'x.png'}"):
+        read_image(companion)
+    _quarters().save(tmp_path / "._y.png", "PNG")
+    assert read_image(tmp_path / "._y.png").size == (6, 4), "only its content makes it one"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
     back = {

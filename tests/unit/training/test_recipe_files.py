@@ -39,6 +39,11 @@ def test_sections_are_taken_over_key_by_key_and_what_is_below_as_a_whole(tmp_pat
     assert read_recipe(folder / "base.yaml")["data"]["emphasis"] == {"circle": 2, "bounce": 3}
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("name: a\nobjective: {kind: flow}\n", encoding="utf-8-sig")
+    assert read_recipe(tmp_path / "a.yaml")["name"] == "a"
+
+
 def test_what_cannot_be_taken_over_is_said(tmp_path: Path) -> None:
     folder = _files(
         tmp_path,

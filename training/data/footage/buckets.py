@@ -13,6 +13,7 @@ from typing import NamedTuple
 from vgen.errors import RequestError
 from vgen.training.data.footage.records import Clip, Dropped, content_key
 from vgen.types import Strides, VideoShape
+from vgen.wording import counted
 
 SAMPLE_VERSION = 1
 """Changes when the same sample would get other pixels."""
@@ -138,7 +139,7 @@ def plan_samples(clips: Sequence[Clip], geometry: Geometry) -> tuple[list[Sample
         fitting = [length for length in geometry.lengths if length <= len(frames)]
         if not fitting or (clip.kind == "video" and max(fitting) == 1 < max(geometry.lengths)):
             shortest = min(length for length in geometry.lengths if length > 1 or max(geometry.lengths) == 1)
-            reason = f"too short: {len(frames)} frames at {rate:g} a second, and {shortest} are the fewest"
+            reason = f"too short: {counted(len(frames), 'frame')} at {rate:g} a second, and {shortest} are the fewest"
             dropped.append(Dropped(clip.source, reason, clip.id, clip.start, clip.num_frames))
             continue
         bucket = Bucket(max(fitting), height, width, rate)

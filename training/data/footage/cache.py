@@ -8,7 +8,6 @@ nothing. cache/KEY/index.json says which samples there are; it is written last.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vgen.errors import RequestError
+from vgen.io.atomic import part_of
 from vgen.models import CausalVideoVAE
 from vgen.pipelines.parts import ModelParts, lasting_name
 from vgen.pipelines.text_cache import TextCache
@@ -27,7 +27,7 @@ from vgen.training.data.footage.captions import NO_CAPTION
 from vgen.training.data.footage.pixels import mask_of, read_mask, read_samples
 from vgen.training.data.footage.records import Clip, DataSet, Dropped, content_key, write_text
 from vgen.training.data.latents import encode_clips
-from vgen.training.state import sync
+from vgen.wording import counted
 
 INDEX = "index.json"
 _TEXT_BYTES = 1 << 50
@@ -121,7 +121,8 @@ def fill_cache(
     """
     uncaptioned = [clip.id for clip in data.clips if not data.captions(clip)]
     if uncaptioned:
-        raise RequestError(NO_CAPTION.format(count=len(uncaptioned), first=uncaptioned[0], data=data.folder))
+        clips = counted(len(uncaptioned), "clip")
+        raise RequestError(NO_CAPTION.format(clips=clips, first=uncaptioned[0], data=data.folder))
     samples, dropped = plan_samples(data.clips, geometry)
     if not samples:
         reasons = "; ".join(f"{entry.id}: {entry.reason}" for entry in dropped[:5])
@@ -163,7 +164,7 @@ def _encode_samples(
         weight = _weight(clips[sample.clip], sample, vae)
         write_tensors(index.latents_file(sample), stored if weight is None else {**stored, "weight": weight})
         if done % 25 == 0 or done == len(missing):
-            say(f"encoded {done} of {len(missing)} samples")
+            say(f"encoded {done} of {counted(len(missing), 'sample')}")
     return len(missing)
 
 
@@ -184,11 +185,8 @@ def _weight(clip: Clip, sample: Sample, vae: CausalVideoVAE) -> Tensor | None:
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{os.getpid()}.part")
-    save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, partial)
-    sync(partial)
-    os.replace(partial, path)
-    sync(path.parent)
+    with part_of(path, overwrite=True) as part:
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part)
 
 
 def find_index(data: Path, model: str, cache: str | None = None) -> Path:

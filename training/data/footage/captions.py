@@ -9,7 +9,7 @@ from vgen.errors import RequestError
 from vgen.training.data.footage.records import Clip, DataSet, write_text
 
 NO_CAPTION = (
-    "{count} clips have no caption, the first is {first}: run `vgen data caption {data} --from "
+    "{clips} without a caption, the first is {first}: run `vgen data caption {data} --from "
     "sidecar|text|trigger|model` first, or write them into {data}/captions, one text file a clip, one caption a line."
 )
 

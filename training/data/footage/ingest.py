@@ -27,7 +27,16 @@ from vgen.training.data.footage.records import (
     write_text,
 )
 from vgen.training.data.footage.report import save_thumbnails, write_report
-from vgen.training.data.footage.scan import SCAN_VERSION, Scan, Shot, decode_print, scan_image, scan_video
+from vgen.training.data.footage.scan import (
+    SCAN_VERSION,
+    Scan,
+    Shot,
+    check_detector,
+    decode_print,
+    scan_image,
+    scan_video,
+)
+from vgen.wording import counted
 
 VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"}
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -89,10 +98,13 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
     Raises:
         RequestError: no footage, or `folder` is something else.
         OutputError: it cannot be written.
+        VgenError: something that is needed is not installed.
     """
     files = list(_footage_files(footage))
     if not files:
         raise RequestError(f"{footage} holds no video and no picture ({', '.join(sorted(VIDEOS | IMAGES))}).")
+    if any(path.suffix.lower() not in IMAGES for path in files):
+        check_detector(settings.cut_threshold)
     _prepare(folder)
     changed, found, skipped = False, [], []
     for path in files:
@@ -216,7 +228,7 @@ def _fault(scan: Scan, shot: Shot, settings: IngestSettings) -> str | None:
     if scan.kind == "image":
         return None
     if shot.num_frames < settings.min_frames:
-        return f"too short: {shot.num_frames} frames, fewer than {settings.min_frames}"
+        return f"too short: {counted(shot.num_frames, 'frame')}, fewer than {settings.min_frames}"
     if shot.motion < settings.static_below:
         return f"static: nothing changes by more than {shot.motion:g} grey levels, below {settings.static_below:g}"
     return None

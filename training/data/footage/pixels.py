@@ -16,6 +16,7 @@ from vgen.io.video_stream import FootageStream
 from vgen.training.data.footage.buckets import Sample
 from vgen.training.data.footage.ingest import MASK_ENDING
 from vgen.training.data.footage.records import Clip
+from vgen.wording import counted
 
 
 def read_samples(samples: Sequence[Sample], clips: Mapping[str, Clip]) -> Iterator[tuple[Sample, np.ndarray]]:
@@ -115,7 +116,7 @@ def read_mask(path: Path, clip: Clip, sample: Sample) -> np.ndarray:
         frames = read_video(path).frames
         if max(sample.frames) >= len(frames):
             raise MediaError(
-                f"{path} has {len(frames)} frames, and frame {max(sample.frames)} of {clip.source} is used."
+                f"{path} has {counted(len(frames), 'frame')}, and frame {max(sample.frames)} of {clip.source} is used."
             )
         pictures = frames[list(sample.frames)]
     top, left, height, width = clip.crop

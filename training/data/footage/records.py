@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vgen.errors import OutputError, RequestError
+from vgen.io.atomic import part_of
 
 CLIPS, DROPPED, REFUSED, ABOUT = "clips.jsonl", "dropped.jsonl", "refused.jsonl", "dataset.json"
 VERSION = 1
@@ -147,19 +148,14 @@ def write_text(path: Path, text: str) -> bool:
 
 def write_bytes(path: Path, content: bytes) -> bool:
     """As `write_text`."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         if path.is_file() and path.read_bytes() == content:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError(f"{path} could not be written: {error.strerror or error}.") from None
+    with part_of(path, overwrite=True, bytes_needed=len(content)) as part:
+        part.write_bytes(content)
     return True
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vgen.training.data.footage.records import Clip, DataSet, Dropped, write_bytes, write_text
+from vgen.wording import counted
 
 _GAP, _TEXT, _SHEET_ROWS = 2, 15, 24
 _STYLE = (
@@ -57,14 +58,14 @@ def _page(data: DataSet, notes: Sequence[str]) -> str:
     said = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return (
         f"<!doctype html><meta charset=utf-8><title>Footage</title><style>{_STYLE}</style><h1>Footage</h1>"
-        f"<p>{len(data.clips)} clips, {frames} frames; {len(data.dropped)} dropped.</p>"
+        f"<p>{counted(len(data.clips), 'clip')}, {counted(frames, 'frame')}; {len(data.dropped)} dropped.</p>"
         f"<table>{''.join(rows)}</table>{'<h2>Changed on reading</h2><ul>' + said + '</ul>' if said else ''}\n"
     )
 
 
 def _row(folder: Path, entry: Clip | Dropped) -> str:
     picture = f'<img src="thumbnails/{entry.id}.jpg" alt="">' if _thumbnail(folder, entry.id).is_file() else ""
-    where = f"{html.escape(Path(entry.source).name)}, {entry.num_frames} frames from {entry.start}"
+    where = f"{html.escape(Path(entry.source).name)}, {counted(entry.num_frames, 'frame')} from {entry.start}"
     if isinstance(entry, Clip):
         top, left, height, width = entry.crop
         what = f"{width} x {height} at ({left}, {top}), {entry.frame_rate:g} frames per second"
@@ -95,4 +96,4 @@ def _sheet(data: DataSet) -> Image.Image:
 def _said(entry: Clip | Dropped) -> str:
     if isinstance(entry, Dropped):
         return f"{entry.id}: dropped, {entry.reason}"
-    return f"{entry.id}: {entry.num_frames} frames"
+    return f"{entry.id}: {counted(entry.num_frames, 'frame')}"

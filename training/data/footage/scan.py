@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -97,6 +98,16 @@ def scan_image(path: Path) -> tuple[Scan, list[Thumbnails]]:
     return Scan("image", 1, 1.0, picture.shape[:2], (shot,), ()), [measured.thumbnails(0, 1)]
 
 
+def check_detector(cut_threshold: float) -> None:
+    """Refuse to cut where what finds cuts is not installed.
+
+    Raises:
+        VgenError: PySceneDetect is not installed, and `cut_threshold` is above 0.
+    """
+    if cut_threshold > 0 and importlib.util.find_spec("scenedetect") is None:
+        raise VgenError("Cutting into shots needs PySceneDetect: pip install 'vgen[train]', or use --cut-threshold 0.")
+
+
 def scan_video(path: Path, cut_threshold: float) -> tuple[Scan, list[Thumbnails]]:
     """Decode a video once and find its cuts.
 
@@ -138,12 +149,9 @@ class _Cuts:
         self._detector: Any = None
         self._cuts: set[int] = set()
         if threshold > 0:
-            try:
-                from scenedetect import AdaptiveDetector, FrameTimecode
-            except ImportError:
-                raise VgenError(
-                    "Cutting into shots needs PySceneDetect: pip install 'vgen[train]', or use --cut-threshold 0."
-                ) from None
+            check_detector(threshold)
+            from scenedetect import AdaptiveDetector, FrameTimecode
+
             # The detector counts frames; the rate only has to be some number. Short shots are dropped with a reason
             # later, not merged into their neighbours here.
             self._detector = AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=2)

@@ -21,6 +21,7 @@ from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.captions import NO_CAPTION
 from vgen.training.data.footage.samples import FootageSamples
 from vgen.training.data.plan import Batch, Draw
+from vgen.wording import counted
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class FootageLatents(FootageSamples):
         captions = {name: self.data.captions(clip) for name, clip in self.clips.items()}
         empty = [name for name, texts in captions.items() if not texts]
         if empty:
-            raise RequestError(NO_CAPTION.format(count=len(empty), first=empty[0], data=self.index.data))
+            clips = counted(len(empty), "clip")
+            raise RequestError(NO_CAPTION.format(clips=clips, first=empty[0], data=self.index.data))
         return captions
 
     @cached_property

@@ -79,7 +79,7 @@ def _said_by_transformers(folder: Path, picture, question: str) -> str:
 def test_a_caption_is_what_the_model_says_of_the_grid(run_cli, data, model_folder) -> None:
     words = ["data", "caption", data.folder, "--from", "model", "--model", model_folder, "--question", "word1 word2"]
     done = run_cli(*words, "--device", "cpu")
-    assert done.code == 0 and "2 clips captioned now; 0 have no caption" in done.out, done.err
+    assert done.code == 0 and "2 clips captioned now, 0 without a caption" in done.out, done.err
     captions = [data.captions(clip) for clip in data.clips]
     expected = [_said_by_transformers(model_folder, frame_grid(clip), "word1 word2") for clip in data.clips]
     assert captions == [(" ".join(text.split()),) for text in expected]

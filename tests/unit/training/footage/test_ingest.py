@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from vgen.errors import OutputError, RequestError
+from vgen.errors import OutputError, RequestError, VgenError
 from vgen.io.video import write_video
 from vgen.training.data.footage.ingest import IngestSettings, ingest
 from vgen.training.data.footage.records import DataSet, read_lines
@@ -26,6 +28,13 @@ def _by_name(entries):
     for entry in entries:
         found.setdefault(entry.source.rsplit("/", 1)[1], []).append(entry)
     return found
+
+
+def test_without_the_extra_no_folder_is_left(footage, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(VgenError, match=r"vgen\[train\]"):
+        _ingest(footage, tmp_path / "ds")
+    assert not (tmp_path / "ds").exists()
 
 
 def test_shots_have_exact_counts_and_bars_are_cut(made) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,22 @@ def test_a_recipe_is_written_once(tmp_path) -> None:
     write_recipe(tmp_path, _recipe(), ["every.validate=7", "optimizer.lr=1e-3"])
     with pytest.raises(RequestError, match="another recipe"):
         write_recipe(tmp_path, _recipe())
+
+
+def test_another_recipe_is_refused_with_the_changes_that_resuming_needs(tmp_path) -> None:
+    file = write_recipe(tmp_path, _recipe())
+    stored = file.read_text()
+    with pytest.raises(RequestError, match=r"stages\.0\.steps is 1500 there and 8 here") as refused:
+        write_recipe(tmp_path, _recipe(), ["stages.0.steps=8", "every.validate=7"])
+    command = re.search(r"`vgen train resume \S+ (--set [^`]+)`", str(refused.value))
+    assert command is not None
+    settings = [word for word in shlex.split(command[1]) if word != "--set"]
+    recipe = load_recipe(file, settings)
+    assert (recipe.total_steps, recipe.every.validate_) == (8, 7)
+    assert file.read_text() == stored
+
+
+def test_a_wrong_setting_is_refused_before_the_recipe_is_written(tmp_path) -> None:
+    with pytest.raises(RequestError, match=r"every\.validat: unknown key"):
+        write_recipe(tmp_path, _recipe(), ["every.validat=7"])
+    assert not any(tmp_path.iterdir())
