@@ -380,7 +380,7 @@ BAD = {
     "guidance": ({"guidance_scale": -1}, "guidance_scale=-1"),
     "rescale": ({"guidance_rescale": 2.0}, "guidance_rescale=2"),
     "output": ({"output_type": "gif"}, "output_type='gif' must be one of pil"),
-    "generators": ({"generator": [torch.Generator()] * 2}, "2 generators for 1 clips"),
+    "generators": ({"generator": [torch.Generator()] * 2}, "2 generators for 1 clip"),
     "latents": ({"latents": torch.zeros(1, 4, 3, 4, 5)}, r"must be \(1, 4, 3, 4, 4\)"),
     "embeds without mask": ({"prompt": None, "prompt_embeds": torch.zeros(1, 4, 32)}, "prompt_attention_mask"),
     "callback tensors": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "noise"),

@@ -66,7 +66,7 @@ def test_the_score_is_the_cosine_of_the_models_own_features(clip_folder, scene) 
 def test_clips_below_the_limit_are_dropped_and_come_back(run_cli, data, clip_folder) -> None:
     words = ("data", "filter", data.folder, "--model", clip_folder, "--device", "cpu", "--at-least")
     done = run_cli(*words, "-1")
-    assert done.code == 0 and "0 clips are left out" in done.out, done.err
+    assert done.code == 0 and "0 clips left out" in done.out, done.err
     scores = {line.split(": ")[0]: float(line.split(": ")[1]) for line in done.out.splitlines()[:2]}
     low, high = sorted(scores.values())
     assert low < high
