@@ -144,6 +144,26 @@ def test_a_session_sees_a_change_on_the_host(num_layers: int, prefetch: bool) ->
     assert torch.equal(after, _run(other)) and not torch.equal(after, before)
 
 
+@pytest.mark.parametrize(("blocks", "prefetch"), [(2, False), (2, True), (4, True)])
+@torch.no_grad()
+def test_weights_written_between_calls_are_what_comes_next(transformer: VideoDiT, blocks: int, prefetch: bool) -> None:
+    """Outside of a session nobody calls `forget`: blocks that were left in place must not be used again."""
+    del transformer.transformer_blocks[blocks:]
+    other = copy.deepcopy(transformer)
+    offload = offload_blocks(transformer, transformer.transformer_blocks, "cpu", prefetch=prefetch)
+    _run(transformer)
+    for index in range(len(transformer.transformer_blocks)):
+        for model in (transformer, other):
+            weight = model.transformer_blocks[index].ff.net[2].weight
+            weight.data.copy_(weight * 2)
+        assert torch.equal(_run(transformer), _run(other)), index
+    offload.weights_fixed = True
+    _run(transformer)
+    before = offload.num_copies
+    _run(transformer)
+    assert offload.num_copies - before == (0 if blocks == 2 else blocks)
+
+
 def test_the_device_holds_two_blocks(transformer: VideoDiT) -> None:
     blocks = transformer.transformer_blocks
     told, whole = resident_bytes(transformer, blocks), weight_bytes(transformer)

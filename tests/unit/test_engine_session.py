@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch
 from vgen.engine import session
 from vgen.engine.autotune import combination_key
 from vgen.engine.compile import is_compiled
+from vgen.engine.offload import offload_blocks
 from vgen.engine.session import denoising, inference_session
 from vgen.engine.tuning_store import Measured, shared_store
+from vgen.errors import RequestError
 from vgen.models.attention import VideoAttentionProcessor
 from vgen.ops import parts
 from vgen.pipelines import TextToVideoPipeline
@@ -97,6 +100,58 @@ def test_blocks_are_recorded_only_while_nobody_can_interfere(pipeline, monkeypat
     with parts.without("cuda_graph"):
         _generate(pipeline)
     assert recorded == []
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_a_callback_may_write_weights(pipeline, offloaded):
+    """Through `data`, which torch does not count: every step after it uses the new ones."""
+
+    def double(pipe, index, timestep, tensors):
+        for name in ("caption_projection.linear_1", "transformer_blocks.0.attn2.to_v", "time_embed.linear"):
+            weight = pipe.transformer.get_submodule(name).weight
+            weight.data.copy_(weight * 2)
+
+    before = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
+    plain = _generate(pipeline)
+    with parts.without("hoisting"):
+        expected = _generate(pipeline, callback_on_step_end=double)
+    pipeline.transformer.load_state_dict(before)
+    if offloaded:
+        offload_blocks(pipeline.transformer, pipeline.transformer.transformer_blocks, "cpu", prefetch=True)
+    torch.testing.assert_close(_generate(pipeline, callback_on_step_end=double), expected, atol=1e-5, rtol=0)
+    assert (expected - plain).abs().max() > 1e-3
+    assert not pipeline.transformer.weights_fixed
+
+
+def test_a_callback_cannot_call_its_own_pipeline(pipeline):
+    other = type(pipeline)(**pipeline.components)
+    other.set_progress_bar_config(disable=True)
+    plain = _generate(pipeline)
+    for called in (pipeline, other):
+        with pytest.raises(RequestError, match="from the callback of a call that uses the same transformer"):
+            _generate(pipeline, callback_on_step_end=lambda *_, called=called: _generate(called) and {})
+    assert torch.equal(_generate(pipeline), plain)  # nothing is left behind
+
+
+def test_two_threads_cannot_share_a_transformer(pipeline):
+    raised = []
+
+    def from_elsewhere(*_):
+        def call():
+            try:
+                _generate(pipeline)
+            except RequestError as error:
+                raised.append(str(error))
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        return {}
+
+    plain = _generate(pipeline)
+    assert torch.equal(_generate(pipeline, callback_on_step_end=from_elsewhere), plain)
+    assert len(raised) == 2 and all("at work in another thread" in text for text in raised)
+    assert torch.equal(_generate(pipeline), plain)
 
 
 def test_after_an_error_nothing_is_left(pipeline):

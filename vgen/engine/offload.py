@@ -61,9 +61,10 @@ class BlockOffload:
     """Keeps blocks on the host and brings each to the device for its forward and, in training, for its backward.
 
     While a block works, the next one is copied (on a GPU: from pinned memory, on a stream of its own). The result is
-    that of the model without offload, to the bit. Outside a forward the weights are seen on the host, so that saving a
-    model and fusing a LoRA work as always; where gradients are wanted they stay on the device until the backward, and
-    with `frozen_only` until they are saved.
+    that of the model without offload, to the bit. Every forward copies all blocks again, since weights on the host may
+    have changed in between; while `weights_fixed` is set it uses what the one before has left in place. Outside a
+    forward the weights are seen on the host, so that saving a model and fusing a LoRA work as always; where gradients
+    are wanted they stay on the device until the backward, and with `frozen_only` until they are saved.
 
     Args:
         blocks: in the order in which they run. Their weights are moved into memory of this object.
@@ -85,6 +86,7 @@ class BlockOffload:
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
         self._prefetch = on_gpu if prefetch is None else prefetch
+        self.weights_fixed = frozen_only
         self._stream = torch.cuda.Stream(self.device) if on_gpu else None
         taken = [_weights(block, frozen_only) for block in blocks]
         _check(taken)
@@ -128,6 +130,8 @@ class BlockOffload:
 
     def _before(self, index: int) -> Any:
         def bring(module: nn.Module, args: Any) -> None:
+            if index == 0 and not self.weights_fixed:
+                self.forget()
             self._bring(index, 1)
 
         return bring

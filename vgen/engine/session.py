@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from vgen.engine.autotune import AttentionTuner, chosen_combination
 from vgen.engine.compile import compile_blocks, is_compiled, release_blocks
 from vgen.engine.graph import blocks_recorded
 from vgen.engine.offload import offload_of
+from vgen.errors import RequestError
 from vgen.models.attention import attention_chosen_by
 from vgen.models.fusing import move_together, plain
 from vgen.ops import parts
@@ -40,18 +43,83 @@ class Placement:
             hook.offload()
 
 
+@dataclass
+class _Work:
+    """A call that is under way on a transformer: its thread, the sessions it has opened, whether it is in its loop."""
+
+    thread: int
+    sessions: int = 0
+    looping: bool = False
+
+
+_AT_WORK: WeakKeyDictionary[Any, _Work] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def _sole_use(transformer: Any) -> Iterator[None]:
+    """Refuse a call on a transformer that another call is using: both would share its schedule and what it keeps.
+
+    Raises:
+        RequestError: the other call is of another thread, or has called this one from its callback.
+    """
+    own = threading.get_ident()
+    with _LOCK:
+        work = _AT_WORK.setdefault(transformer, _Work(own))
+        if work.thread != own:
+            raise RequestError(
+                "This pipeline's transformer is at work in another thread, and two calls cannot share it: wait for the "
+                "other call, or load the model once more for this thread."
+            )
+        if work.looping:
+            raise RequestError(
+                "A pipeline was called from the callback of a call that uses the same transformer: return from the "
+                "callback first, or load the model once more."
+            )
+        work.sessions += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            work.sessions -= 1
+            if not work.sessions:
+                del _AT_WORK[transformer]
+
+
+@contextmanager
+def _looping(transformer: Any, closed: bool) -> Iterator[None]:
+    """Mark the loop, and vouch for the weights where nobody else acts meanwhile."""
+    work, offload = _AT_WORK.get(transformer), offload_of(transformer)
+    keepers = [transformer] if offload is None else [transformer, offload]
+    before = [keeper.weights_fixed for keeper in keepers]
+    for keeper in keepers:
+        keeper.weights_fixed = closed
+    if work is not None:
+        work.looping = True
+    try:
+        yield
+    finally:
+        for keeper, fixed in zip(keepers, before, strict=True):
+            keeper.weights_fixed = fixed
+        if work is not None:
+            work.looping = False
+
+
 @contextmanager
 def inference_session(pipeline: Any) -> Iterator[None]:
     """Inside, a pipeline's models work on the fast path: see `vgen.ops.parts` for what that is, and how to leave it.
 
     Args:
         pipeline: has `transformer` (a VideoDiT) and `vae` (a CausalVideoVAE), and perhaps a `placement`.
+    Raises:
+        RequestError: the transformer is used by a call of another thread, or by the one whose callback this is in.
     """
     placement: Placement | None = getattr(pipeline, "placement", None)
     offload = offload_of(pipeline.transformer)
     device = pipeline.vae.device if placement is None else placement.device
     moving = offload is not None or (placement is not None and placement.hooks)
     with ExitStack() as stack:
+        stack.enter_context(_sole_use(pipeline.transformer))
         if device.type == "cuda":  # the current device is where kernels of others start and graphs are recorded
             stack.enter_context(torch.cuda.device(device))
         if placement is not None:
@@ -83,6 +151,7 @@ def denoising(transformer: Any, timesteps: Tensor, rows: int, tokens: int, close
     """
     transformer.expect_timesteps(timesteps)
     with ExitStack() as stack:
+        stack.enter_context(_looping(transformer, closed))
         stack.callback(transformer.expect_timesteps, None)
         if transformer.device.type == "cuda":
             measured = parts.enabled("autotune")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from vgen.models.attention import KeptText, VideoAttentionProcessor
 from vgen.models.fusing import plain
-from vgen.models.hoisting import Memo, remembered, text_rows
+from vgen.models.hoisting import Memo, remembered, text_rows, weight_digest
 from vgen.models.layers import AdaLayerNormSingle, TextProjection
 from vgen.models.module_list import ModuleListOf
 from vgen.ops import parts
@@ -36,6 +37,8 @@ class HoistedInputs:
     _expected: Tensor | None = None
     compiled_by_choice = False
     """Whether blocks were compiled because that was measured to be faster; see vgen.engine.session."""
+    weights_fixed = False
+    """Whether nobody acts between calls, so that weights need not be compared; see vgen.engine.session."""
     block_runner: Callable[..., Tensor] | None = None
     """Called in place of the loop over the blocks, with that loop and its arguments; see vgen.engine.graph."""
 
@@ -43,7 +46,8 @@ class HoistedInputs:
     def hoisting(self) -> Iterator[None]:
         """Inside, calls without gradients share what is common: positions, projected text, its keys and values.
 
-        See vgen.models.hoisting for what makes two calls share a result.
+        See vgen.models.hoisting for what makes two calls share a result. Every call first compares the weights that
+        results were made from (a tenth of all, read once), unless `weights_fixed` says that they stay.
         """
         layers = [block.attn2 for block in self.transformer_blocks]
         before, memo, expected = self._memo, Memo(), self._expected
@@ -67,6 +71,17 @@ class HoistedInputs:
         """
         known = timesteps is not None and 0 < len(timesteps) <= MOST_TIMESTEPS
         self._expected = timesteps if known and self._memo is not None else None
+
+    def _settled_memo(self) -> Memo | None:
+        """The memo of the loop under way, without results of weights that have changed since."""
+        memo = None if self._text_is_spread() else self._memo
+        if memo is None or self.weights_fixed or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return memo
+        layers = [layer for block in self.transformer_blocks for layer in block.attn2.text_layers()]
+        modules = (self.time_embed, self.caption_projection, *layers)
+        tables = (self.scale_shift_table, *(block.scale_shift_table for block in self.transformer_blocks))
+        memo.forget_if_changed(weight_digest(chain(tables, *(module.parameters() for module in modules))))
+        return memo
 
     def _time(self, timestep: Tensor, dtype: torch.dtype, memo: Memo | None) -> tuple[Iterable[Tensor], Tensor]:
         """Modulation of every block, see VideoDiTBlock, and shift and scale of the last norm, [B, N or 1, 2, D]."""

@@ -247,7 +247,7 @@ class VideoDiT(
         Raises:
             ShapeError: tokens, timesteps or positions that do not fit each other.
         """
-        memo = None if self._text_is_spread() else self._memo
+        memo = self._settled_memo()
         grid = (num_frames, height, width, rope_interpolation_scale)
         rotation = remembered(
             None if isinstance(rope_interpolation_scale, Tensor) else memo,

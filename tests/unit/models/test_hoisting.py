@@ -8,7 +8,7 @@ from diffusers import LTXVideoTransformer3DModel
 from peft import LoraConfig
 
 from vgen.models import VideoDiT, hoisted_inputs
-from vgen.models.hoisting import Memo, TextRows, text_rows
+from vgen.models.hoisting import Memo, TextRows, text_rows, weight_digest
 from vgen.ops import parts
 
 CONFIG = {
@@ -109,6 +109,62 @@ def test_weights_changed_in_place_are_seen(name):
         after = dit(**call)[0]
     _close(after, dit(**call)[0])
     assert (after - before).abs().max() > 1e-4
+
+
+def _write(weight, how):
+    """Change a weight past torch's counter of changes."""
+    changed = {"scaled": weight * 1.5, "rows": weight.roll(1, 0), "columns": weight.roll(1, -1)}[how]
+    weight.data.copy_(changed)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", ["scaled", "rows", "columns"])
+@pytest.mark.parametrize(
+    "name", ["caption_projection.linear_1", "transformer_blocks.1.attn2.to_v", "time_embed.linear"]
+)
+def test_weights_written_through_data_are_seen(name, how):
+    dit, call = _dit(), _call()
+    with dit.hoisting():
+        dit.expect_timesteps(torch.tensor([3.0, 500.0]))
+        before, version = dit(**call)[0], dit.get_submodule(name).weight._version
+        _write(dit.get_submodule(name).weight, how)
+        assert dit.get_submodule(name).weight._version == version
+        after = dit(**call)[0]
+    _close(after, dit(**call)[0])
+    assert (after - before).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_a_lora_fused_and_unloaded_within_a_loop_is_seen():
+    """Then layers, addresses and counters are those of the start; only the content is not."""
+    dit, call = _dit(), _call()
+    with dit.hoisting():
+        before = dit(**call)[0]
+        dit.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False), "one")
+        dit.fuse_lora()
+        dit.unload_lora()
+        after = dit(**call)[0]
+    _close(after, dit(**call)[0])
+    assert (after - before).abs().max() > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(), (5, 7), (6, 8), (600, 1001)])
+def test_a_digest_sees_every_single_change(shape, dtype):
+    weight = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype))
+    seen, count = {weight_digest([weight])}, weight.numel()
+    places = {0, count // 2, count - 1}
+    for place in places:
+        weight.data.view(-1)[place] *= 1.01
+        seen.add(weight_digest([weight]))
+    if count > 1:
+        weight.data.copy_(weight.roll(1, 0))
+        seen.add(weight_digest([weight]))
+    assert len(seen) == 1 + len(places) + (count > 1)
+    assert weight_digest([weight]) == weight_digest([weight])
+    rest = weight_digest([torch.ones(3, device="meta"), weight])
+    assert rest != weight_digest([weight])
 
 
 @torch.no_grad()
