@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -74,6 +75,12 @@ class ModelParts:
     def vae_hash(self) -> str:
         """Says which VAE this is, by its content."""
         return model_hash(self.place if self.place.is_file() else self.place / "vae")[:16]
+
+    @cached_property
+    def identity(self) -> str:
+        """Says which model this is with its text encoder, by their content."""
+        parts = f"{model_hash(self.place)}|{self.text(TextCache()).identity}"
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     def load_vae(self) -> CausalVideoVAE:
         """The VAE alone, float32, not trainable."""

@@ -274,12 +274,13 @@ class Recipe(Strict):
         return self.output_dir if self.output_dir is not None else Path("runs") / self.name
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: list[str] | None = None, folder: Path | None = None) -> Recipe:
     """Read a recipe, with what it extends, and apply overrides.
 
     Args:
         path: a YAML file; see `recipe_files.read_recipe`.
         overrides: "key.subkey=value", values read as YAML; list items by number ("stages.0.steps=10").
+        folder: of the run, in place of `output_dir`.
 
     Raises:
         RequestError: the file is missing or not YAML, a key is unknown, a value is not allowed.
@@ -287,6 +288,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     content = read_recipe(Path(path))
     for override in overrides or []:
         apply_override(content, override)
+    if folder is not None:
+        content["output_dir"] = str(folder)
     return check_recipe(content, path)
 
 

@@ -13,14 +13,20 @@ from vgen.training.config_base import Count, Share, Strict
 class FootageConfig(Strict):
     """A data set of `vgen data`, as cached for one model.
 
-    `folder` is the data set, `cache` the index.json of its cache. `weights` says how often samples of a folder of the
-    footage are drawn, relative to the others (1): 2 is as if the folder were there twice, 0 leaves it out.
+    `folder` is the data set, `cache` the key of its cache, or the path of that one's index.json. `weights` says how
+    often samples of a folder of the footage are drawn, relative to the others (1): 2 is as if the folder were there
+    twice, 0 leaves it out.
     """
 
     kind: Literal["footage"]
     folder: Path
     cache: Path
     weights: dict[str, Share] = Field(default_factory=dict)
+
+    @property
+    def index_file(self) -> Path:
+        """The index.json of the cache."""
+        return self.cache if self.cache.suffix else self.folder / "cache" / self.cache / "index.json"
 
 
 class LoraConfig(Strict):

@@ -17,7 +17,7 @@ from vgen.training.config_footage import FootageConfig
 from vgen.training.data.footage.records import write_text
 from vgen.training.footage_run import build_on_footage
 from vgen.training.objectives.finetune import FineTuneObjective
-from vgen.training.presets import RECIPE
+from vgen.training.recipe_files import RECIPE
 from vgen.training.sheets import save_sheet
 from vgen.training.state import CheckpointStore
 
@@ -86,7 +86,7 @@ def open_run(folder: Path, device: str = "auto") -> Recipe:
     """
     if not (folder / RECIPE).is_file():
         raise RequestError(f"{folder} holds no {RECIPE}: it is not the folder of a run of `vgen train lora`.")
-    recipe = load_recipe(folder / RECIPE, [] if device == "auto" else [f"device={device}"])
+    recipe = load_recipe(folder / RECIPE, [] if device == "auto" else [f"device={device}"], folder)
     config = recipe.objective
     if not isinstance(config, FineTuneObjectiveConfig) or not isinstance(recipe.data, FootageConfig):
         raise RequestError(f"{folder} trained a {config.kind} objective; this is for runs of `vgen train lora`.")

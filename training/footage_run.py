@@ -29,20 +29,22 @@ def build_on_footage(recipe: Recipe) -> tuple[Objective, Source]:
     """
     config, data = recipe.objective, recipe.data
     if isinstance(config, VaeObjectiveConfig) and isinstance(data, FootageConfig):
-        clips = FootageClips(CacheIndex.open(data.cache), data.weights)
+        clips = FootageClips(CacheIndex.open(data.index_file), data.weights)
         return VaeObjective(config, clips, clips, recipe.seed), clips
     if not isinstance(config, FineTuneObjectiveConfig) or not isinstance(data, FootageConfig):
         raise RequestError(f"objective.kind={config.kind} and data.kind={data.kind} do not go together.")
-    index = CacheIndex.open(data.cache)
+    index = CacheIndex.open(data.index_file)
     parts = ModelParts.find(config.model, index.text_encoder)
     if parts.vae_hash != index.vae_hash:
-        raise CheckpointError(f"{data.cache} was made with another VAE than that of {config.model}: cache again.")
+        raise CheckpointError(f"{data.index_file} was made with another VAE than that of {config.model}: cache again.")
     source = footage_source(data, index, parts, config.text_drop)
     if config.offload:
         _check_offload(recipe)
     pipeline = load_pipeline(recipe, parts, source)
     plan = BatchPlan(recipe.stages, recipe.seed)
-    return FineTuneObjective(config, source, pipeline, plan, recipe.seed, training_device(recipe)), source
+    objective = FineTuneObjective(config, source, pipeline, plan, recipe.seed, training_device(recipe))
+    objective.origin = parts.identity
+    return objective, source
 
 
 def training_device(recipe: Recipe) -> torch.device:

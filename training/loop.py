@@ -213,6 +213,7 @@ def save(run: Run, step: int) -> None:
     about = {
         "world": run.accelerator.num_processes,
         "sharding": run.recipe.sharding,
+        "origin": run.objective.origin,
         "recipe": run.recipe.model_dump(mode="json", by_alias=True),
     }
     if run.is_sharded:

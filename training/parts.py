@@ -120,12 +120,18 @@ def resume_from(
     Returns:
         steps done, and what the user should know about it.
     Raises:
-        CheckpointError: it belongs to other data, another model, or another way of sharding.
+        CheckpointError: it belongs to other data, another model or base model, or another way of sharding.
     """
     newest = _agreed(store.newest() if accelerator.is_main_process else None, accelerator)
     if newest is None:
         return 0, []
     described = store.check(newest, None if recipe.accept_other_data else fingerprint)
+    origin = described.get("origin") or parts.objective.origin
+    if origin != parts.objective.origin and not recipe.accept_other_data:
+        raise CheckpointError(
+            f"{newest} was trained on another model than the one that lies in its place now (hash {origin[:16]}, now "
+            f"{parts.objective.origin[:16]}): put that one back, or set accept_other_data=true if this is meant."
+        )
     was = described.get("sharding", "none")
     notes = [f"resuming at step {described['step']} of {recipe.total_steps}", *_changes(described, recipe, accelerator)]
     if was != recipe.sharding:

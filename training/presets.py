@@ -15,9 +15,7 @@ from vgen.errors import RequestError
 from vgen.training.config import check_recipe
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.records import write_text
-from vgen.training.recipe_files import apply_override, read_recipe
-
-RECIPE = "recipe.yaml"
+from vgen.training.recipe_files import RECIPE, apply_override, placed, read_recipe
 
 
 @dataclass(frozen=True)
@@ -145,14 +143,14 @@ def fine_tune_recipe(name: str, folder: Path, cache: Path, index: CacheIndex, as
     return {
         "name": name,
         "seed": asked.seed,
-        "output_dir": str(folder),
+        "output_dir": "./",
         "device": asked.device,
         "mixed_precision": asked.mixed_precision,
         "gradient_accumulation": asked.gradient_accumulation,
         "data": {
             "kind": "footage",
-            "folder": str(index.data),
-            "cache": str(cache),
+            "folder": _below(folder, index.data),
+            "cache": cache.parent.name,
             "weights": dict(asked.weights),
         },
         "objective": {
@@ -187,6 +185,11 @@ def fine_tune_recipe(name: str, folder: Path, cache: Path, index: CacheIndex, as
         },
         "checkpoint": {"keep": 5},
     }
+
+
+def _below(folder: Path, place: Path) -> str:
+    """A path as a run's recipe says it: one inside the run moves with it."""
+    return f"./{place.relative_to(folder)}" if place.is_relative_to(folder) else str(place)
 
 
 def vae_recipe(
@@ -237,7 +240,7 @@ def write_recipe(folder: Path, recipe: dict[str, Any], overrides: Sequence[str] 
     Args:
         folder: of the run.
         recipe: its content, changed here by `overrides`.
-        overrides: "key.subkey=value".
+        overrides: "key.subkey=value", none of them of `output_dir`.
     Raises:
         RequestError: the folder holds another run, or the recipe is wrong.
     """
@@ -248,7 +251,7 @@ def write_recipe(folder: Path, recipe: dict[str, Any], overrides: Sequence[str] 
     text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         stored = read_recipe(file)
-        changes = [*_changes(stored, yaml.safe_load(text))]
+        changes = [*_changes(stored, placed(yaml.safe_load(text), file))]
         shown = ", ".join(f"{key} is {was!r:.60} there and {now!r:.60} here" for key, was, now in changes[:3])
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         settings = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(now)}')}" for key, _, now in changes)

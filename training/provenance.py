@@ -16,6 +16,8 @@ from vgen.training.precision import autocasts
 from vgen.version import __version__
 
 TRAINING: Final = "training.json"
+ORIGINS: Final = ("vae", "init", "teacher", "model")
+"""Keys of an objective that name what it takes weights from."""
 
 
 def write_record(folder: Path, recipe: Recipe, log: Path, steps: int, processes: int = 1) -> None:
@@ -58,7 +60,7 @@ def record(recipe: Recipe, log: Path, steps: int, processes: int = 1) -> dict[st
 
 def origins(recipe: Recipe) -> dict[str, Path]:
     """The folders that a recipe takes weights from, by the key that names them."""
-    found = {name: getattr(recipe.objective, name, None) for name in ("vae", "init", "teacher", "model")}
+    found = {name: getattr(recipe.objective, name, None) for name in ORIGINS}
     places = {name: Path(resolve_model(place)) if isinstance(place, str) else place for name, place in found.items()}
     return {name: place for name, place in places.items() if isinstance(place, Path)}
 
@@ -82,7 +84,11 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 over all that a recipe says but for where it writes, how often it reports and what works ahead of it."""
-    content = recipe.model_dump(mode="json", by_alias=True)
+    content, runs = recipe.model_dump(mode="json", by_alias=True), recipe.run_folder.parent
+    for name in ORIGINS:  # by the place among the runs, which may lie elsewhere
+        place = content["objective"].get(name)
+        if isinstance(place, str) and Path(place).is_relative_to(runs):
+            content["objective"][name] = str("runs" / Path(place).relative_to(runs))
     for name in ("output_dir", "every", "trackers", "checkpoint"):
         content.pop(name)
     (content["objective"].get("latents") or {}).pop("workers", None)

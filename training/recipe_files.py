@@ -10,13 +10,17 @@ import yaml
 from vgen.errors import RequestError
 
 EXTENDS: Final = "extends"
+RECIPE: Final = "recipe.yaml"
+"""Of a run, in the run's own folder."""
 
 
 def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What a recipe says; `extends: FILE` takes over another one beside it.
 
     A section (`data`, `objective`, `optimizer` ...) takes over key by key; what stands under a key of a section, and
-    every list, replaces that of the other recipe as a whole.
+    every list, replaces that of the other recipe as a whole. What begins with `./` is a path below the folder of the
+    file that holds it, so that a folder can be moved with its recipe; other relative paths start at the working
+    directory. The recipe of a run writes to the folder in which it lies, whatever it says: that may have been moved.
 
     Args:
         path: a YAML file.
@@ -30,16 +34,39 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RequestError(f"recipe={path} extends itself; remove its {EXTENDS}, or that of a recipe it extends.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"recipe={path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise RequestError(f"recipe={path} holds no mapping; it must start with keys such as `name:` and `objective:`.")
+    content = placed(content, path)
     base = content.pop(EXTENDS, None)
     if base is None:
         return content
     if not isinstance(base, str):
         raise RequestError(f"recipe={path}: {EXTENDS} must be the name of one file beside it (given: {base!r}).")
     return _over(read_recipe(path.parent / base, (*extending, path.resolve())), content)
+
+
+def placed(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A recipe's content with the paths that go with its file, see `read_recipe`."""
+    content = _moved(content, "./", path.parent)
+    if is_run(path):
+        content = {**_moved(content, f"{content.get('output_dir')}/", path.parent), "output_dir": str(path.parent)}
+    return content
+
+
+def _moved(value: Any, start: str, folder: Path) -> Any:
+    """Content in which paths that begin with `start` lie below `folder`."""
+    if isinstance(value, dict):
+        return {key: _moved(part, start, folder) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_moved(part, start, folder) for part in value]
+    return str(folder / value[len(start) :]) if isinstance(value, str) and value.startswith(start) else value
+
+
+def is_run(recipe: Path) -> bool:
+    """Whether a recipe's file lies in the folder of the run that it began: checkpoints lie next to it."""
+    return recipe.name == RECIPE and any(recipe.parent.glob("checkpoints/step-*"))
 
 
 def _over(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:

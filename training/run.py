@@ -43,6 +43,7 @@ from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import alone_in, build_parts, resume_from
 from vgen.training.precision import autocasts
 from vgen.training.provenance import write_record
+from vgen.training.recipe_files import RECIPE, is_run
 from vgen.training.state import CheckpointStore
 from vgen.training.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
 
@@ -52,7 +53,11 @@ _PATIENCE = timedelta(hours=6)
 
 
 def run_recipe(
-    path: str | Path, overrides: list[str] | None = None, resume: bool = True, export_only: bool = False
+    path: str | Path,
+    overrides: list[str] | None = None,
+    resume: bool = True,
+    export_only: bool = False,
+    folder: Path | None = None,
 ) -> Path:
     """Train what a recipe describes, and export the averaged weights.
 
@@ -61,6 +66,7 @@ def run_recipe(
         overrides: "key=value" changes, e.g. "optimizer.lr=1e-3".
         resume: go on from the newest valid checkpoint in the run's folder; False refuses a folder that has one.
         export_only: train no further; export the newest checkpoint.
+        folder: of the run, in place of what the recipe says.
 
     Returns:
         The run's folder: log.jsonl, samples/, checkpoints/ and, once the recipe is finished, export/.
@@ -70,7 +76,7 @@ def run_recipe(
         CheckpointError: the checkpoint belongs to other data or another model.
         NonFiniteError: NaN or infinity in the loss or the gradients.
     """
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, folder)
     check_trackers(list(recipe.trackers))
     folder = recipe.run_folder
     if recipe.num_threads is not None:
@@ -275,8 +281,10 @@ def replay_dump(folder: Path) -> tuple[dict[str, Any], Replay]:
         RequestError: the folder is no dump.
     """
     seen = read_dump(folder)
-    recipe = Recipe.model_validate(seen["recipe"])
     run = next(parent for parent in folder.resolve().parents if not parent.name.startswith("nonfinite-"))
+    recipe = Recipe.model_validate(seen["recipe"])
+    if is_run(run / RECIPE):  # its data may have been moved with it
+        recipe = recipe.model_copy(update={"data": load_recipe(run / RECIPE).data})
     accelerator = build_accelerator(recipe, run)
     objective, _ = build_objective(recipe, run, Control(run), accelerator, blank=True)
     return seen, replay(folder, objective, seen, accelerator.device, seen["dtype"])

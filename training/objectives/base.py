@@ -33,6 +33,9 @@ class Objective(nn.Module, ABC):
     Sub-modules assigned as attributes are trained, averaged and checkpointed; what is only used belongs outside them.
     """
 
+    origin = ""
+    """Names, by content, the model that is used but not checkpointed; checkpoints go with no other."""
+
     def forward(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """The same as `loss`: calling the module lets distributed wrappers see it."""
         return self.loss(batch, keys)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vgen.cli.options import with_options
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Data = Annotated[str, typer.Argument(metavar="DATA", help="The data set of `vgen data`.")]
 ModelName = Annotated[str, typer.Option("--model", metavar="NAME|FOLDER", help="What is fine-tuned.")]
@@ -96,7 +99,7 @@ def fine_tune(
     if preset is not None:
         asked = _fitted(asked, preset, index)
     recipe = fine_tune_recipe(folder.name, folder.resolve(), place, index, asked)
-    _run(str(write_recipe(folder, recipe, settings or ())), None)
+    _run(write_recipe(folder, recipe, _settings(settings)), None)
 
 
 def _with_fine_tune_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -170,8 +173,9 @@ def vae(
         mode="full", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr,
         weights=shares("weights", weights), seed=seed, device=device, mixed_precision=precision,
     )  # fmt: skip
-    recipe = vae_recipe(folder.name, folder.resolve(), place, CacheIndex.open(place), found / "vae", asked, train)
-    _run(str(write_recipe(folder, recipe, settings or ())), None)
+    vae, index = (found / "vae").resolve(), CacheIndex.open(place)
+    recipe = vae_recipe(folder.name, folder.resolve(), place, index, vae, asked, train)
+    _run(write_recipe(folder, recipe, _settings(settings)), None)
 
 
 def clip(
@@ -231,7 +235,7 @@ def resume(
     recipe = Path(run) / "recipe.yaml"
     if not recipe.is_file():
         raise RequestError(f"{run} holds no recipe.yaml: it is not the folder of a run of `vgen train lora`.")
-    _run(str(recipe), settings)
+    _run(recipe, settings)
 
 
 def _fitted(asked: Any, preset: str, index: Any) -> Any:
@@ -249,10 +253,20 @@ def _fitted(asked: Any, preset: str, index: Any) -> Any:
     return fitted
 
 
-def _run(recipe: str, settings: list[str] | None) -> None:
+def _settings(asked: list[str] | None) -> list[str]:
+    """What --set says; the folder of a run is the one on the command line."""
+    from vgen.errors import RequestError
+
+    if any(setting.partition("=")[0].strip() == "output_dir" for setting in asked or ()):
+        raise RequestError("--set output_dir: a run writes to its own folder; copy that, or name another one with -o.")
+    return list(asked or ())
+
+
+def _run(recipe: Path, settings: list[str] | None) -> None:
+    """Train in the folder in which a run's recipe lies."""
     from vgen.engine.allocator import keep_freed_memory
     from vgen.training.run import run_recipe
 
     keep_freed_memory()
-    folder = run_recipe(recipe, list(settings or []))
+    folder = run_recipe(recipe, _settings(settings), folder=recipe.parent)
     typer.echo(f"The run is in {folder}.")

@@ -75,7 +75,10 @@ class CacheIndex:
             dropped = tuple(Dropped(**row) for row in content.pop("dropped"))
             return cls(**{**content, "data": file.parents[2], "samples": samples, "dropped": dropped})
         except FileNotFoundError:
-            raise RequestError(f"{file} is not there: run `vgen data cache` (again, if it was interrupted).") from None
+            raise RequestError(
+                f"{file} is not there: run `vgen data cache` (again, if it was interrupted); if the "
+                "data set was moved, say where it is with --set data.folder=FOLDER."
+            ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{file} cannot be read: {error}; run `vgen data cache` again.") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,12 +19,12 @@ from vgen.training.data.footage.records import (
     ABOUT,
     CLIPS,
     DROPPED,
-    VERSION,
     Clip,
     DataSet,
     Dropped,
+    about_footage,
     content_key,
-    write_lines,
+    write_rows,
     write_text,
 )
 from vgen.training.data.footage.report import save_thumbnails, write_report
@@ -100,7 +101,10 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
         OutputError: it cannot be written.
         VgenError: something that is needed is not installed.
     """
-    files = list(_footage_files(footage))
+    if not footage.exists():
+        raise RequestError(f"{footage} does not exist; give a folder of videos and pictures, or one file.")
+    root = Path(os.path.realpath(footage if footage.is_dir() else footage.parent))
+    files = list(_footage_files(footage, root))
     if not files:
         raise RequestError(f"{footage} holds no video and no picture ({', '.join(sorted(VIDEOS | IMAGES))}).")
     if any(path.suffix.lower() not in IMAGES for path in files):
@@ -109,7 +113,7 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
     changed, found, skipped = False, [], []
     for path in files:
         try:
-            entry, fresh = _scan_once(path, footage, folder, settings, say)
+            entry, fresh = _scan_once(path, root, folder, settings, say)
         except OutputError:
             raise
         except VgenError as error:
@@ -121,23 +125,21 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
             found.append(entry)
             changed |= fresh
     clips, dropped = decide(found, settings)
-    about = {"version": VERSION, "footage": str(footage.resolve()), "settings": asdict(settings)}
+    about = about_footage(root, folder, settings)
     data = DataSet(folder, about, tuple(clips), (*skipped, *dropped))
     changed |= write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
-    changed |= write_lines(folder / CLIPS, data.clips)
-    changed |= write_lines(folder / DROPPED, data.dropped)
+    changed |= write_rows(folder / CLIPS, data.clips, root)
+    changed |= write_rows(folder / DROPPED, data.dropped, root)
     changed |= write_report(data, [note for entry in found for note in _notes(entry)])
     return Ingested(data, tuple(skipped), changed)
 
 
-def _footage_files(footage: Path) -> Iterator[Path]:
-    if not footage.exists():
-        raise RequestError(f"{footage} does not exist; give a folder of videos and pictures, or one file.")
+def _footage_files(footage: Path, root: Path) -> Iterator[Path]:
     if footage.is_file():
-        yield footage
+        yield root / footage.name
         return
-    for path in sorted(footage.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(footage).parts)
+    for path in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         known = path.suffix.lower() in VIDEOS | IMAGES | SOUNDS
         if path.is_file() and known and not hidden and not path.stem.endswith(MASK_ENDING):
             yield path
@@ -156,7 +158,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _scan_once(
-    path: Path, footage: Path, folder: Path, settings: IngestSettings, say: Callable[[str], None]
+    path: Path, root: Path, folder: Path, settings: IngestSettings, say: Callable[[str], None]
 ) -> tuple[_Found, bool]:
     """A file's scan, from the data set if it is there; and whether it was made now."""
     try:
@@ -164,7 +166,7 @@ def _scan_once(
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from None
     place = folder / "scans" / f"{content_key(digest, settings.cut_threshold, SCAN_VERSION, path.name)}.json"
-    inside = path.relative_to(footage).parent.as_posix() if footage.is_dir() else "."
+    inside = path.relative_to(root).parent.as_posix()
     if place.is_file():
         return _Found(path, digest, inside, Scan.from_json(json.loads(place.read_text(encoding="utf-8")))), False
     say(f"scanning {path}")
@@ -210,7 +212,7 @@ def _clip(entry: _Found, shot: Shot, name: str, settings: IngestSettings) -> Cli
     crop = shot.crop if settings.crop_bars else (0, 0, *entry.scan.size)
     return Clip(
         name,
-        str(entry.path.resolve()),
+        str(entry.path),
         entry.hash,
         entry.scan.kind,
         shot.start,

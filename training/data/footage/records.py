@@ -1,7 +1,7 @@
 """What is known of a folder of footage, on disk: one JSON object a line, replaced whole or not at all.
 
 A data set is a folder with
-    dataset.json       the footage's folder and the settings of `vgen data ingest`
+    dataset.json       where the footage lies, also as seen from here, and the settings of `vgen data ingest`
     scans/HASH.json    what going through one file found, by the file's content
     clips.jsonl        a kept clip a line
     dropped.jsonl      a dropped shot or skipped file a line, with its reason
@@ -34,7 +34,7 @@ class Clip:
 
     Attributes:
         id: names the clip in every file of the data set.
-        source: the file.
+        source: the file, by the name that was found; in clips.jsonl below the footage's folder.
         source_hash: sha256 of the file, hexadecimal.
         kind: "video" or "image".
         start: first frame, counted in the file's own (resampled, if its rate varies) frames.
@@ -96,11 +96,12 @@ class DataSet:
         """
         root = Path(folder)
         try:
-            about = json.loads((root / ABOUT).read_text(encoding="utf-8"))
-            clips = tuple(Clip(**{**row, "crop": tuple(row["crop"])}) for row in read_lines(root / CLIPS))
-            dropped = tuple(Dropped(**row) for row in read_lines(root / DROPPED))
+            about, rows = json.loads((root / ABOUT).read_text(encoding="utf-8")), read_rows(root / CLIPS)
+            footage = _footage_root(root, about, rows)
+            clips = tuple(Clip(**_placed({**row, "crop": tuple(row["crop"])}, footage)) for row in rows)
+            dropped = tuple(Dropped(**_placed(row, footage)) for row in read_rows(root / DROPPED))
             if not refused and (root / REFUSED).is_file():
-                out = {row["id"]: Dropped(**row) for row in read_lines(root / REFUSED)}
+                out = {row["id"]: Dropped(**_placed(row, footage)) for row in read_rows(root / REFUSED)}
                 dropped += tuple(out[clip.id] for clip in clips if clip.id in out)
                 clips = tuple(clip for clip in clips if clip.id not in out)
         except FileNotFoundError:
@@ -110,7 +111,7 @@ class DataSet:
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{root} cannot be read as a data set: {error}; ingest the footage again.") from None
-        return cls(root, about, clips, dropped)
+        return cls(root, {**about, "footage": str(footage)}, clips, dropped)
 
     def captions(self, clip: Clip) -> tuple[str, ...]:
         """The captions of a clip; empty if it has none yet."""
@@ -120,30 +121,61 @@ class DataSet:
             return ()
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"{self.caption_file(clip)} cannot be read as UTF-8 text: {error}.") from None
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        return tuple(line.strip() for line in text.split("\n") if line.strip())
 
     def caption_file(self, clip: Clip) -> Path:
         """Where the captions of a clip lie."""
         return self.folder / "captions" / f"{clip.id}.txt"
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def about_footage(footage: Path, folder: Path, settings: Any) -> dict[str, Any]:
+    """What dataset.json says.
+
+    Args:
+        footage: the folder of the footage.
+        folder: of the data set.
+        settings: a dataclass.
+    """
+    seen = os.path.relpath(os.path.realpath(footage), os.path.realpath(folder))
+    return {"version": VERSION, "footage": str(footage), "seen_from_here": seen, "settings": asdict(settings)}
 
 
-def write_lines(path: Path, rows: Iterable[Any]) -> bool:
-    """Write records, one a line; returns False where the file holds just that already."""
-    return write_text(path, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+def _placed(row: dict[str, Any], footage: Path) -> dict[str, Any]:
+    return {**row, "source": str(footage / row["source"])}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of records, as they stand there."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def _footage_root(folder: Path, about: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Where the footage lies now: where it did as seen from the data set, if the two were moved or copied together.
+
+    Records of earlier versions name whole paths, which stay what they are below any folder.
+    """
+    near = Path(os.path.normpath(folder.resolve() / about.get("seen_from_here", "")))
+    return near if any(os.path.lexists(near / row["source"]) for row in rows) else Path(about["footage"])
+
+
+def write_rows(path: Path, rows: Iterable[Clip | Dropped], footage: Path) -> bool:
+    """Write records, one per line, sources as seen from the footage; returns False where the file holds that already.
+
+    Every character that is not ASCII is escaped: a name may hold what ends a line, or bytes that are not UTF-8.
+    """
+    stored = ({**asdict(row), "source": os.path.relpath(row.source, footage)} for row in rows)
+    return write_text(path, "".join(json.dumps(row) + "\n" for row in stored))
 
 
 def write_text(path: Path, text: str) -> bool:
     """Replace a file in one step; returns False where it holds just that already.
 
+    What UTF-8 cannot say (bytes of file names) is escaped.
+
     Raises:
         OutputError: it cannot be written.
     """
-    return write_bytes(path, text.encode("utf-8"))
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> bool:

@@ -14,7 +14,7 @@ from vgen.errors import CheckpointError, RequestError
 from vgen.training.data.footage.buckets import Bucket, Sample
 from vgen.training.data.footage.describe import load_local
 from vgen.training.data.footage.pixels import read_samples
-from vgen.training.data.footage.records import REFUSED, Clip, DataSet, Dropped, write_lines
+from vgen.training.data.footage.records import REFUSED, Clip, DataSet, Dropped, write_rows
 
 FRAMES = 4
 """Frames of a clip that are looked at, evenly spaced."""
@@ -98,7 +98,7 @@ def refuse_low_scores(
             refused.append(Dropped(clip.source, reason, clip.id, clip.start, clip.num_frames))
     if len(refused) == len(clips):
         raise RequestError(f"at_least={at_least:g} leaves no clip of {folder}; nothing was changed. Use a lower limit.")
-    write_lines(folder / REFUSED, refused)
+    write_rows(folder / REFUSED, refused, Path(data.about["footage"]))
     return tuple(refused)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from vgen.errors import OutputError, RequestError, VgenError
 from vgen.io.video import write_video
 from vgen.training.data.footage.ingest import IngestSettings, ingest
-from vgen.training.data.footage.records import DataSet, read_lines
+from vgen.training.data.footage.records import DataSet, read_rows
 
 
 def _ingest(footage, folder, **settings):
@@ -68,7 +68,7 @@ def test_records_can_be_read_again_and_the_report_shows_all(made) -> None:
     page = (data.folder / "report.html").read_text()
     assert all(clip.id in page for clip in data.clips) and "too short: 5 frames" in page
     assert all((data.folder / "thumbnails" / f"{clip.id}.jpg").is_file() for clip in data.clips)
-    assert len(read_lines(data.folder / "clips.jsonl")) == len(data.clips)
+    assert len(read_rows(data.folder / "clips.jsonl")) == len(data.clips)
 
 
 def test_a_second_run_writes_nothing_and_new_settings_decode_nothing(footage, made, monkeypatch) -> None:
