@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from vgen.errors import CheckpointError, RequestError, ShapeError
 from vgen.io.upsampler import find_upsampler
+from vgen.io.weight_files import as_plain
 from vgen.models import CausalVideoVAE
 from vgen.models.latent_upsampler import LatentUpsampler
 from vgen.pipelines.conditioning import read_frames
@@ -69,7 +72,7 @@ class LatentUpsamplePipeline(DiffusionPipeline):
 
         Args:
             pretrained_model_name_or_path: a folder with a VAE and an upsampler.
-            **kwargs: as diffusers' own: torch_dtype, components by name ...
+            **kwargs: as diffusers' own: torch_dtype, variant, components by name ...
         Raises:
             CheckpointError: incomplete or damaged.
         """
@@ -78,8 +81,12 @@ class LatentUpsamplePipeline(DiffusionPipeline):
             find_upsampler(folder)
         if "torch_dtype" in kwargs:
             kwargs["dtype"] = kwargs.pop("torch_dtype")
+        variant = kwargs.pop("variant", None)
         try:
-            return super().from_pretrained(folder, **kwargs)
+            with as_plain(Path(folder), variant) if Path(folder).is_dir() else nullcontext(folder) as place:
+                pipeline = super().from_pretrained(str(place), **kwargs)
+            pipeline.register_to_config(_name_or_path=folder)
+            return pipeline
         except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"The upsampler in {folder} cannot be loaded: {error}") from error
 

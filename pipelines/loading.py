@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from safetensors import SafetensorError
@@ -16,9 +17,10 @@ from torch import nn
 
 from vgen.catalog import CATALOG, entry_named
 from vgen.errors import CheckpointError, RequestError
-from vgen.hub import file_defaults, find_text_encoder, resolve_model, weight_files
+from vgen.hub import file_defaults, find_text_encoder, resolve_model
 from vgen.io.checkpoint import check_weights
 from vgen.io.single_file import COMPONENTS, SingleFile, tensor_faults
+from vgen.io.weight_files import as_plain, forget_broken_indices, forget_weights, weight_files
 from vgen.models.empty import empty_model, model_shapes
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
 from vgen.pipelines.text import load_text_encoder, quietly
@@ -53,11 +55,15 @@ class PipelineLoading(DiffusionPipeline):
             upcast_fp8: widen plain FP8 weights of a single file.
             text_cache: leave the text encoder out; it is loaded for prompts that the cache has not, and dropped again.
             **kwargs: as diffusers' own: torch_dtype, variant, device_map, quantization_config, components by name ...
-                For a single file those that `from_single_file` takes.
+                For a single file those that `from_single_file` takes. Of each component the weights that
+                `vgen.io.weight_files.find_weights` names are loaded; safetensors in any case.
         Raises:
+            RequestError: `use_safetensors=False`, or a variant that cannot be one.
             CheckpointError: an unknown name, or a folder or file that is incomplete or damaged.
         """
-        found = resolve_model(pretrained_model_name_or_path, upcast_fp8=upcast_fp8)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise RequestError("use_safetensors=False would run what a pickle says; only safetensors are loaded.")
+        found = resolve_model(pretrained_model_name_or_path, upcast_fp8=upcast_fp8, variant=kwargs.get("variant"))
         if "torch_dtype" in kwargs:  # the name that most people know; diffusers' own is now `dtype`
             kwargs["dtype"] = kwargs.pop("torch_dtype")
         if found.is_file():
@@ -71,16 +77,19 @@ class PipelineLoading(DiffusionPipeline):
         if text_cache is not None:
             _defer_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype") or torch.float32, text_cache)
         elif _lacks_text_encoder(found) or text_encoder_folder is not None:
-            _add_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype"))
-        with quietly():
+            _add_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype"), kwargs.get("variant"))
+        variant = kwargs.pop("variant", None)
+        with quietly(), as_plain(found, variant, keep=kwargs.get("device_map") is not None) as place:
             try:
-                pipeline = super().from_pretrained(str(found), **kwargs)
+                pipeline = super().from_pretrained(str(place), use_safetensors=True, **kwargs)
             except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-                _check_folder(found, kwargs)
+                _check_folder(found, variant, kwargs)
                 raise CheckpointError(f"The model in {found} cannot be loaded: {error}") from error
-        if not {"variant", "quantization_config"} & kwargs.keys():
+        if place != found:
+            _name_by_folder(pipeline, found, kwargs)
+        if "quantization_config" not in kwargs:
             for name in sorted({"transformer", "vae"} - kwargs.keys()):
-                _check_tensors(getattr(pipeline, name), found / name)
+                _check_tensors(getattr(pipeline, name), weight_files(found / name, variant))
         return pipeline.to(device) if device is not None else pipeline
 
     @classmethod
@@ -177,16 +186,21 @@ class PipelineLoading(DiffusionPipeline):
         return shared if dtype is None else shared.to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save the whole pipeline, also a text encoder that is not loaded; as diffusers' own."""
-        deferred = self.deferred_text if self.text_encoder is None else None
-        if deferred is None:
-            super().save_pretrained(save_directory, *args, **kwargs)
-            return
-        self.register_modules(**dict(zip(_TEXT, deferred.load(), strict=True)))
+        """Save the whole pipeline, also a text encoder that is not loaded.
+
+        As diffusers' own (`variant="fp16"`, `max_shard_size` ...), but nothing of an earlier save of the same variant
+        is left behind.
+        """
+        deferred, text = self.deferred_text if self.text_encoder is None else None, Path(save_directory, _TEXT[0])
+        if deferred is not None:
+            self.register_modules(**dict(zip(_TEXT, deferred.load(), strict=True)))
         try:
+            forget_weights(text, kwargs.get("variant"))  # models of ours do so themselves
             super().save_pretrained(save_directory, *args, **kwargs)
+            forget_broken_indices(text)
         finally:
-            self.register_modules(**dict.fromkeys(_TEXT))
+            if deferred is not None:
+                self.register_modules(**dict.fromkeys(_TEXT))
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -245,13 +259,15 @@ def _lacks_text_encoder(folder: Path) -> bool:
 
 
 def _add_text_encoder(
-    components: dict[str, Any], model: Path, given: str | os.PathLike[str] | None, dtype: torch.dtype | None
+    components: dict[str, Any],
+    model: Path,
+    given: str | os.PathLike[str] | None,
+    dtype: torch.dtype | None,
+    variant: str | None = None,
 ) -> None:
     """Load text encoder and tokenizer where they are not among the components yet."""
     if not set(_TEXT) <= components.keys():
-        folder = find_text_encoder(model, given)
-        with quietly():
-            loaded = load_text_encoder(folder, dtype)
+        loaded = load_text_encoder(find_text_encoder(model, given, variant), dtype, variant)
         for name, component in zip(_TEXT, loaded, strict=True):
             components.setdefault(name, component)
 
@@ -271,7 +287,21 @@ def _defer_text_encoder(
     components["deferred_text"] = DeferredText(find_text_encoder(model, given), dtype, cache)
 
 
-def _check_folder(folder: Path, given: Mapping[str, Any]) -> None:
+def _name_by_folder(pipeline: Any, folder: Path, given: Mapping[str, Any]) -> None:
+    """Let what came out of a folder of links say where its files lie."""
+    pipeline.register_to_config(_name_or_path=str(folder))
+    for name, component in pipeline.components.items():
+        if name in given or component is None:
+            continue
+        if isinstance(component, ConfigMixin):
+            component.register_to_config(_name_or_path=str(folder / name))
+        parts: tuple[Any, Any] = (component, getattr(component, "config", None))
+        for part in parts:
+            if hasattr(part, "name_or_path") and not isinstance(component, ConfigMixin):
+                part.name_or_path = str(folder / name)
+
+
+def _check_folder(folder: Path, variant: str | None, given: Mapping[str, Any]) -> None:
     """Say what is wrong with the tensors of a folder that could not be loaded, if it is they."""
     for kind in ("transformer", "vae"):
         if kind in given:
@@ -279,7 +309,7 @@ def _check_folder(folder: Path, given: Mapping[str, Any]) -> None:
         config = json.loads((folder / kind / "config.json").read_bytes())
         try:
             shapes = model_shapes(COMPONENTS[kind].class_name, config)
-            stored = [check_weights(file) for file in weight_files(folder / kind)]
+            stored = [check_weights(file) for file in weight_files(folder / kind, variant)]
         except CheckpointError as error:
             raise CheckpointError(f"{folder / kind}: {error}") from None
         _refuse_faults(
@@ -287,10 +317,10 @@ def _check_folder(folder: Path, given: Mapping[str, Any]) -> None:
         )
 
 
-def _check_tensors(model: nn.Module, folder: Path) -> None:
+def _check_tensors(model: nn.Module, files: Sequence[Path]) -> None:
     """Refuse weights that lack a tensor, which would silently stay random, or hold one that is not the model's."""
-    stored = {key for file in weight_files(folder) for key in check_weights(file)}
-    _refuse_faults(dict.fromkeys(model.state_dict(), ()), dict.fromkeys(stored, ()), folder)
+    stored = {key for file in files for key in check_weights(file)}
+    _refuse_faults(dict.fromkeys(model.state_dict(), ()), dict.fromkeys(stored, ()), files[0].parent)
 
 
 def _refuse_faults(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from vgen.catalog import CATALOG
 from vgen.hub import EMBEDDED, find_text_encoder, model_defaults, model_hash, model_strides, resolve_model
 from vgen.io.single_file import SingleFile
+from vgen.io.weight_files import as_plain
 from vgen.models import CausalVideoVAE
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
 from vgen.pipelines.loading import convention_of, load_component
@@ -87,7 +88,8 @@ class ModelParts:
         if self.place.is_file():
             vae: Any = load_component(SingleFile.open(self.place), "vae")
         else:
-            vae = CausalVideoVAE.from_pretrained(self.place / "vae", torch_dtype=torch.float32)
+            with as_plain(self.place / "vae") as folder:
+                vae = CausalVideoVAE.from_pretrained(folder, torch_dtype=torch.float32)
         return vae.eval().requires_grad_(False)
 
     def text(self, cache: TextCache, dtype: torch.dtype | None = None) -> DeferredText:

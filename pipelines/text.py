@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from vgen.errors import CheckpointError
+from vgen.io.weight_files import as_plain
 
 __all__ = [
     "PreTrainedTokenizerBase",
@@ -88,23 +89,26 @@ def quietly() -> Iterator[None]:
             kind.enable_progress_bar()
 
 
-def load_text_encoder(folder: Path, dtype: torch.dtype | None) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
+def load_text_encoder(
+    folder: Path, dtype: torch.dtype | None, variant: str | None = None
+) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
     """The encoder in text_encoder/ and the tokenizer in tokenizer/ of a folder; safetensors only, nothing is fetched.
 
     Args:
         folder: with both.
         dtype: of the encoder; None keeps what is stored.
+        variant: of its weights, see `vgen.io.weight_files.find_weights`.
     Raises:
         CheckpointError: they cannot be loaded.
     """
-    with quietly():
-        try:
+    try:
+        with quietly(), as_plain(folder / "text_encoder", variant) as place:
             encoder = T5EncoderModel.from_pretrained(
-                folder / "text_encoder", dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+                place, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"The text encoder in {folder} cannot be loaded: {error}") from error
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"The text encoder in {folder} cannot be loaded: {error}") from error
     return encoder.eval(), tokenizer
 
 

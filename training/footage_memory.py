@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from vgen.hub import resolve_model
 from vgen.io.single_file import SingleFile
+from vgen.io.weight_files import weight_files
 from vgen.pipelines.parts import ModelParts
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.estimate import transformer_memory
@@ -61,7 +62,7 @@ def _vae_bytes(place: Path) -> int:
         shapes = [entry.shape for key, entry in SingleFile.open(place).entries.items() if key.startswith("vae.")]
         return 4 * sum(math.prod(shape) for shape in shapes)
     total = 0
-    for file in (place / "vae").glob("*.safetensors"):
+    for file in weight_files(place / "vae"):
         with safe_open(file, "pt") as weights:
             total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
     return 4 * total

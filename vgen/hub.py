@@ -30,6 +30,7 @@ from vgen.io.checkpoint import check_weights
 from vgen.io.content_hash import content_hashes
 from vgen.io.single_file import SingleFile
 from vgen.io.walk import walk_files
+from vgen.io.weight_files import check_variant, is_idle, variants_in, weight_files
 from vgen.types import Strides
 
 EMBEDDED = ("sprites",)
@@ -39,17 +40,19 @@ _LIBRARIES = {"vgen", "diffusers", "transformers"}
 _LTX_CLASSES = {"LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"}
 _SAMPLING = {"num_inference_steps": 50, "guidance_scale": 3.0, "guidance_rescale": 0.0, "negative_prompt": ""}
 _LTX_SIZE = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25.0}
-_WEIGHT_NAMES = ("diffusion_pytorch_model", "model")
 _FETCH_TEXT = f'hf download {REPOSITORY} --include "text_encoder/*" --include "tokenizer/*"'
 
 
-def resolve_model(name_or_folder: str | os.PathLike[str], *, upcast_fp8: bool = False) -> Path:
+def resolve_model(
+    name_or_folder: str | os.PathLike[str], *, upcast_fp8: bool = False, variant: str | None = None
+) -> Path:
     """The folder or single file of a model, checked as far as can be without loading it.
 
     Args:
         name_or_folder: an embedded model's name; a name of `vgen.catalog` or `owner/name` of the Hugging Face hub, if
             it is cached; a folder; or a single safetensors file.
         upcast_fp8: let plain FP8 weights pass, see `SingleFile.check_precision`.
+        variant: of a folder's weights, see `vgen.io.weight_files.find_weights`.
     Raises:
         CheckpointError: unknown name (with the nearest known one), not on this machine (with what to fetch), or a
             broken folder or file (with what is wrong with it).
@@ -64,7 +67,7 @@ def resolve_model(name_or_folder: str | os.PathLike[str], *, upcast_fp8: bool = 
     else:
         found = _local(text) or next(_cached_snapshots(text), None) or _refuse(text)
     if found.is_dir():
-        check_model(found)
+        check_model(found, variant)
     else:
         SingleFile.open(found).check_precision(upcast_fp8)
     return found
@@ -112,12 +115,13 @@ def find_entry(entry: CatalogEntry) -> Path | None:
     return next((file for file in found if file.is_file()), None)
 
 
-def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None) -> Path:
+def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None, variant: str | None = None) -> Path:
     """The folder whose text_encoder/ and tokenizer/ a model without its own is to use.
 
     Args:
         model: a folder or single file; those that lie in it or beside it come first, then the cache of the hub.
         given: a folder, or `owner/name` of a cached hub repository, that is to be used.
+        variant: of its weights, see `vgen.io.weight_files.find_weights`.
     Raises:
         CheckpointError: there is none (with what to fetch), or it is broken.
     """
@@ -129,7 +133,7 @@ def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None) 
         places = [model if model.is_dir() else model.parent, *cached]
     for place in places:
         if (place / "text_encoder").is_dir() and (place / "tokenizer").is_dir():
-            check_text_encoder(place)
+            check_text_encoder(place, variant)
             return place
     where = f"{os.fspath(given)!r} has no text_encoder/ and tokenizer/" if given else f"{model} has no text encoder"
     raise CheckpointError(
@@ -141,16 +145,16 @@ def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None) 
 def text_encoder_bytes(model: Path, given: str | os.PathLike[str] | None = None) -> int:
     """Bytes of the weights of the text encoder that a model is to use, see `find_text_encoder`."""
     folder = find_text_encoder(model, given) / "text_encoder"
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in weight_files(folder))
 
 
-def check_text_encoder(folder: Path) -> None:
-    """Check a folder's text_encoder/ and tokenizer/.
+def check_text_encoder(folder: Path, variant: str | None = None) -> None:
+    """Check a folder's text_encoder/ and tokenizer/; of the weights those that are loaded.
 
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
-    _check_component(folder / "text_encoder", needs_weights=True)
+    _check_component(folder / "text_encoder", needs_weights=True, variant=variant)
     _check_component(folder / "tokenizer", needs_weights=False)
 
 
@@ -179,17 +183,23 @@ def _refuse(text: str) -> Path:
     raise CheckpointError(message)
 
 
-def check_model(folder: Path) -> None:
+def check_model(folder: Path, variant: str | None = None) -> None:
     """Check a model folder: every component there, its JSON whole, its weights safetensors with a sound header.
 
+    Args:
+        folder: of the model.
+        variant: of the weights; at least one component must have it.
     Raises:
+        RequestError: a variant that cannot be one.
         CheckpointError: names the file and what is wrong with it.
     """
+    check_variant(variant)
     index = _read_json(folder / "model_index.json")
     components = {key: value for key, value in index.items() if isinstance(value, list)}
     for name in ("transformer", "vae"):
         if name not in components:
             raise CheckpointError(f"{folder / 'model_index.json'} lists no {name!r}: it is not a video model's folder.")
+    held: set[str] = set()
     for name, entry in components.items():
         if len(entry) != 2 or entry == [None, None]:
             continue
@@ -200,10 +210,16 @@ def check_model(folder: Path) -> None:
                 f"only {', '.join(sorted(_LIBRARIES))} are used, and code in a model's folder is never run."
             )
         has_weights = not class_name.endswith("Scheduler") and "Tokenizer" not in class_name
-        _check_component(folder / name, needs_weights=has_weights)
+        _check_component(folder / name, needs_weights=has_weights, variant=variant)
+        held |= set(variants_in(folder / name)) if has_weights else set()
+    if variant is not None and variant not in held:
+        there = ", ".join(sorted(held - {""})) or "none"
+        raise CheckpointError(
+            f"{folder} has no weights of variant={variant!r} (variants there: {there}); leave it out."
+        )
 
 
-def _check_component(folder: Path, needs_weights: bool) -> None:
+def _check_component(folder: Path, needs_weights: bool, variant: str | None = None) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: model_index.json lists it. Copy or fetch the whole model again.")
     for file in sorted(folder.glob("*.json")):
@@ -214,32 +230,8 @@ def _check_component(folder: Path, needs_weights: bool) -> None:
         return
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder / 'config.json'} is missing. Copy or fetch the whole model again.")
-    for file in weight_files(folder):
+    for file in weight_files(folder, variant):
         check_weights(file)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one component, shards included.
-
-    Raises:
-        CheckpointError: there is none, or a shard that the index lists is missing.
-    """
-    for name in _WEIGHT_NAMES:
-        if (folder / f"{name}.safetensors").is_file():
-            return [folder / f"{name}.safetensors"]
-        index = folder / f"{name}.safetensors.index.json"
-        if index.is_file():
-            shards = _read_json(index).get("weight_map")
-            if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-                raise CheckpointError(f"{index} has no weight_map from keys to files.")
-            found = [folder / shard for shard in sorted(set(shards.values()))]
-            for shard in found:
-                if shard.parent != folder or not shard.is_file():
-                    raise CheckpointError(f"{shard} is missing: {index.name} lists it. Fetch the whole model again.")
-            return found
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-    hint = f" Only {others[0]} is there, which could run code when loaded." if others else ""
-    raise CheckpointError(f"{folder} has no weights: {_WEIGHT_NAMES[0]}.safetensors is missing.{hint}")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -374,8 +366,12 @@ def model_hash(folder: str | os.PathLike[str]) -> str:
 
 
 def _model_files(root: Path) -> list[Path]:
-    """Those of a folder that decide what the model computes; single files of other models on its top level do not."""
+    """Those of a folder that decide what the model computes.
+
+    Single files of other models on its top level do not, nor weights that are not loaded: see `vgen.io.weight_files`.
+    """
     kept, whole = {".json", ".safetensors", ".model", ".txt"}, (root / "model_index.json").is_file()
+    loaded: dict[Path, set[str]] = {}
     return [
         file
         for file in walk_files(root)
@@ -383,4 +379,5 @@ def _model_files(root: Path) -> list[Path]:
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
         and not (whole and file.parent == root and file.suffix == ".safetensors")
+        and not is_idle(file, loaded)
     ]

@@ -16,12 +16,13 @@ from typing import Any
 
 from vgen.catalog import CatalogEntry
 from vgen.errors import CheckpointError, OutputError
-from vgen.hub import check_model, check_text_encoder, file_defaults, weight_files
+from vgen.hub import check_model, check_text_encoder, file_defaults
 from vgen.io.atomic import exists_message, part_of
 from vgen.io.checkpoint import check_weights
 from vgen.io.ltx_versions import scheduler_to_original
 from vgen.io.single_file import COMPONENTS, FOLDER_KEY, SingleFile, read_metadata, tensor_faults
 from vgen.io.tensor_copy import StoredTensor, copy_tensors, data_start, stored_tensors
+from vgen.io.weight_files import weight_files
 from vgen.wording import counted
 
 SIDECAR = "original.safetensors"

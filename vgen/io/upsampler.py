@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from vgen.errors import CheckpointError
 from vgen.io.checkpoint import TensorEntry, check_weights
+from vgen.io.weight_files import weight_files
 from vgen.types import Strides
 
 CONFIG_DEFAULTS: Mapping[str, Any] = {
@@ -27,7 +28,6 @@ CONFIG_DEFAULTS: Mapping[str, Any] = {
 
 _REPOSITORY = "Lightricks/LTX-Video"
 _PUBLISHED = re.compile(r"ltxv-(spatial|temporal)-upscaler-\d[\w.]*")
-_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _FIRST, _ENLARGING = "initial_conv.weight", "upsampler.0.weight"
 
 
@@ -43,9 +43,9 @@ class UpsamplerFiles(NamedTuple):
     config: dict[str, Any]
 
     @property
-    def weights(self) -> Path:
-        """The safetensors file."""
-        return self.path if self.path.is_file() else self.path / _WEIGHTS
+    def weights(self) -> list[Path]:
+        """The safetensors files."""
+        return [self.path] if self.path.is_file() else weight_files(self.path)
 
     @property
     def channels(self) -> int:
@@ -76,9 +76,8 @@ def find_upsampler(name_or_path: str | os.PathLike[str]) -> UpsamplerFiles:
     if not (path / "config.json").is_file() and (path / "latent_upsampler").is_dir():
         path = path / "latent_upsampler"
     config = _folder_config(path)
-    if not (path / _WEIGHTS).is_file():
-        raise CheckpointError(f"{path} has no weights: {_WEIGHTS} is missing. Fetch the whole upsampler again.")
-    check_weights(path / _WEIGHTS)
+    for file in weight_files(path):
+        check_weights(file)
     return UpsamplerFiles(path, config)
 
 

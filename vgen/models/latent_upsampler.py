@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vgen.errors import CheckpointError, ShapeError
 from vgen.io.upsampler import UpsamplerFiles, single_file_config
 from vgen.models.registration import register_class
+from vgen.models.weights_io import LocalWeights
 from vgen.types import Strides
 
 _GROUPS = 32
@@ -73,7 +74,7 @@ class PixelShuffle(nn.Module):
         return rearrange(hidden_states, self.pattern, **factors)
 
 
-class LatentUpsampler(ModelMixin, ConfigMixin):
+class LatentUpsampler(LocalWeights, ModelMixin, ConfigMixin):
     """Enlarges latents: residual blocks, a convolution with pixel shuffle, residual blocks.
 
     Args:
@@ -179,9 +180,9 @@ class LatentUpsampler(ModelMixin, ConfigMixin):
         """
         with torch.device("meta"):
             model = cls(**found.config)
-        tensors = load_file(found.weights, device=str(device))
+        tensors = {key: value for file in found.weights for key, value in load_file(file, device=str(device)).items()}
         expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        _check_tensors(found.weights, expected, tensors)
+        _check_tensors(found.path, expected, tensors)
         if torch_dtype is not None:
             tensors = {key: value.to(torch_dtype) for key, value in tensors.items()}
         model.load_state_dict(tensors, assign=True)

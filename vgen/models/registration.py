@@ -39,7 +39,7 @@ class _WhenDiffusersIsImported:
                 run(module)
                 _give_names(sys.modules[fullname], self.names)
 
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
@@ -55,7 +55,7 @@ def announce(names: Collection[str]) -> None:
     if "diffusers" in sys.modules:
         _give_names(sys.modules["diffusers"], names)
     else:
-        sys.meta_path.insert(0, _WhenDiffusersIsImported(names))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _WhenDiffusersIsImported(names))
 
 
 def _give_names(diffusers: ModuleType, names: Collection[str]) -> None:

@@ -31,6 +31,7 @@ from vgen.models.module_list import ModuleListOf
 from vgen.models.registration import register_block, register_class, register_single_file
 from vgen.models.rope import RotaryPositions, Rotation
 from vgen.models.skip import BlockSkip, plan_skips, replace_rows
+from vgen.models.weights_io import LocalWeights
 from vgen.types import SkipLayers
 
 
@@ -118,6 +119,7 @@ class VideoDiTBlock(nn.Module):
 class VideoDiT(
     HoistedInputs,
     OptionalConfigKeys,
+    LocalWeights,
     ModelMixin,
     ConfigMixin,
     AttentionMixin,

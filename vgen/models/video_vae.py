@@ -29,6 +29,7 @@ from vgen.models.tiling import TiledCoding
 from vgen.models.vae_blocks import Generators, ResnetBlock
 from vgen.models.vae_decoder import Decoder
 from vgen.models.vae_encoder import Encoder, down_stages
+from vgen.models.weights_io import LocalWeights
 from vgen.types import Strides, VideoShape
 
 _CONV_BLOCKS = ("LTXVideoDownBlock3D",) * 4
@@ -41,7 +42,7 @@ class DecoderOutput(BaseOutput):
     sample: Tensor
 
 
-class CausalVideoVAE(OptionalConfigKeys, TiledCoding, ModelMixin, ConfigMixin, FromOriginalModelMixin):
+class CausalVideoVAE(OptionalConfigKeys, TiledCoding, LocalWeights, ModelMixin, ConfigMixin, FromOriginalModelMixin):
     """Causal 3-D variational autoencoder.
 
     Args:
