@@ -269,16 +269,23 @@ class ResolvedRequest(_Job):
     vae_memory: _VaeMemory | None = None
     memory: _Memory | None = None
 
-    def to_metadata(self, model_hash: str | None = None, versions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def to_metadata(
+        self,
+        model_hash: str | None = None,
+        versions: Mapping[str, str] | None = None,
+        contents: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """The JSON object that is written into an output.
 
         Args:
             model_hash: see `vgen.hub.model_hash`.
             versions: of the libraries that took part.
+            contents: hashes of LoRAs and other files that the clip depends on, by kind; empty where there are none.
         """
         found = {key: value for key, value in self.model_dump().items() if value is not None}
         lossy = {"lossy": list(self.lossy)} if self.lossy else {}
-        return {**found, **lossy, "model_hash": model_hash, "versions": dict(versions or {})}
+        hashes = {"contents": dict(contents)} if contents else {}
+        return {**found, **lossy, **hashes, "model_hash": model_hash, "versions": dict(versions or {})}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
@@ -287,7 +294,8 @@ class ResolvedRequest(_Job):
         Raises:
             RequestError: something is missing, wrong or unknown.
         """
-        fields = {key: value for key, value in metadata.items() if key not in ("model_hash", "versions", "lossy")}
+        about = ("model_hash", "versions", "lossy", "contents")
+        fields = {key: value for key, value in metadata.items() if key not in about}
         return cls.create(**fields)
 
 

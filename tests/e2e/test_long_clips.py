@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import resource
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from vgen.io.take import take_folder
 from vgen.io.video import read_metadata, read_video, write_video
@@ -216,3 +219,61 @@ def test_memory_stays_flat(run_cli, words, tmp_path) -> None:
     small = peak(200)
     large = peak(2000)
     assert large - small < 12_000  # kB; the frames alone are 24,576
+
+
+def _write_lora(file, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    stem = "transformer.transformer_blocks.0.attn1.to_q"
+    sides = {"lora_A": (2, 24), "lora_B": (24, 2)}
+    save_file({f"{stem}.{name}.weight": torch.randn(shape, generator=generator) for name, shape in sides.items()}, file)
+
+
+@pytest.mark.parametrize("words", ["native"], indirect=True)
+def test_an_interrupted_story_does_not_go_on_with_other_inputs(run_cli, words, story, tmp_path, monkeypatch) -> None:
+    """Files of the same name and size may hold something else: each is meant by its content."""
+    encoder, lora = tmp_path / "encoder", tmp_path / "mine.safetensors"
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(words[1] / part, encoder / part)
+    _write_lora(lora, 0)
+    fail_at, calls = [2], []
+    generate = MaskedPredictionPipeline._generate
+
+    def failing(self, *arguments, **keywords):
+        calls.append(1)
+        if len(calls) == fail_at[0]:
+            raise KeyboardInterrupt
+        return generate(self, *arguments, **keywords)
+
+    monkeypatch.setattr(MaskedPredictionPipeline, "_generate", failing)
+
+    def windows_done(window: int) -> int:
+        """Windows that are kept after an interrupt in the `window`-th of this start."""
+        calls.clear()
+        fail_at[0] = window
+        output = f"{tmp_path}/out/"
+        more = ["--text-encoder", encoder, "--lora", lora, "--seed", 1, "-o", output]
+        assert run_cli("story", story, *words, *more).code == 130
+        state = take_folder(output) / "state.json"
+        return json.loads(state.read_text())["windows"] if state.exists() else 0
+
+    assert windows_done(2) == 1
+    assert windows_done(1) == 1, "nothing has changed"
+    _write_lora(lora, 1)
+    assert windows_done(1) == 0, "another LoRA"
+    assert windows_done(2) == 1
+    weights = encoder / "text_encoder" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    assert windows_done(1) == 0, "another text encoder"
+
+
+def test_a_clip_says_which_lora_made_it(run_cli, tiny_pipeline_folder, tmp_path) -> None:
+    lora, made = tmp_path / "mine.safetensors", {}
+    for seed in (0, 1):
+        _write_lora(lora, seed)
+        words = ["--model", tiny_pipeline_folder, "--lora", lora, "--steps", 1, "--seed", 1, "--num-frames", 5]
+        done = run_cli("generate", "a", *words, "-o", tmp_path / f"{seed}.gif")
+        assert done.code == 0, done.err
+        made[seed] = read_metadata(tmp_path / f"{seed}.gif")
+    assert made[0].pop("contents") != made[1].pop("contents") and made[0] == made[1]

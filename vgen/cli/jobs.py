@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vgen.cli import processes
+from vgen.cli.contents import contents
 from vgen.cli.limits import check_limits
 from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.memory import plan_memory
@@ -243,7 +244,7 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
         return
     frames = result.frames[0]
     frames = frames if finish is None else finish(frames)
-    metadata = request.to_metadata(model_hash(job.model.folder), versions())
+    metadata = request.to_metadata(model_hash(job.model.folder), versions(), contents(request, job.model.folder))
     path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)
     report(path, job, frames, time.monotonic() - started)
 

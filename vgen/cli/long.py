@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vgen.cli import processes
+from vgen.cli.contents import contents
 from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, say_fit, versions
 from vgen.cli.shared_take import open_take
 from vgen.errors import OutputError, RequestError
@@ -60,10 +61,13 @@ def make_long(
     windows = plan_windows(lengths, request.num_frames, overlap_of(job), stride, before)
     shape = (before + sum(lengths), request.height, request.width)
     _check_room(Path(job.output), shape)
-    hashed = model_hash(job.model.folder)
-    take = open_take(
-        take_folder(job.output), _plan(job, parts, windows, [given, looks], asked_seed, hashed), shape, request.seed
-    )
+    hashed, used = model_hash(job.model.folder), contents(request, job.model.folder)
+    plan = {**_plan(job, parts, windows, [given, looks], asked_seed), "model": hashed, "contents": used}
+    take = open_take(take_folder(job.output), plan, shape, request.seed)
+    if take.replaced:
+        job.notes.append(
+            "The interrupted clip there was of other inputs or settings; this one was begun from its start."
+        )
     if take.windows_done:
         job.notes.append(f"Went on from frame {take.frames_done} of {shape[0]}, which an earlier run had reached.")
     elif given is not None:
@@ -75,7 +79,7 @@ def make_long(
     _make(pipe, job, windows, parts, take, before, looks if looks is not None else request.reference)
     if not processes.leads():
         return
-    metadata = job.request.to_metadata(hashed, versions())
+    metadata = job.request.to_metadata(hashed, versions(), used)
     path = write_video(job.output, take.frames, request.frame_rate, metadata, job.overwrite)
     report(path, job, take.frames, time.monotonic() - started)
     take.remove()
@@ -114,7 +118,6 @@ def _plan(
     windows: Sequence[Window],
     given: Sequence[np.ndarray | None],
     seed: int | None,
-    hashed: str,
 ) -> dict[str, Any]:
     """Everything that the frames depend on, so that only the same clip goes on."""
     import hashlib
@@ -124,7 +127,6 @@ def _plan(
         "parts": [list(part) for part in parts],
         "windows": windows,
         "given": [None if frames is None else hashlib.sha256(frames.tobytes()).hexdigest() for frames in given],
-        "model": hashed,
         "versions": versions(),
     }
 

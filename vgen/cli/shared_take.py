@@ -46,7 +46,7 @@ class FollowersTake(Take):
     def __init__(
         self, folder: Path, shape: tuple[int, int, int], frames_done: int, windows_done: int, seed: int
     ) -> None:
-        self.folder, self.shape, self.seed = folder, shape, seed
+        self.folder, self.shape, self.seed, self.replaced = folder, shape, seed, False
         self.frames = FramesOnDisk(folder / Take.FRAMES, shape)
         self.frames_done, self.windows_done = frames_done, windows_done
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vgen.cli.contents import contents
 from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.errors import OutputError, VgenError
 from vgen.io.atomic import exists_message
@@ -93,14 +94,18 @@ def _is_made(job: Job, digest: str, overwrite: bool) -> bool:
     """Whether the clip is there from this very request; another's is refused, or replaced with `overwrite`."""
     from vgen.io.probe import read_metadata
 
-    path = Path(job.output)
+    path, used = Path(job.output), contents(job.request, job.model.folder)
     if not path.exists():
         return False
     try:
         found = read_metadata(path) or {}
     except VgenError:
         found = {}
-    wanted = {key: value for key, value in job.request.to_metadata(digest).items() if key not in _OF_THE_MACHINE}
+    wanted = {
+        key: value
+        for key, value in job.request.to_metadata(digest, contents=used).items()
+        if key not in _OF_THE_MACHINE
+    }
     if all(found.get(key) == value for key, value in wanted.items()):
         return True
     if overwrite:

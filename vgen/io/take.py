@@ -54,11 +54,13 @@ class Take:
 
     Args:
         folder: where they lie; made if it is not there. A take of another plan there is begun anew.
-        plan: JSON of everything that the frames depend on.
+        plan: JSON of everything that the frames depend on, files by their content.
         shape: (F, H, W) of the whole clip.
         seed: kept with it; a take that goes on has the seed that it began with.
     Raises:
         OutputError: the folder cannot be written.
+    Attributes:
+        replaced: frames of another plan lay there.
     """
 
     FRAMES = "frames.rgb"
@@ -81,6 +83,7 @@ class Take:
         fits = state.get("plan") == self._plan and file.is_file() and file.stat().st_size == size
         self.frames_done: int = state["frames"] if fits else 0
         self.windows_done: int = state["windows"] if fits else 0
+        self.replaced = bool(state) and not fits
         self.seed = state["seed"] if fits else self.seed
         if not fits:
             (self.folder / _STATE).unlink(missing_ok=True)
