@@ -15,23 +15,28 @@ from vgen.errors import MediaError
 
 
 class Container(NamedTuple):
-    """A kind of video file: its name, and the demuxer that reads it (None: read without one)."""
+    """A kind of video file: its name, and what reads it: a demuxer, or Pillow's plugin for an animated picture."""
 
     name: str
-    demuxer: str | None
+    demuxer: str | None = None
+    pillow: str | None = None
 
 
 MP4 = Container("mp4", "mov")
 WEBM = Container("webm", "matroska")
 AVI = Container("avi", "avi")
-GIF = Container("gif", None)
-FOLDER = Container("png folder", None)
+GIF = Container("gif", pillow="GIF")
+WEBP = Container("webp", pillow="WEBP")
+APNG = Container("png", pillow="PNG")
+FOLDER = Container("png folder")
 
 _MP4_FIRST_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 _PLAYLIST_STARTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"[playlist]", b"<?xml", b"<MPD")
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
 _EBML_SEGMENT = 0x18538067
 _EBML_CLUSTER = 0x1F43B675
+_PNG = b"\x89PNG\r\n\x1a\n"
+_WEBP_ANIMATED = 2
 
 
 def local_file(path: str | Path, what: str = "file") -> Path:
@@ -97,10 +102,25 @@ def _kind_of(path: Path, head: bytes) -> tuple[Container, Callable[[Path, Binary
         return GIF, _check_gif
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return AVI, _check_riff
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        if head[12:16] == b"VP8X" and head[20] & _WEBP_ANIMATED:
+            return WEBP, _check_riff
+        raise _still(path)
+    if head.startswith(_PNG):
+        return APNG, _check_png
+    if head.startswith(b"\xff\xd8\xff"):
+        raise _still(path)
     if head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(_PLAYLIST_STARTS):
         raise MediaError(f"{path} is a playlist or a list of files, not a video; name the video file itself.")
     cause = "it looks like text" if _is_text(head) else "its first bytes are of no known kind"
-    raise MediaError(f"{path} is not a video: {cause}; mp4, mov, webm, mkv, avi, gif and folders of png are read.")
+    raise MediaError(
+        f"{path} is not a video: {cause}; mp4, mov, webm, mkv, avi, animated gif, webp and "
+        "png, and folders of png are read."
+    )
+
+
+def _still(path: Path) -> MediaError:
+    return MediaError(f"{path} is a still picture, and a video is needed.")
 
 
 def _is_text(head: bytes) -> bool:
@@ -177,6 +197,23 @@ def _check_ebml(path: Path, stream: BinaryIO, size: int) -> None:
         if stream.tell() + length > size:
             raise _truncated(path, "a part of it", stream.tell() + length, size)
         stream.seek(length, 1)
+
+
+def _check_png(path: Path, stream: BinaryIO, size: int) -> None:
+    """Walk the chunks of an animated PNG to its end."""
+    position, animated = len(_PNG), False
+    while True:
+        stream.seek(position)
+        header = stream.read(8)
+        length, name = int.from_bytes(header[:4], "big"), header[4:]
+        if len(header) < 8 or position + 12 + length > size:
+            raise _truncated(path, "its next chunk", position + 12 + length, size)
+        animated |= name == b"acTL"
+        if name == b"IDAT" and not animated:
+            raise _still(path)
+        if name == b"IEND":
+            return
+        position += 12 + length
 
 
 def _check_gif(path: Path, stream: BinaryIO, size: int) -> None:

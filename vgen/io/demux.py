@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import MediaError
+from vgen.io.colours import check_tone
 from vgen.io.containers import Container
 from vgen.io.limits import MAX_PICTURE_PIXELS
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 STRICT = "crccheck+bitstream+buffer+explode"
 """`err_detect`: a decoder left to itself paints over damage and says nothing."""
 
-HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
-BT2020_PRIMARIES = 9
+LENIENT = "crccheck+bitstream+buffer"
+"""`err_detect` where some of what a decoder complains of is known to be harmless; it is listened to instead."""
 
 
 def import_av() -> Any:
@@ -66,7 +67,7 @@ def _video_stream(path: Path, opened: InputContainer) -> VideoStream:
     if context is None or context.width < 1 or context.height < 1:
         raise MediaError(f"{path} has a video of an unknown size or codec; it cannot be decoded.")
     check_picture_size(path, context.width, context.height)
-    check_tone(path, context.color_trc, context.color_primaries)
+    check_tone(path, context.color_trc, context.color_primaries, context.colorspace)
     return stream
 
 
@@ -81,18 +82,3 @@ def check_picture_size(path: Path, width: int, height: int) -> None:
             f"{path} is {width} x {height} pixels; at most {MAX_PICTURE_PIXELS:,} pixels (8192 x 8192) are read. "
             "Make it smaller first."
         )
-
-
-def check_tone(path: Path, transfer: int, primaries: int) -> None:
-    """Refuse high dynamic range: its colours would come out wrong without tone mapping.
-
-    Args:
-        path: file, for the message.
-        transfer: transfer characteristics as in ITU-T H.273 (16 = PQ, 18 = HLG).
-        primaries: colour primaries as in ITU-T H.273 (9 = BT.2020).
-    Raises:
-        MediaError: HDR or wide-gamut material.
-    """
-    kind = HDR_TRANSFERS.get(int(transfer)) or ("BT.2020 colours" if int(primaries) == BT2020_PRIMARIES else None)
-    if kind:
-        raise MediaError(f"{path} is high dynamic range or wide gamut ({kind}); convert it to SDR BT.709 first.")

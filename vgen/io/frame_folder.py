@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import MediaError
-from vgen.io.limits import frame_limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,79 +19,92 @@ if TYPE_CHECKING:
     from vgen.io.take import FramesOnDisk
 
 METADATA_FILE = "metadata.json"
-ASSUMED_RATE = 24.0
-"""Frames per second of a folder that states none."""
+_PICTURES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".exr"}
+"""Endings of files that may be meant as frames, and are not read as such."""
 
 
 def frame_files(path: Path) -> list[Path]:
-    """The PNG frames of a folder, in the order of the numbers in their names.
+    """The PNG frames of a folder, in the order of the last number in their names that varies.
+
+    All names must be the same but for that number, which counts up without a gap. Hidden files, folders and files that
+    are not pictures are ignored.
 
     Raises:
-        MediaError: no PNG file, or a number is missing between the first and the last.
+        MediaError: no PNG file, a file that does not belong, or a number that is missing or there twice; names it.
     """
-    shown = (p for p in path.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
-    found = sorted(shown, key=lambda p: (_number(p) or 0, p.name))
+    files = sorted(p for p in path.iterdir() if not p.name.startswith(".") and p.is_file())
+    found = [p for p in files if p.suffix.lower() == ".png"]
     if not found:
         raise MediaError(f"{path} is a folder without a single .png frame.")
-    numbers = [_number(p) for p in found]
-    for before, after in pairwise(numbers):
-        if before is not None and after is not None and after != before + 1:
-            raise MediaError(f"{path} lacks the frames between number {before} and number {after}.")
+    strays = [p.name for p in files if p.suffix.lower() in _PICTURES]
+    if strays:
+        raise MediaError(f"{path} holds png frames and other pictures ({_some(strays)}); keep only the frames there.")
+    if len(found) == 1:
+        return found
+    pieces = {p: re.split(r"([0-9]+)", p.stem) for p in found}
+    words, _ = Counter(tuple(parts[::2]) for parts in pieces.values()).most_common(1)[0]
+    strays = [p.name for p, parts in pieces.items() if tuple(parts[::2]) != words]
+    usual = next(p.name for p, parts in pieces.items() if tuple(parts[::2]) == words)
+    if strays:
+        raise MediaError(
+            f"{path} holds frames of several names: {usual} and {_some(strays)}; keep only one kind there."
+        )
+    numbers = {p: [int(digits) for digits in parts[1::2]] for p, parts in pieces.items()}
+    varying = [column for column in range(len(words) - 1) if len({row[column] for row in numbers.values()}) > 1]
+    if len(varying) > 1:
+        other = next(p.name for p in found if numbers[p][varying[0]] != numbers[found[0]][varying[0]])
+        raise MediaError(f"{path} holds frames whose names differ in several numbers: {found[0].name} and {other}.")
+    index = varying[0] if varying else -1
+    found.sort(key=lambda p: numbers[p][index])
+    for before, after in pairwise(found):
+        first, second = numbers[before][index], numbers[after][index]
+        if first == second:
+            raise MediaError(f"{path} has frame number {first} twice: {before.name} and {after.name}.")
+        if second != first + 1:
+            raise MediaError(
+                f"{path} lacks the frames between number {first} and number {second} ({before.name}, {after.name})."
+            )
     return found
 
 
-def _number(path: Path) -> int | None:
-    digits = re.search(r"(\d{1,18})$", path.stem)
-    return int(digits.group(1)) if digits else None
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def read_folder(path: Path, max_frames: int | None) -> tuple[np.ndarray, float, list[str]]:
-    """Read the frames of a folder.
+def folder_rate(path: Path) -> float | None:
+    """Frames per second that a folder's metadata.json states, if it does.
+
+    Raises:
+        MediaError: it is damaged.
+    """
+    rate = read_facts(path).get("frame_rate")
+    return float(rate) if isinstance(rate, (int, float)) and rate > 0 else None
+
+
+def folder_pictures(path: Path, background: tuple[int, int, int]) -> Iterator[np.ndarray]:
+    """The frames of a folder, uint8 [H, W, 3] each.
 
     Args:
         path: folder of PNG files of one size.
-        max_frames: read only this many.
-    Returns:
-        frames uint8 [F, H, W, 3], frames per second, notes.
+        background: RGB behind transparent places.
     Raises:
-        MediaError: no frames, frames missing or of different sizes, a damaged one, or too many.
+        MediaError: no frames, frames missing or of different sizes, or a damaged one.
     """
     import numpy as np
 
     from vgen.io.images import read_image
 
     files = frame_files(path)
-    facts = read_facts(path)
-    declared = facts.get("num_frames")
+    declared = read_facts(path).get("num_frames")
     if isinstance(declared, int) and declared != len(files):
         raise MediaError(f"{path} holds {len(files)} frames, its {METADATA_FILE} says {declared}.")
-    first = np.asarray(read_image(files[0]))
-    height, width = first.shape[:2]
-    wanted = files[: frame_limit(path, width, height, max_frames, len(files))]
-    frames = np.empty((len(wanted), height, width, 3), np.uint8)
-    for index, file in enumerate(wanted):
-        picture = np.asarray(read_image(file))
-        if picture.shape != first.shape:
-            raise MediaError(f"{file} is {picture.shape[1]} x {picture.shape[0]}, the first frame {width} x {height}.")
-        frames[index] = picture
-    rate = facts.get("frame_rate")
-    if isinstance(rate, (int, float)) and rate > 0:
-        return frames, float(rate), []
-    return frames, ASSUMED_RATE, [f"The folder states no frame rate; {ASSUMED_RATE:g} was assumed."]
-
-
-def measure_folder(path: Path) -> tuple[int, int, int]:
-    """(F, H, W) of a folder of frames; every one is decoded, and none kept.
-
-    Raises:
-        MediaError: a damaged frame, or one of another size.
-    """
-    from vgen.io.images import read_image
-
-    sizes = [read_image(file).size for file in frame_files(path)]
-    if len(set(sizes)) > 1:
-        raise MediaError(f"{path} holds frames of several sizes.")
-    return len(sizes), sizes[0][1], sizes[0][0]
+    size: tuple[int, int] | None = None
+    for file in files:
+        picture = read_image(file, background)
+        size = size or picture.size
+        if picture.size != size:
+            raise MediaError(f"{file} is {picture.width} x {picture.height}, the first frame {size[0]} x {size[1]}.")
+        yield np.asarray(picture)
 
 
 def read_facts(path: Path) -> dict[str, Any]:

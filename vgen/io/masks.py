@@ -29,5 +29,5 @@ def mask_values(picture: Image.Image, name: str = "the mask") -> np.ndarray:
     found = eight_bits(upright(picture), name)
     grey = np.asarray(found.convert("L"), np.float32)
     if found.mode in ("RGBA", "LA"):
-        grey = grey * np.asarray(found.getchannel("A"), np.float32) / 255
-    return grey / 255
+        grey = grey * (np.asarray(found.getchannel("A"), np.float32) / np.float32(255))
+    return grey / np.float32(255)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vgen.errors import MediaError
 from vgen.io.comment import load_comment
-from vgen.io.containers import FOLDER, GIF, identify, local_file
+from vgen.io.containers import FOLDER, GIF, Container, identify, local_file
 from vgen.io.demux import open_video
 
 
@@ -15,7 +14,7 @@ class VideoInfo(NamedTuple):
     """Facts from a video's header.
 
     Attributes:
-        container: "mp4", "webm", "avi", "gif" or "png folder".
+        container: "mp4", "webm", "avi", "gif", "webp", "png" or "png folder".
         codec: name of the codec.
         height: rows as stored, before rotation.
         width: columns as stored.
@@ -43,8 +42,8 @@ def probe(path: str | Path) -> VideoInfo:
     container = identify(found)
     if container is FOLDER:
         return _probe_folder(found)
-    if container is GIF:
-        return _probe_gif(found)
+    if container.pillow is not None:
+        return _probe_animation(found, container)
     with open_video(found, container) as (opened, stream):
         context = stream.codec_context
         rate = stream.average_rate or stream.guessed_rate
@@ -87,15 +86,11 @@ def _probe_folder(path: Path) -> VideoInfo:
     )
 
 
-def _probe_gif(path: Path) -> VideoInfo:
-    from PIL import Image
-
+def _probe_animation(path: Path, container: Container) -> VideoInfo:
+    from vgen.io.animation import measure_animation
     from vgen.io.gif import read_gif_comment
 
-    metadata = load_comment(read_gif_comment(path))
-    try:
-        with Image.open(path, formats=["GIF"]) as picture:
-            frames, (width, height) = getattr(picture, "n_frames", 1), picture.size
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise MediaError(f"{path} is damaged: {error}.") from None
-    return VideoInfo(GIF.name, "gif", height, width, frames, None, metadata)
+    assert container.pillow is not None
+    metadata = load_comment(read_gif_comment(path)) if container is GIF else None
+    frames, height, width = measure_animation(path, container.pillow)
+    return VideoInfo(container.name, container.name, height, width, frames, None, metadata)

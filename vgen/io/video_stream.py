@@ -1,17 +1,23 @@
-"""Footage of any length, frame by frame: the same frames that `read_video` gives, without holding them."""
+"""A clip of any kind and length, frame by frame: the one way in which videos are read."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vgen.errors import MediaError
-from vgen.io.containers import FOLDER, GIF, identify, local_file
+from vgen.io.animation import Animation, measure_animation
+from vgen.io.containers import AVI, FOLDER, Container, identify, local_file
+from vgen.io.decode import StrictFrames
 from vgen.io.demux import open_video
-from vgen.io.timing import settle_rate
-from vgen.io.video_read import check_count, frame_notes, read_video, strict_frames, to_rgb
+from vgen.io.frame_folder import folder_pictures, folder_rate, frame_files
+from vgen.io.frame_pixels import FramePixels
+from vgen.io.images import WHITE
+from vgen.io.limits import MAX_FRAMES
+from vgen.io.timing import ASSUMED_RATE, FrameRate, constant_rate, nominal_rate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,21 +25,33 @@ if TYPE_CHECKING:
 STREAM_SECONDS = 3600.0
 """Longest time that going through one file may take."""
 
+MAX_RESAMPLED = 10_000_000
+"""Most frames of one clip: timestamps that lie absurdly far apart give no more."""
 
-class TimedFrame(NamedTuple):
-    """A frame as it lies in the file: uint8 [H, W, 3], RGB, upright, and the second at which it is first shown."""
 
-    picture: np.ndarray
-    seconds: float
+class Outline(NamedTuple):
+    """What is known of a clip before it is decoded.
+
+    Attributes:
+        num_frames: in the file; exact unless the file is very long; 0: not known.
+        stated_rate: frames per second that the file states, if it does.
+        nominal_rate: see `timing.nominal_rate`; None: to be found from the frames.
+        tick: seconds, the precision of the file's timestamps.
+    """
+
+    num_frames: int
+    stated_rate: float | None
+    nominal_rate: float | None
+    tick: float
 
 
 class Timeline(NamedTuple):
-    """What going through a whole file has settled.
+    """What going through a file has settled.
 
     Attributes:
         num_decoded: frames in the file, counted by decoding.
-        frame_rate: frames per second of the clip that `read_video` would give.
-        chosen: for each frame of that clip the index of the decoded one; None: they are the same.
+        frame_rate: frames per second of the clip.
+        chosen: for each frame of the clip the index of the decoded one; None: they are the same.
         notes: what was changed, one sentence each.
     """
 
@@ -53,69 +71,134 @@ class Timeline(NamedTuple):
 
 
 class FootageStream:
-    """Goes through a video file once; `timeline` is there when the last frame was taken.
+    """Goes through a clip once, and holds no frame: uint8 [H, W, 3], upright, RGB, in the order of their showing.
+
+    Damage is an error, never a painted-over frame. Rotation is applied, interlaced frames are deinterlaced, non-square
+    pixels are made square, transparent places show `background`, and HDR is refused.
 
     Args:
-        path: mp4, mov, webm, mkv, avi or gif file, or a folder of png files.
+        path: mp4, mov, webm, mkv or avi file, animated gif, webp or png, or a folder of png files.
         time_limit: seconds after which it is given up.
+        background: RGB behind transparent places.
+    Attributes:
+        outline: what is known before the first frame.
     Raises:
-        MediaError: on the way, everything that `read_video` refuses but sheer length.
+        MediaError: missing, not a video, empty, damaged, truncated, HDR; names file and cause.
     """
 
-    def __init__(self, path: str | Path, time_limit: float = STREAM_SECONDS) -> None:
+    def __init__(
+        self, path: str | Path, time_limit: float = STREAM_SECONDS, background: tuple[int, int, int] = WHITE
+    ) -> None:
         self.path = local_file(path, "video")
         self.container = identify(self.path)
         self.time_limit = time_limit
-        self._timeline: Timeline | None = None
+        self.background = background
+        self.outline = _outline(self.path, self.container)
+        self._times: list[float | None] = []
+        self._notes: list[str] = []
+        self._single_rate: float | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        if self.container is FOLDER:
+            self._times, self._notes = [], []
+            if folder_rate(self.path) is None:
+                self._notes.append(f"The folder states no frame rate; {ASSUMED_RATE:g} was assumed.")
+            yield from self._counted(folder_pictures(self.path, self.background))
+        elif self.container.pillow is not None:
+            animation = Animation(self.path, self.container.pillow, self.background)
+            self._times, self._notes = animation.times, animation.notes
+            yield from animation
+            if len(animation.times) == 1:
+                self._single_rate = 1 / animation.duration
+        else:
+            yield from self._decode()
+
+    def _counted(self, pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for picture in pictures:
+            self._times.append(None)
+            yield picture
+
+    def _decode(self) -> Iterator[np.ndarray]:
+        with open_video(self.path, self.container) as (opened, stream):
+            pixels = FramePixels(self.path, stream, self.background)
+            self._times, self._notes = pixels.times, pixels.notes
+            frames = StrictFrames(self.path, opened, stream, time.monotonic() + self.time_limit)
+            yield from pixels.convert(frames)
+            known = [seconds for seconds in self._times if seconds is not None]
+            frames.check_count(known or [0.0], self.outline.stated_rate or 0.0)
+            if frames.num_cut:
+                self._notes.append(
+                    f"{frames.num_cut} frames at the start need others that were cut off; they are left out."
+                )
+
+    def settle(self) -> tuple[FrameRate, tuple[str, ...]]:
+        """The constant rate of the frames so far, and everything that was changed, one sentence each.
+
+        Raises:
+            MediaError: there is no frame, or the rate would give too many.
+        """
+        if not self._times:
+            raise MediaError(f"{self.path} has no frames.")
+        import numpy as np
+
+        outline, notes = self.outline, list(self._notes)
+        times = [seconds for seconds in self._times if seconds is not None]
+        stated = self._single_rate or outline.stated_rate
+        backwards = next((place for place, (a, b) in enumerate(pairwise(times)) if b < a), None)
+        if len(times) < len(self._times) or backwards is not None:
+            if backwards is not None and self.container is not AVI:  # whose timestamps are those of decoding
+                notes.append(f"The timestamps run backwards after frame {backwards + 1}; they were ignored.")
+            elif times:
+                notes.append(f"{len(self._times) - len(times)} frames have no timestamp; all timestamps were ignored.")
+            rate = outline.nominal_rate or stated or ASSUMED_RATE
+            times = [place / rate for place in range(len(self._times))]
+        nominal = outline.nominal_rate or nominal_rate(np.diff(times), outline.tick, stated)
+        settled = constant_rate(times, outline.tick, nominal, stated)
+        if settled.num_frames > MAX_RESAMPLED:
+            raise MediaError(
+                f"{self.path} would give {settled.num_frames:,} frames at {settled.frames_per_second:g} per second; "
+                f"at most {MAX_RESAMPLED:,} are read. Cut a shorter clip."
+            )
+        return settled, (*notes, *settled.notes())
 
     @property
     def timeline(self) -> Timeline:
-        """Settled by the whole file."""
-        assert self._timeline is not None, "the stream has not been read to its end"
-        return self._timeline
-
-    def __iter__(self) -> Iterator[TimedFrame]:
-        """Frames in the order in which they are shown."""
-        if self.container in (FOLDER, GIF):
-            clip = read_video(self.path)
-            for place, picture in enumerate(clip.frames):
-                yield TimedFrame(picture, place / clip.frame_rate)
-            self._timeline = Timeline(len(clip.frames), clip.frame_rate, None, clip.notes)
-            return
-        yield from self._decode()
-
-    def _decode(self) -> Iterator[TimedFrame]:
-        times: list[float] = []
-        notes: list[str] = []
-        size: tuple[int, ...] | None = None
-        with open_video(self.path, self.container) as (opened, stream):
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
-            aspect = stream.codec_context.sample_aspect_ratio
-            for frame in strict_frames(self.path, opened, stream, time.monotonic() + self.time_limit):
-                picture = to_rgb(frame, aspect)
-                if size is None:
-                    notes.extend(frame_notes(self.path, frame, aspect))
-                elif picture.shape != size:
-                    raise MediaError(f"{self.path} changes its frame size after {len(times)} frames; that is not read.")
-                size = picture.shape
-                known = frame.pts is not None and stream.time_base
-                seconds = float(frame.pts * stream.time_base) if known else len(times) / (rate or 25)
-                if times and seconds < times[-1]:
-                    raise MediaError(f"{self.path} shows its frames out of order after {len(times)}; re-encode it.")
-                times.append(seconds)
-                yield TimedFrame(picture, seconds)
-            check_count(self.path, stream, times, rate)
-            tick = float(stream.time_base or 0)
-        self._timeline = _settle(times, tick, rate or None, notes)
+        """Settled by the whole file: only after the last frame was taken."""
+        settled, notes = self.settle()
+        chosen = None if settled.keeps_all else tuple(int(index) for index in settled.chosen(settled.num_frames))
+        return Timeline(len(settled.places), settled.frames_per_second, chosen, notes)
 
 
-def _settle(times: Sequence[float], tick: float, rate: float | None, notes: list[str]) -> Timeline:
+def _outline(path: Path, container: Container) -> Outline:
+    """Going through the packets of a file, without decoding them."""
+    if container is FOLDER:
+        rate = folder_rate(path) or ASSUMED_RATE
+        return Outline(len(frame_files(path)), rate, rate, 0.0)
+    if container.pillow is not None:
+        return Outline(measure_animation(path, container.pillow)[0], None, None, 0.01)
     import numpy as np
 
-    if len(times) == 1:
-        return Timeline(1, rate or 1.0, None, tuple(notes))
-    settled = settle_rate(np.asarray(times), tick, rate)
-    if settled.chosen is None:
-        return Timeline(len(times), settled.frame_rate, None, tuple(notes))
-    chosen = tuple(int(index) for index in settled.chosen)
-    return Timeline(len(times), settled.frame_rate, chosen, (*notes, settled.note(len(times), len(chosen))))
+    with open_video(path, container) as (opened, stream):
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        tick = float(stream.time_base or 0)
+        shown = (packet for packet in opened.demux(stream) if packet.size and not packet.is_discard)
+        packets = [(packet.pts, packet.is_keyframe) for packet in islice(shown, MAX_FRAMES + 1)]
+        declared = stream.frames or round((opened.duration or 0) / 1e6 * rate)
+    count = len(packets) if len(packets) <= MAX_FRAMES else max(declared, len(packets))
+    gaps = [tick * gap for run in _runs(packets) for gap in np.diff(np.sort(run))]
+    return Outline(count, rate or None, nominal_rate(gaps, tick, rate or None) if gaps else rate or None, tick)
+
+
+def _runs(packets: Iterable[tuple[int | None, bool]]) -> list[list[int]]:
+    """Timestamps of packets, split where they start again: at a key frame before one that was there already."""
+    runs: list[list[int]] = [[]]
+    latest: int | None = None
+    for instant, is_key in packets:
+        if instant is None:
+            continue
+        if is_key and latest is not None and instant < latest:
+            runs.append([])
+            latest = None
+        runs[-1].append(instant)
+        latest = instant if latest is None else max(latest, instant)
+    return runs

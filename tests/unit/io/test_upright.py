@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from vgen.errors import MediaError
-from vgen.io.timing import TimedFrames, constant_rate
 from vgen.io.video import read_video, write_video
 
 Encode = Callable[..., Path]
@@ -60,37 +59,6 @@ def test_rotation_is_applied(
         place = int(row * expected.shape[0]), int(column * expected.shape[1])
         assert np.abs(found.frames[0][place].astype(int) - expected[place]).max() < 12
     assert bool(found.notes) == (matrix != (1, 0, 0, 1))
-
-
-def test_a_variable_frame_rate_is_resampled_and_said(
-    tmp_path: Path, make_clip: Callable[..., np.ndarray], encode_raw: Encode
-) -> None:
-    frames = np.stack([np.full((32, 48, 3), 25 * k, np.uint8) for k in range(9)])
-    times = [0, 100, 200, 800, 900, 1000, 1100, 1200, 1600]
-    path = encode_raw(tmp_path / "clip.mp4", frames, pts=times, time_base=Fraction(1, 1000))
-    found = read_video(path)
-    assert found.frame_rate == 5.0
-    assert len(found.frames) == 9
-    shown_at = [max(k for k, t in enumerate(times) if t <= 200 * i) for i in range(9)]
-    assert np.abs(found.frames[:, 0, 0, 0].astype(int) - 25 * np.array(shown_at)).max() <= 4
-    assert len(found.notes) == 1
-    assert "frame rate varies" in found.notes[0]
-    assert "at 5" in found.notes[0]
-    assert len(read_video(path, max_frames=3).frames) == 3
-
-
-def test_a_coarse_clock_is_no_variable_rate() -> None:
-    frames = [np.zeros((4, 4, 3), np.uint8)] * 25
-    times = [round(k / 24, 2) for k in range(25)]
-    _, rate, notes = constant_rate(Path("clip.gif"), TimedFrames(frames, times, tick=0.01), None)
-    assert rate == 24.0
-    assert notes == ()
-
-
-def test_resampling_does_not_run_away() -> None:
-    frames = [np.zeros((4, 4, 3), np.uint8)] * 3
-    with pytest.raises(MediaError, match="at most"):
-        constant_rate(Path("clip.mp4"), TimedFrames(frames, [0.0, 0.001, 1e6], tick=1e-3), None)
 
 
 @pytest.mark.parametrize(("fields", "kind"), [({"color_trc": 16}, "PQ"), ({"color_trc": 18}, "HLG")])

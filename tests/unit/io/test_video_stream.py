@@ -14,7 +14,7 @@ from vgen.io.video_stream import FootageStream
 
 def _streamed(path):
     stream = FootageStream(path)
-    pictures = [frame.picture for frame in stream]
+    pictures = list(stream)
     timeline = stream.timeline
     chosen = [pictures[timeline.decoded_index(n)] for n in range(timeline.num_frames)]
     return np.stack(chosen), timeline

@@ -53,11 +53,11 @@ def _from_video(
             needed[index if chosen is None else chosen[index]].append((sample, position))
     open_samples: dict[str, np.ndarray] = {}
     left = {sample.key: len(sample.frames) for sample in wanted}
-    for place, frame in enumerate(stream):
+    for place, picture in enumerate(stream):
         for sample, position in needed.pop(place, ()):
             if sample.key not in open_samples:
                 open_samples[sample.key] = np.empty((len(sample.frames), *sample.bucket[1:3], 3), np.uint8)
-            open_samples[sample.key][position] = fit(frame.picture, clips[sample.clip].crop, sample)
+            open_samples[sample.key][position] = fit(picture, clips[sample.clip].crop, sample)
             left[sample.key] -= 1
             if left[sample.key] == 0:
                 yield sample, open_samples.pop(sample.key)

@@ -16,7 +16,7 @@ from vgen.errors import VgenError
 from vgen.io.images import read_image
 from vgen.io.video_stream import FootageStream, Timeline
 
-SCAN_VERSION = 1
+SCAN_VERSION = 2
 """Changes when a scan would find something else in the same file."""
 
 BARS_BELOW = 30
@@ -120,8 +120,8 @@ def scan_video(path: Path, cut_threshold: float) -> tuple[Scan, list[Thumbnails]
     """
     stream, measured = FootageStream(path), _Measured()
     cuts = _Cuts(cut_threshold)
-    for place, frame in enumerate(stream):
-        cuts.add(place, measured.add(frame.picture))
+    for place, picture in enumerate(stream):
+        cuts.add(place, measured.add(picture))
     timeline = stream.timeline
     shots, thumbnails = [], []
     for begin, end in cuts.stretches(len(measured)):

@@ -76,7 +76,7 @@ def test_a_second_run_writes_nothing_and_new_settings_decode_nothing(footage, ma
     again = _ingest(footage, made.data.folder)
     assert not again.changed and again.data.clips == made.data.clips
     assert {path: path.stat().st_mtime_ns for path in made.data.folder.rglob("*") if path.is_file()} == files
-    monkeypatch.setattr("vgen.io.video_stream.to_rgb", None)  # decoding a good file would fail now
+    monkeypatch.setattr("vgen.io.video_stream.FramePixels", None)  # decoding a good file would fail now
     longer = _ingest(footage, made.data.folder, min_frames=18)
     assert all(clip.num_frames >= 18 for clip in longer.data.clips) and len(longer.failed) == 2
     assert _ingest(footage, made.data.folder).data.clips == made.data.clips
