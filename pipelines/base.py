@@ -25,11 +25,12 @@ from vgen.engine.session import Placement, denoising, inference_session
 from vgen.errors import NonFiniteError, RequestError
 from vgen.magnitudes import Magnitudes
 from vgen.models import CausalVideoVAE, VideoDiT
+from vgen.pipelines.call_steps import CallSteps, steps_counted
 from vgen.pipelines.checks import check_call
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.decoding import decode_latents, decode_to_bytes, paste_known, to_output
-from vgen.pipelines.drafting import has_draft, of_draft
+from vgen.pipelines.drafting import of_draft, steps_of
 from vgen.pipelines.loading import PipelineLoading
 from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
@@ -40,7 +41,7 @@ from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.strategies import guidance_of, largest_scale, loop_timesteps, sampling, set_schedule
 from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings
 from vgen.pipelines.text_cache import DeferredText
-from vgen.steps import skipped_steps
+from vgen.progress import Observer
 from vgen.types import LatentShape, VideoShape
 
 Conditions = Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]]
@@ -73,6 +74,12 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     """Of the model, for the step cache magcache; see `vgen.engine.cache.measure_magnitudes`."""
     placement: Placement | None = None
     """Where given, not all models lie on the device, see `vgen.pipelines.planning.place_models`."""
+    observer: Observer | None = None
+    """Where given, it is told what a call is doing; see `vgen.progress`."""
+    call_steps: CallSteps | None = None
+    """Of the current call, None outside one."""
+    num_call_steps: int = 0
+    """See `num_timesteps`."""
     _conditions_anywhere: ClassVar[bool] = False
     """Whether the task takes conditions at any frame; picks the convention of such tasks."""
 
@@ -128,8 +135,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
 
     @property
     def num_timesteps(self) -> int:
-        """Steps of the current or last call."""
-        return len(self.scheduler.timesteps)
+        """Steps of the current or last call, those of a draft and of both of two passes included."""
+        return self.num_call_steps
 
     @property
     def current_timestep(self) -> Tensor | None:
@@ -138,7 +145,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` (in a callback) to leave out all further steps."""
+        """Set `_interrupt` (in a callback) to leave out all further steps, those after a draft included."""
         return self._interrupt
 
     def fill_settings(self, given: Mapping[str, Any]) -> GenerationSettings:
@@ -253,23 +260,26 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
             raise RequestError(
                 f"denoise_strength={settings.denoise_strength:g} needs a clip to start from: use VideoToVideoPipeline."
             )
-        skipped = skipped_steps(settings.num_inference_steps, settings.denoise_strength)
-        guidance.check(settings.num_inference_steps - skipped, len(self.transformer.transformer_blocks))
-        drafted = has_draft(settings, given, clip is not None)
-        if drafted:
-            guidance.check(settings.draft_steps, len(self.transformer.transformer_blocks))
+        parts = steps_of(settings, given, clip is not None)
+        for count in parts:
+            guidance.check(count, len(self.transformer.transformer_blocks))
         self._settings, self._guidance, self._interrupt = settings, guidance, interrupted
-        text = self.encode_prompt(
-            settings.prompt, settings.negative_prompt, guidance.needs_negative, settings.num_videos_per_prompt,
-            settings.prompt_embeds, settings.prompt_attention_mask,
-            settings.negative_prompt_embeds, settings.negative_prompt_attention_mask,
-            settings.max_sequence_length, self._execution_device,
-        )  # fmt: skip
-        first: list[KnownLatents] = []
-        if drafted:
-            draft = self._sample(of_draft(settings), shape, given, (), None, text, guidance)
-            first = [KnownLatents(draft[:, :, :1])]
-        latents = self._sample(settings, shape, given, first, clip, text, guidance)
+        with steps_counted(self, sum(parts)) as steps:
+            steps.tell("encoding")
+            text = self.encode_prompt(
+                settings.prompt, settings.negative_prompt, guidance.needs_negative, settings.num_videos_per_prompt,
+                settings.prompt_embeds, settings.prompt_attention_mask,
+                settings.negative_prompt_embeds, settings.negative_prompt_attention_mask,
+                settings.max_sequence_length, self._execution_device,
+            )  # fmt: skip
+            latents, first = None, []
+            if len(parts) > 1:
+                latents, text = self._sample(steps, of_draft(settings), shape, given, (), None, text, guidance)
+                first = [KnownLatents(latents[:, :, :1])]
+            if latents is None or not self.interrupt:
+                latents, text = self._sample(steps, settings, shape, given, first, clip, text, guidance)
+            if settings.output_type != "latent":
+                steps.tell("decoding")
         latents = renew_known(self.vae, latents, given, settings, self.convention, self.transformer.dtype)
         frames: Any
         if settings.output_type == "latent":
@@ -285,6 +295,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
 
     def _sample(
         self,
+        steps: CallSteps,
         settings: GenerationSettings,
         shape: LatentShape,
         given: Sequence[GivenPixels],
@@ -292,8 +303,8 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         clip: GivenPixels | Tensor | None,
         text: TextEmbeddings,
         guidance: Guidance,
-    ) -> Tensor:
-        """From noise, or a clip, and what is known to normalised latents [B, C, f, h, w]."""
+    ) -> tuple[Tensor, TextEmbeddings]:
+        """From noise, or a clip, and what is known to normalised latents [B, C, f, h, w]; and the text at the end."""
         device = self._execution_device
         noise, known = self.prepare_latents(settings, shape, given, device, known_latents)
         set_schedule(self.scheduler, settings, noise.shape[1], self.convention, device)
@@ -301,18 +312,25 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         sigmas = (self.scheduler.timesteps / self.scheduler.config.num_train_timesteps).tolist()
         caching = cached_steps(self.transformer, settings.step_cache, guidance, sigmas, self.magnitudes)
         with sampling(self.scheduler, settings.stochastic_sampling), caching:
-            tokens = self._denoise(start, known, text, guidance, settings)
-        return unpack(tokens, shape, self.patch_size)
+            tokens, text = self._denoise(steps, start, known, text, guidance, settings)
+        return unpack(tokens, shape, self.patch_size), text
 
     def _denoise(
-        self, start: Tensor, known: ConditionSet, text: TextEmbeddings, guidance: Guidance, settings: GenerationSettings
-    ) -> Tensor:
+        self,
+        steps: CallSteps,
+        start: Tensor,
+        known: ConditionSet,
+        text: TextEmbeddings,
+        guidance: Guidance,
+        settings: GenerationSettings,
+    ) -> tuple[Tensor, TextEmbeddings]:
         """The denoising loop: starting tokens [B, K + N, C] to latent tokens [B, N, C]."""
         timesteps, tokens = self.scheduler.timesteps, start
         strength = None if known.is_empty else known.strength
         expected, rows = loop_timesteps(self.scheduler, strength), start.shape[0] * (1 + guidance.needs_negative)
         fast = denoising(self.transformer, expected, rows, start.shape[1], closed=settings.callback_on_step_end is None)
-        with fast, self.progress_bar(total=len(timesteps)) as progress_bar:
+        with fast:
+            steps.tell("denoising")
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue
@@ -326,10 +344,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
                 velocity = guidance.combine(predictions, step)
                 tokens = advance(self.scheduler, velocity, timestep, tokens, strength, settings.generator)
                 self._check_finite(tokens, step)
-                tokens, text = self._end_step(step, timestep, tokens, text, settings)
-                progress_bar.update()
+                tokens, text = steps.end_step(timestep, tokens, text, settings)
         self._current_timestep = None
-        return known.video_tokens(tokens)
+        return known.video_tokens(tokens), text
 
     def _predict(
         self,
@@ -379,19 +396,3 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
                 f"the transformer in {self.transformer.dtype}: check the weights, or load with a wider torch_dtype "
                 "(torch.bfloat16 or torch.float32)."
             )
-
-    def _end_step(
-        self, step: StepState, timestep: Tensor, tokens: Tensor, text: TextEmbeddings, settings: GenerationSettings
-    ) -> tuple[Tensor, TextEmbeddings]:
-        """Call the caller's callback, and take what it gives back."""
-        if settings.callback_on_step_end is None:
-            return tokens, text
-        available = {
-            "latents": tokens,
-            "prompt_embeds": text.prompt_embeds,
-            "negative_prompt_embeds": text.negative_prompt_embeds,
-        }
-        wanted = {name: available[name] for name in settings.callback_on_step_end_tensor_inputs}
-        changed = settings.callback_on_step_end(self, step.index, timestep, wanted) or {}
-        text = text.updated(changed.get("prompt_embeds"), changed.get("negative_prompt_embeds"))
-        return changed.get("latents", tokens), text

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from vgen.errors import RequestError
-from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.settings import GenerationSettings
+from vgen.steps import skipped_steps
 
 
-def has_draft(settings: GenerationSettings, given: Sequence[GivenPixels], starts_from_clip: bool) -> bool:
+def has_draft(settings: GenerationSettings, given: Sequence[Any], starts_from_clip: bool) -> bool:
     """Whether a call makes a draft first: `draft_steps` asks for one, nothing is given, and there is a motion to make.
 
     Args:
@@ -36,6 +37,17 @@ def has_draft(settings: GenerationSettings, given: Sequence[GivenPixels], starts
     return True
 
 
+def steps_of(settings: GenerationSettings, given: Sequence[Any], starts_from_clip: bool) -> tuple[int, ...]:
+    """Steps of a call's draft, if it makes one, and of the call itself; see `has_draft`.
+
+    Raises:
+        RequestError: a schedule by hand together with a draft, or a denoise_strength that leaves no step.
+    """
+    skipped = skipped_steps(settings.num_inference_steps, settings.denoise_strength)
+    own = settings.num_inference_steps - skipped
+    return (settings.draft_steps, own) if has_draft(settings, given, starts_from_clip) else (own,)
+
+
 def of_draft(settings: GenerationSettings) -> GenerationSettings:
     """The settings of a call's draft; its noise is drawn first, from the same generators."""
-    return replace(settings, num_inference_steps=settings.draft_steps, draft_steps=0, callback_on_step_end=None)
+    return replace(settings, num_inference_steps=settings.draft_steps, draft_steps=0)

@@ -78,7 +78,10 @@ class GenerationSettings:
         attention_kwargs: handed to the transformer (for instance {"scale": 0.8} for LoRA).
         output_type: "pil", "np", "pt", "uint8" or "latent", see vgen.pipelines.output.
         return_dict: False returns a tuple.
-        callback_on_step_end: called as (pipeline, step, timestep, {name: tensor}); tensors it returns are used.
+        callback_on_step_end: called as (pipeline, step, timestep, {name: tensor}); tensors it returns are used. The
+            step counts from 0 over the whole call: a draft first, then the clip; of two passes the first, then the
+            second. `pipeline.num_timesteps` is their number. "latents" are tokens, which begin with those of given
+            pixels: of a draft there are fewer than of its clip.
         callback_on_step_end_tensor_inputs: which tensors it gets.
     """
 

@@ -65,7 +65,12 @@ class TextEmbeddings:
         return self.negative_prompt_embeds, self.negative_prompt_attention_mask
 
     def updated(self, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None) -> TextEmbeddings:
-        """With other embeddings where given."""
+        """With other embeddings where given; where they are its own, the same object, with all that it keeps."""
+        own = (self.prompt_embeds, self.negative_prompt_embeds)
+        if all(
+            new is None or new is old for new, old in zip((prompt_embeds, negative_prompt_embeds), own, strict=True)
+        ):
+            return self
         return replace(
             self,
             _batches={},

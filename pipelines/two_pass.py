@@ -33,8 +33,10 @@ from vgen.diffusion.latent_statistics import match_statistics
 from vgen.diffusion.tokens import token_grid, token_strides
 from vgen.errors import RequestError, ShapeError
 from vgen.passes import PLAIN, SCHEDULE, SKIPS, TwoPassPreset, pass_shapes, preset_named
+from vgen.pipelines.call_steps import steps_counted
 from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.decoding import paste_known, to_output
+from vgen.pipelines.drafting import steps_of
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.resizing import resize_clip, resize_conditions, soften_conditions
 from vgen.pipelines.settings import GenerationSettings
@@ -126,9 +128,12 @@ class TwoPass:
         text = self._encode_prompts(pipe, first, second)
         if clip is not None:
             clip = resize_clip(clip, _shape(first.settings), self.upsampler.scale.temporal)
-        latents = pipe._generate({**first.given, **text}, first.conditions, clip).frames
-        enlarged = self.enlarge(pipe.vae, latents, pipe._execution_device)
-        frames = pipe._generate({**second.given, **text}, second.conditions, enlarged, pipe.interrupt).frames
+        counts = [steps_of(first.settings, first.conditions, clip is not None)]
+        counts += [steps_of(second.settings, second.conditions, starts_from_clip=True)]
+        with steps_counted(pipe, sum(map(sum, counts))):
+            latents = pipe._generate({**first.given, **text}, first.conditions, clip).frames
+            enlarged = self.enlarge(pipe.vae, latents, pipe._execution_device)
+            frames = pipe._generate({**second.given, **text}, second.conditions, enlarged, pipe.interrupt).frames
         if asked.output_type != "latent":
             video = _resize_video(frames, asked.height, asked.width) * 2 - 1
             video = paste_known(video, pixels, asked.keep_known_pixels, asked.num_videos_per_prompt)

@@ -376,7 +376,7 @@ BAD = {
     "frame rate": ({"frame_rate": 0}, "frame_rate=0"),
     "no prompt": ({"prompt": None}, "prompt"),
     "prompt kind": ({"prompt": 3}, "prompt is a int"),
-    "negative prompts": ({"negative_prompt": ["a", "b"]}, "2 texts for 1 prompts"),
+    "negative prompts": ({"negative_prompt": ["a", "b"]}, "2 texts for 1 prompt"),
     "guidance": ({"guidance_scale": -1}, "guidance_scale=-1"),
     "rescale": ({"guidance_rescale": 2.0}, "guidance_rescale=2"),
     "output": ({"output_type": "gif"}, "output_type='gif' must be one of pil"),
@@ -420,7 +420,7 @@ def test_broken_folders_are_refused(cls, tmp_path, tiny_pipeline_folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("transformer", "lack 1 tensors: proj_out.bias"), ("vae", "hold 1 unknown tensors: stranger")]
+    ("name", "what"), [("transformer", "lack 1 tensor: proj_out.bias"), ("vae", "hold 1 unknown tensor: stranger")]
 )
 def test_missing_and_unknown_tensors_are_refused(tmp_path, tiny_pipeline_folder, name, what):
     folder = shutil.copytree(tiny_pipeline_folder, tmp_path / "broken")

@@ -121,7 +121,7 @@ def test_guidance_that_is_off_is_the_plain_result(generate):
 
 BAD = {
     "list": ({"guidance_scale": [3.0] * 4}, "guidance_scale holds 4 values for 3 steps"),
-    "stg list": ({"stg_scale": [1.0], "stg_blocks": [1]}, "stg_scale holds 1 values for 3 steps"),
+    "stg list": ({"stg_scale": [1.0], "stg_blocks": [1]}, "stg_scale holds 1 value for 3 steps"),
     "block": ({"stg_scale": 1.0, "stg_blocks": [2]}, r"stg_blocks=\[2\] are not there: the transformer has 0 to 1"),
     "residual": ({"stg_scale": 1.0, "stg_blocks": [1], "stg_mode": "residual"}, "stg_mode='residual'"),
     "no blocks": ({"stg_scale": 1.0}, "needs stg_blocks"),
@@ -230,10 +230,10 @@ def test_the_size_is_that_of_the_clip(video_to_video):
         ({"video": _clip(8)}, r"num_frames=8 .*use 5 or 9"),
         ({"video": _clip(5), "num_frames": 9}, "video has 5 frames and num_frames=9"),
         ({"video": _clip(9), "height": 64}, "32x32 and the clip 64x32"),
-        ({"video": [_clip(9)] * 2}, "2 clips for 1 prompts"),
+        ({"video": [_clip(9)] * 2}, "2 clips for 1 prompt"),
         ({"video": _clip(9), "denoise_strength": 1.5}, r"denoise_strength=1\.5 must be above 0 and at most 1"),
         ({"video": _clip(9), "denoise_strength": 0.1}, r"denoise_strength=0\.1 of 3 steps leaves none"),
-        ({"video": _clip(9), "guidance_scale": [3.0] * 3}, "guidance_scale holds 3 values for 1 steps"),
+        ({"video": _clip(9), "guidance_scale": [3.0] * 3}, "guidance_scale holds 3 values for 1 step"),
     ],
 )
 def test_bad_clips_are_refused(video_to_video, monkeypatch, call, message):

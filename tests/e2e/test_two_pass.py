@@ -302,11 +302,11 @@ def test_what_cannot_be_done_is_refused_before_anything_is_computed(
     upsampler = load_upsampler(upsampler_folder)
     for call, message in (
         ({"two_pass": TwoPass(_upsampler(8))}, "latents of 8 channels and the model's VAE gives 4"),
-        ({"two_pass": two_pass, "num_inference_steps": 1}, r"denoise_strength=0\.5 of 1 steps leaves none"),
+        ({"two_pass": two_pass, "num_inference_steps": 1}, r"denoise_strength=0\.5 of 1 step leaves none"),
         ({"two_pass": TwoPass(upsampler, second_pass={"denoise_strength": 1.0})}, "from noise alone"),
         ({"two_pass": TwoPass(upsampler, second_pass={"skip_initial_steps": 3})}, "skip_initial_steps=3 and"),
         ({"two_pass": two_pass, "height": 8}, r"height=8 leaves the first pass 5, .*: use 16 or more"),
-        ({"two_pass": two_pass, "guidance_scale": [1.0] * 3}, "guidance_scale holds 3 values for 1 steps"),
+        ({"two_pass": two_pass, "guidance_scale": [1.0] * 3}, "guidance_scale holds 3 values for 1 step"),
         ({"two_pass": TwoPass(upsampler, "dev")}, r"stg_blocks=\[\d+.*are not there"),
         ({"two_pass": two_pass, "denoise_strength": 0.5}, "of the first pass needs a clip"),
         ({"two_pass": TwoPass(upsampler, second_pass={"tone_map_compression_ratio": 2})}, r"must be in \[0, 1\]"),

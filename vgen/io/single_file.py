@@ -320,7 +320,7 @@ def tensor_faults(
     unknown = sorted(name(key) for key in found.keys() - expected.keys())
     told = (
         (missing, f"lack {counted(len(missing), 'tensor')}"),
-        (unknown, f"hold {len(unknown)} unknown tensors"),
+        (unknown, f"hold {counted(len(unknown), 'unknown tensor')}"),
         (shapes, f"have {counted(len(wrong), 'tensor')} of another shape"),
     )
     return "; ".join(f"{what}: {_first_five(keys)}" for keys, what in told if keys)

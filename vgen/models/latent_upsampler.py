@@ -23,6 +23,7 @@ from vgen.io.upsampler import UpsamplerFiles, single_file_config
 from vgen.models.registration import register_class
 from vgen.models.weights_io import LocalWeights
 from vgen.types import Strides
+from vgen.wording import counted
 
 _GROUPS = 32
 """Groups of every norm."""
@@ -222,11 +223,13 @@ def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]], tensors: di
         for key, shape in expected.items()
         if key in tensors and tuple(tensors[key].shape) != shape
     ]
-    for found, what in ((missing, "lacks {} tensors"), (unknown, "holds {} unknown tensors"), (other, "has {} shapes")):
+    kinds = (("lacks", missing, "tensor"), ("holds", unknown, "unknown tensor"), ("has", other, "other shape"))
+    for verb, found, what in kinds:
         if found:
             shown = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
             raise CheckpointError(
-                f"{path} {what.format(len(found))} that do not fit a latent upsampler: {shown}. Fetch the file again."
+                f"{path} is not a whole latent upsampler: it {verb} {counted(len(found), what)} ({shown}). "
+                "Fetch the file again."
             )
 
 

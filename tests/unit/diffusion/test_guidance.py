@@ -78,7 +78,7 @@ def test_full_rescale_has_the_deviation_of_the_conditional_branch():
         (lambda: ComposedGuidance((ClassifierFreeGuidance(),), 2.0), "guidance_rescale=2"),
         (lambda: AdaptiveProjectedGuidance(3.0, eta=-1.0), "eta=-1"),
         (lambda: AdaptiveProjectedGuidance(3.0, momentum=2.0), "momentum=2"),
-        (lambda: BySigma([1.0, 0.5], [1.0]), "2 sigmas for 1 values"),
+        (lambda: BySigma([1.0, 0.5], [1.0]), "2 sigmas for 1 value"),
         (lambda: BySigma([0.5, 1.0], [1.0, 2.0]), "must descend"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from vgen.diffusion.guidance.protocol import StepState
 from vgen.errors import RequestError
+from vgen.wording import counted
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class BySigma:
     def __post_init__(self) -> None:
         if len(self.sigmas) != len(self.values) or not self.values:
             raise RequestError(
-                f"guidance_sigmas holds {len(self.sigmas)} sigmas for {len(self.values)} values: give one for each."
+                f"guidance_sigmas holds {counted(len(self.sigmas), 'sigma')} for {counted(len(self.values), 'value')}: "
+                "give one for each."
             )
         if not all(is_number(sigma) for sigma in self.sigmas) or list(self.sigmas) != sorted(self.sigmas, reverse=True):
             raise RequestError(f"guidance_sigmas={list(self.sigmas)} must descend, for instance from 1 to 0.5.")
@@ -75,7 +77,8 @@ def check_length(name: str, values: Any, num_steps: int) -> None:
     """
     if isinstance(values, (list, tuple)) and len(values) != num_steps:
         raise RequestError(
-            f"{name} holds {len(values)} values for {num_steps} steps: give one for each step, or one for all."
+            f"{name} holds {counted(len(values), 'value')} for {counted(num_steps, 'step')}: give one for each step, "
+            "or one for all."
         )
 
 
