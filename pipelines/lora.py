@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.loaders import LTXVideoLoraLoaderMixin
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -23,8 +25,16 @@ from vgen.errors import CheckpointError, RequestError
 from vgen.io.atomic import follow_umask
 from vgen.io.checkpoint import TensorEntry
 from vgen.io.lora_file import DEFAULTS_KEY, METADATA_KEY, WEIGHT_NAME, LoraFile
-from vgen.io.lora_keys import LoraKeys, map_lora_keys, settled_alpha
-from vgen.wording import counted
+from vgen.io.lora_keys import LoraKeys, map_lora_keys, settled, settled_alpha
+from vgen.models.attention import AcrossHeadsNorm
+from vgen.pipelines.weight_changes import (
+    ChangedLayer,
+    WeightChange,
+    changes_of,
+    put_changes,
+    shape_fault,
+    update_rank,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +53,7 @@ class LoadedLora:
         adapter_name: name for `set_adapters`.
         layout: of the keys: "diffusers", "original" or "kohya".
         modules: layers that it changes.
-        unmatched: keys that fit no layer and were left out.
+        unmatched: keys that were left out; the warning says why.
         text_encoder: keys for a text encoder, left out.
     """
 
@@ -81,7 +91,7 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
             RequestError: the adapter's name is taken or is no name.
         """
         self._check_adapter(adapter_name, hotswap)
-        layers = linear_layers(self.transformer)
+        layers = tunable_layers(self.transformer)
         given, file = pretrained_model_name_or_path_or_dict, None
         source, config = "the LoRA", {}
         entries: Mapping[str, Tensor] | Mapping[str, TensorEntry]
@@ -93,24 +103,39 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         keys = map_lora_keys(entries, layers, source)
         shapes = {key: tuple(entry.shape) for key, entry in entries.items()}
         _check_shapes(keys, shapes, layers, source)
+        if config.get("use_dora") and keys.factors:
+            bare = next(iter(keys.factors))
+            raise CheckpointError(f"{source}: its configuration says use_dora, and {bare!r} has no magnitude.")
+        if hotswap and keys.changes:
+            raise RequestError(
+                f"{source} holds more than plain LoRA factors, which cannot be swapped in place: load it."
+            )
         loaded = given if isinstance(given, Mapping) else load_file(source)
-        state, settings = _to_peft(keys, loaded, config, source)
+        changes = _changes(keys, loaded, config, source)
         name = adapter_name or self._free_name()
-        self.transformer.load_lora_adapter(
-            state,
-            prefix=None,
-            adapter_name=name,
-            metadata=settings,
-            hotswap=hotswap,
-            low_cpu_mem_usage=low_cpu_mem_usage,
-            _pipeline=self,
-        )
+        if keys.factors:
+            state, settings = _to_peft(keys, loaded, config, source)
+            self.transformer.load_lora_adapter(
+                state,
+                prefix=None,
+                adapter_name=name,
+                metadata=settings,
+                hotswap=hotswap,
+                low_cpu_mem_usage=low_cpu_mem_usage,
+                _pipeline=self,
+            )
+        else:
+            known = {**getattr(self.transformer, "peft_config", {}), name: LoraConfig(target_modules=[*keys.changes])}
+            self.transformer.peft_config, self.transformer._hf_peft_config_loaded = known, True
+        put_changes(self.transformer, name, changes)
+        if any(isinstance(module, ChangedLayer) for module in self.transformer.modules()):
+            self.transformer.set_adapter(name)  # as loading plain factors does
         stored = {**getattr(self.transformer, _DEFAULTS, {}), name: dict(file.defaults) if file else {}}
         setattr(self.transformer, _DEFAULTS, stored)
         faults = keys.faults()
         if faults:
-            logger.warning("%s: %s", source, faults)
-        return LoadedLora(name, keys.layout, tuple(keys.factors), keys.unmatched, keys.text_encoder)
+            logger.warning("%s: left out: %s", source, faults)
+        return LoadedLora(name, keys.layout, keys.modules, keys.unmatched, keys.text_encoder)
 
     def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
         """Add the active adapters to the weights, as diffusers does; the weights themselves are kept on the CPU.
@@ -128,10 +153,11 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         if not tuned:
             raise RequestError("fuse_lora: no LoRA is loaded; call load_lora_weights before.")
         for name, module in tuned.items():
-            base = module.get_base_layer()
-            if type(base) is not nn.Linear:
-                raise RequestError(f"fuse_lora: {name!r} is a {type(base).__name__}: use the LoRA without fusing it.")
-            kept.setdefault(name, base.weight.detach().to("cpu", copy=True))
+            base, layer = module.get_base_layer(), name.removesuffix(".base_layer")
+            if type(base) not in (nn.Linear, AcrossHeadsNorm):
+                raise RequestError(f"fuse_lora: {layer!r} is a {type(base).__name__}: use the LoRA without fusing it.")
+            weights = {key: value.detach().to("cpu", copy=True) for key, value in base.named_parameters()}
+            kept.setdefault(layer, weights)
         setattr(self.transformer, _KEPT, kept)
         super().fuse_lora(components=components or ["transformer"], **kwargs)
 
@@ -140,10 +166,11 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         refuse_quantized(self.transformer, "unfuse_lora")
         super().unfuse_lora(components=components or ["transformer"], **kwargs)
         kept = getattr(self.transformer, _KEPT, {})
-        for name, weight in kept.items():
+        for name, weights in kept.items():
             module = self.transformer.get_submodule(name)
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-            base.weight.data.copy_(weight)
+            for key, weight in weights.items():
+                base.get_parameter(key).data.copy_(weight)
         setattr(self.transformer, _KEPT, {})
 
     def save_lora(
@@ -153,7 +180,10 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         weight_name: str = WEIGHT_NAME,
         defaults: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write a loaded LoRA in diffusers' layout, with its alphas and ranks; diffusers loads the same from it.
+        """Write a loaded LoRA in diffusers' layout, with its alphas and ranks.
+
+        diffusers loads the same from a plain LoRA. What else there is (DoRA, LoKr, LoHa, differences) has the names of
+        LyCORIS and ComfyUI, and comes back here as it was.
 
         Args:
             folder: where it goes; made if it is not there.
@@ -167,9 +197,14 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         """
         have = list(getattr(self.transformer, "peft_config", {}))
         name = adapter_name if adapter_name is not None else (have[0] if len(have) == 1 else None)
-        if name not in have:
+        if name is None or name not in have:
             raise RequestError(f"adapter_name={adapter_name!r} names none of the LoRAs that are loaded: {have}.")
-        state = get_peft_model_state_dict(self.transformer, adapter_name=name)
+        state = {}
+        if any(isinstance(module, LoraLayer) and name in module.lora_A for module in self.transformer.modules()):
+            whole = get_peft_model_state_dict(self.transformer, adapter_name=name)
+            state = {key: value for key, value in whole.items() if ".changes." not in key}
+        for module, change in changes_of(self.transformer, name).items():
+            state |= {f"{module}.{ending}": tensor for ending, tensor in change.tensors()}
         config = self.transformer.peft_config[name].to_dict()
         about = {f"transformer.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
         file = Path(folder) / weight_name
@@ -229,19 +264,61 @@ def linear_layers(transformer: nn.Module) -> dict[str, tuple[int, int]]:
     return found
 
 
+def tunable_layers(transformer: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a transformer that a LoRA may change by name, whether they carry one or not: linear ones, norms."""
+    found: dict[str, nn.Module] = {}
+    for name, module in transformer.named_modules():
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if isinstance(base, (nn.Linear, AcrossHeadsNorm)) and ".base_layer" not in name and ".lora_" not in name:
+            found[name] = base
+    return found
+
+
 def _check_shapes(
-    keys: LoraKeys, shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, tuple[int, int]], source: str
+    keys: LoraKeys, shapes: Mapping[str, tuple[int, ...]], layers: Mapping[str, nn.Module], source: str
 ) -> None:
     wrong = []
-    for module, (down, up) in keys.factors.items():
-        (wide_out, wide_in), a, b = layers[module], shapes[down], shapes[up]
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or a[0] < 1 or (b[0], a[1]) != (wide_out, wide_in):
-            wrong.append(f"{module} takes [r, {wide_in}] and [{wide_out}, r], not {list(a)} and {list(b)}")
+    roles = [(module, {"down": down, "up": up}) for module, (down, up) in keys.factors.items()]
+    roles += [(module, {"up_bias": key}) for module, key in keys.biases.items()]
+    for module, named in (*roles, *keys.changes.items()):
+        layer: Any = layers[module]
+        own = {role: shapes[key] for role, key in named.items()}
+        fault = shape_fault(own, tuple(layer.weight.shape), getattr(layer, "bias", None) is not None)
+        if fault is not None:
+            wrong.append(f"{module} {fault}")
     if wrong:
         raise CheckpointError(
-            f"{source} does not fit this transformer in {counted(len(wrong), 'layer')}: {'; '.join(wrong[:5])}. "
+            f"{source} does not fit this transformer in {len(wrong)} layers: {'; '.join(wrong[:5])}. "
             "Use the model that it was trained on."
         )
+
+
+def _changes(
+    keys: LoraKeys, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str
+) -> dict[str, WeightChange]:
+    """What peft's LoRA has no place for, by module, with every alpha said."""
+    found: dict[str, WeightChange] = {}
+    for module, roles in keys.changes.items():
+        own = {role: tensors[key] for role, key in roles.items()}
+        rank = update_rank({role: tuple(tensor.shape) for role, tensor in own.items()})
+        alpha = None
+        if rank is not None and "alpha" in roles:
+            alpha = _alpha(tensors, roles["alpha"], source)
+        elif rank is not None:
+            alpha = settled_alpha(module, rank, config, source)
+        elif "lokr_w1" in own and config.get("alpha") is not None:  # of peft, which scales two whole matrices as well
+            whole = settled("r", module, config, source) or 1.0
+            scale = (settled("alpha", module, config, source) or whole) / whole
+            own["lokr_w1"] = own["lokr_w1"] * scale
+        found[module] = WeightChange(own, alpha)
+    return found
+
+
+def _alpha(tensors: Mapping[str, Tensor], key: str, source: str) -> float:
+    alpha = tensors[key]
+    if alpha.numel() != 1 or not math.isfinite(float(alpha)):
+        raise CheckpointError(f"{source}: {key!r} is not one finite number.")
+    return float(alpha)
 
 
 def _to_peft(
@@ -253,12 +330,12 @@ def _to_peft(
     alphas: dict[str, float] = {}
     for module, (down, up) in keys.factors.items():
         state[f"{module}.lora_A.weight"], state[f"{module}.lora_B.weight"] = tensors[down], tensors[up]
+        if keys.biases:  # peft has them in all layers of an adapter, or in none
+            bias = tensors[keys.biases[module]] if module in keys.biases else tensors[up].new_zeros(len(tensors[up]))
+            state[f"{module}.lora_B.bias"] = bias
         ranks[module] = tensors[down].shape[0]
         if module in keys.alphas:
-            alpha = tensors[keys.alphas[module]]
-            if alpha.numel() != 1 or not math.isfinite(float(alpha)):
-                raise CheckpointError(f"{source}: {keys.alphas[module]!r} is not one finite number.")
-            alphas[module] = float(alpha)
+            alphas[module] = _alpha(tensors, keys.alphas[module], source)
         else:
             alphas[module] = settled_alpha(module, ranks[module], config, source)
     rank, alpha = _commonest(ranks), _commonest(alphas)
@@ -268,6 +345,7 @@ def _to_peft(
         "rank_pattern": {f"^{name}": value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {f"^{name}": value for name, value in alphas.items() if value != alpha},
         "target_modules": sorted(ranks),
+        "lora_bias": bool(keys.biases),
     }
 
 

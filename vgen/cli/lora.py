@@ -31,13 +31,13 @@ def check_loras(request: ResolvedRequest, folder: Path) -> list[str]:
     if not request.lora:
         return []
     from vgen.io.lora_file import LoraFile
-    from vgen.io.lora_keys import linear_modules, map_lora_keys
+    from vgen.io.lora_keys import map_lora_keys, module_names
 
-    modules, notes = linear_modules(_num_layers(folder)), []
+    modules, notes = module_names(_num_layers(folder)), []
     for entry in request.lora:
         name, scale = split_lora(entry)
         keys = map_lora_keys(LoraFile.open(name).entries, modules, name)
-        notes.append(f"LoRA {name}: {counted(len(keys.factors), 'layer')}, scale {scale:g} ({keys.layout} keys).")
+        notes.append(f"LoRA {name}: {counted(len(keys.modules), 'layer')}, scale {scale:g} ({keys.layout} keys).")
     return notes
 
 

@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from vgen.errors import CheckpointError
 from vgen.io.lora_file import METADATA_KEY, LoraFile
-from vgen.io.lora_keys import linear_modules, map_lora_keys, settled_alpha
+from vgen.io.lora_keys import map_lora_keys, module_names, settled, settled_alpha
 
-MODULES = linear_modules(2)
+MODULES = module_names(2)
 ATTENTION, TIME, INPUT = "transformer_blocks.1.attn1.to_out.0", "time_embed.linear", "proj_in"
 
 
@@ -72,7 +72,49 @@ def test_what_does_not_fit_is_listed() -> None:
     assert list(found.factors) == [ATTENTION]
     assert set(found.unmatched) == set(other)
     assert found.text_encoder == tuple(text)
-    assert "4 keys fit no linear layer" in (found.faults() or "") and "text encoder" in (found.faults() or "")
+    assert found.left_out == {
+        "name no layer of the transformer": (*other[:2], "odd.diff"),
+        "are a part of an update whose other parts are missing": (other[2],),
+    }
+    said = found.faults() or ""
+    assert "3 keys name no layer of the transformer: " in said and "1 keys are a part of an update" in said
+    assert "text encoder" in said
+
+
+def test_reasons_are_true() -> None:
+    """A bias, a norm and an ending that is not read are not "no layer"."""
+    norm, odd = "transformer.transformer_blocks.0.attn1.norm_q", "transformer.proj_in.oft_blocks"
+    keys = [*_pair(f"transformer.{ATTENTION}"), f"transformer.{ATTENTION}.lora_B.bias", f"{norm}.diff"]
+    keys += [*_pair(norm), odd, "transformer.proj_in.lokr_w1", "transformer.proj_out.alpha"]
+    found = map_lora_keys(keys, MODULES, "x")
+    assert found.biases == {ATTENTION: f"transformer.{ATTENTION}.lora_B.bias"}
+    assert found.changes == {"transformer_blocks.0.attn1.norm_q": {"diff": f"{norm}.diff"}}
+    reasons = {key: reason for reason, some in found.left_out.items() for key in some}
+    assert reasons == {
+        **dict.fromkeys(_pair(norm), "are for a norm, which takes a difference (.diff, .w_norm) only"),
+        odd: "end in nothing that is read",
+        "transformer.proj_in.lokr_w1": "are a part of an update whose other parts are missing",
+        "transformer.proj_out.alpha": "are a part of an update whose other parts are missing",
+    }
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        {"diff": "diff", "diff_bias": "diff_b"},
+        {"diff": "w_norm", "diff_bias": "b_norm"},
+        {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha", "magnitude": "dora_scale"},
+        {"down": "lora_A.weight", "up": "lora_B.weight", "magnitude": "lora_magnitude_vector"},
+        {"down": "lora_A.a.weight", "up": "lora_B.a.weight", "magnitude": "lora_magnitude_vector.a.weight"},
+        {"lokr_w1": "lokr_w1", "lokr_w2_a": "lokr_w2_a", "lokr_w2_b": "lokr_w2_b", "alpha": "alpha"},
+        {name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+    ],
+)
+@pytest.mark.parametrize("stem", ["transformer.proj_in", "diffusion_model.patchify_proj", "lycoris_patchify_proj"])
+def test_every_kind_of_update(stem, roles) -> None:
+    found = map_lora_keys([f"{stem}.{ending}" for ending in roles.values()], MODULES, "x")
+    assert found.changes == {"proj_in": {role: f"{stem}.{ending}" for role, ending in roles.items()}}
+    assert found.modules == ("proj_in",) and not found.factors and not found.unmatched
 
 
 @pytest.mark.parametrize(
@@ -82,8 +124,9 @@ def test_what_does_not_fit_is_listed() -> None:
         (_pair("unet.down.q"), "'unet.down.q.lora_A.weight'.*Expected are keys such as"),
         (_pair("text_encoder.q"), "text encoder alone"),
         (["transformer.proj_in.lora_A.weight"], "fits no layer"),
-        ([*_pair("transformer.proj_in"), "transformer.proj_in.dora_scale"], "DoRA"),
-        (["lora_unet_proj_in.lokr_w1"], "LoKr"),
+        (["lora_unet_proj_in.lokr_w1", "lora_unet_proj_in.lokr_w2", "lora_unet_proj_in.lokr_t2"], "Tucker"),
+        (["lora_unet_proj_in.lokr_w1"], "fits no layer"),
+        ([*_pair("proj_in"), "proj_in.lokr_w1", "proj_in.lokr_w2"], "two kinds of update for the layer 'proj_in'"),
         (_pair("transformer.proj_in") + _pair("diffusion_model.patchify_proj"), "for the same layer 'proj_in'"),
     ],
 )
@@ -99,7 +142,9 @@ def test_alpha_of_the_configuration() -> None:
     assert settled_alpha("transformer_blocks.0.attn1.to_q", 4, config, "x") == 5
     assert settled_alpha("transformer_blocks.0.attn2.to_q", 4, config, "x") == 8
     assert settled_alpha("proj_out", 4, {"lora_alpha": 8, "use_rslora": True}, "x") == 16
-    for bad in ({"use_dora": True}, {"lora_alpha": "8"}, {"alpha_pattern": {"(a+)+$": 1}}, {"alpha_pattern": [1]}):
+    assert settled_alpha("proj_in", 4, {"alpha": 2, "peft_type": "LOKR"}, "x") == 2
+    assert settled("r", "proj_in", {"r": 2, "rank_pattern": {"proj_in": 7}}, "x") == 7
+    for bad in ({"lora_alpha": "8"}, {"alpha_pattern": {"(a+)+$": 1}}, {"alpha_pattern": [1]}):
         with pytest.raises(CheckpointError):
             settled_alpha("proj_in", 4, bad, "x")
 
