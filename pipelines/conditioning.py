@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from torch import Tensor
 
 from vgen.diffusion.conditions import REFERENCE_FRAME
 from vgen.errors import RequestError, ShapeError, VgenError
-from vgen.types import Strides, VideoShape
+from vgen.pipelines.pixels import check_fit, fit_frames, fit_mask, read_frames, read_mask
+from vgen.types import FitMode, Strides, VideoShape
+from vgen.wording import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +21,16 @@ class VideoCondition:
     """Known pixels of a clip.
 
     Attributes:
-        frames: an image or a clip of the size to be generated: a PIL image, a list of them, a uint8 array
-            [F, H, W, 3] or [H, W, 3], or a float tensor [F, 3, H, W] or [3, H, W] in [0, 1].
+        frames: an image or a clip of the size to be generated: what a pipeline gives out, of any `output_type` but
+            "latent". That is a PIL image of any mode, an array [F, H, W, 3] or [H, W, 3], a tensor [F, 3, H, W] or
+            [3, H, W], or a list of single frames; arrays and tensors uint8, or float in [0, 1].
         frame_index: where it starts; negative counts from the end (-1 is the last frame).
         strength: 1 = exactly this, 0 = ignore it.
-        mask: [F, H, W] or [H, W] in [0, 1], 1 = given, 0 = hidden; None: everything is given.
+        mask: of the size of `frames`: [F, H, W] or [H, W] in [0, 1], 1 = given, 0 = hidden; or a PIL image, or one per
+            frame, white and opaque = given; None: everything is given.
         reference: an image that says how things look and is no frame of the clip; it has no frame_index.
+        fit: how frames and mask of another size are brought to that of the clip: "cover" fills it and cuts what stands
+            over, "contain" shows all and fills the rest with black, "stretch" changes the shape; None refuses them.
     """
 
     frames: Any
@@ -34,6 +38,7 @@ class VideoCondition:
     strength: float = 1.0
     mask: Any = None
     reference: bool = False
+    fit: FitMode | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,74 +61,6 @@ class GivenPixels:
     def num_frames(self) -> int:
         """F."""
         return self.pixels.shape[2]
-
-
-def read_frames(frames: Any, name: str = "frames") -> Tensor:
-    """Read an image or a clip: [F, 3, H, W] in [0, 1], float32.
-
-    Args:
-        frames: see `VideoCondition`.
-        name: what errors call it.
-    Raises:
-        RequestError: of no kind that can be read.
-    """
-    if isinstance(frames, PIL.Image.Image):
-        frames = [frames]
-    if isinstance(frames, (list, tuple)):
-        return _stack(frames, name)
-    if isinstance(frames, np.ndarray) and frames.dtype == np.uint8:
-        array = frames[None] if frames.ndim == 3 else frames
-        if array.ndim == 4 and array.shape[-1] == 3 and array.shape[0]:
-            return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).float() / 255
-    if isinstance(frames, Tensor) and frames.is_floating_point():
-        tensor = frames[None] if frames.ndim == 3 else frames
-        if tensor.ndim == 4 and tensor.shape[1] == 3 and tensor.shape[0]:
-            return _in_unit_range(tensor.detach().float().cpu(), name)
-    kind = f"{type(frames).__name__} {getattr(frames, 'dtype', '')} {tuple(getattr(frames, 'shape', ()))}"
-    raise RequestError(
-        f"{name} is a {kind}: it must be a PIL image, a list of them, a uint8 array [F, H, W, 3] or [H, W, 3], "
-        "or a float tensor [F, 3, H, W] or [3, H, W] in [0, 1]."
-    )
-
-
-def _stack(frames: Sequence[Any], name: str) -> Tensor:
-    if not frames or not all(isinstance(frame, PIL.Image.Image) for frame in frames):
-        raise RequestError(f"{name} is a list that is empty or holds something else than PIL images.")
-    if len({frame.size for frame in frames}) > 1:
-        sizes = sorted({f"{frame.height}x{frame.width}" for frame in frames})
-        raise ShapeError(f"{name} holds pictures of several sizes ({', '.join(sizes)}): they must be the same.")
-    arrays = np.stack([np.asarray(frame.convert("RGB")) for frame in frames])
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
-
-
-def _in_unit_range(tensor: Tensor, name: str) -> Tensor:
-    low, high = tensor.min().item(), tensor.max().item()
-    if not (low >= -1e-4 and high <= 1 + 1e-4):
-        raise RequestError(f"{name} holds values from {low:.3g} to {high:.3g}: they must lie in [0, 1].")
-    return tensor
-
-
-def read_mask(mask: Any, shape: VideoShape, name: str = "mask") -> Tensor:
-    """Read a mask: [F, H, W] in [0, 1], float32, 1 = given.
-
-    Args:
-        mask: array or tensor [F, H, W] or [H, W], bool or number in [0, 1], or a PIL image (white = given).
-        shape: of the frames it belongs to.
-        name: what errors call it.
-    Raises:
-        RequestError: another size, or values outside [0, 1].
-    """
-    if isinstance(mask, PIL.Image.Image):
-        mask = np.asarray(mask.convert("L"), dtype=np.float32) / 255
-    tensor = torch.as_tensor(mask).detach().float().cpu()
-    if tensor.ndim == 2:
-        tensor = tensor.expand(shape.num_frames, -1, -1)
-    if tuple(tensor.shape) != tuple(shape):
-        raise ShapeError(
-            f"{name} has shape {tuple(tensor.shape)} and its frames {tuple(shape)}: "
-            "it must be [F, H, W] of the same size, or [H, W]."
-        )
-    return _in_unit_range(tensor, name)
 
 
 def read_conditions(
@@ -167,21 +104,41 @@ def read_conditions(
 def _read(
     condition: VideoCondition, name: str, shape: VideoShape, strides: Strides, prefix_latent_frames: int | None
 ) -> GivenPixels:
-    pixels = read_frames(condition.frames, f"{name}.frames")
-    frames, _, height, width = pixels.shape
-    if (height, width) != (shape.height, shape.width):
-        raise ShapeError(
-            f"{name}.frames is {height}x{width} and the clip {shape.height}x{shape.width} (height x width): "
-            "resize or crop it first, or generate at its size."
-        )
+    pixels, mask = read_fitted(condition, shape, name)
+    frames = len(pixels)
     if not 0 <= condition.strength <= 1:
         raise RequestError(f"{name}.strength={condition.strength} must be in [0, 1]; 1 is exactly this.")
     start = _start(condition, name, frames, shape, strides, prefix_latent_frames)
-    mask = None
-    if condition.mask is not None:
-        mask = read_mask(condition.mask, VideoShape(frames, height, width), f"{name}.mask")[None, None]
     pixels = pixels.permute(1, 0, 2, 3)[None] * 2 - 1
-    return GivenPixels(pixels, start, torch.tensor([float(condition.strength)]), mask)
+    strength = torch.tensor([float(condition.strength)])
+    return GivenPixels(pixels, start, strength, None if mask is None else mask[None, None])
+
+
+def read_fitted(condition: VideoCondition, shape: VideoShape, name: str = "condition") -> tuple[Tensor, Tensor | None]:
+    """Read the frames and the mask of a condition at the size of a clip.
+
+    Args:
+        condition: see `VideoCondition`.
+        shape: of the clip.
+        name: what errors call it.
+    Returns:
+        [F, 3, H, W] and [F, H, W], both in [0, 1]; None where there is no mask.
+    Raises:
+        RequestError: see `read_frames` and `read_mask`; or another size, and no `fit`.
+    """
+    check_fit(condition.fit)
+    frames = read_frames(condition.frames, f"{name}.frames")
+    own = VideoShape(len(frames), *frames.shape[2:])
+    mask = None if condition.mask is None else read_mask(condition.mask, own, f"{name}.mask")
+    if (own.height, own.width) == (shape.height, shape.width):
+        return frames, mask
+    if condition.fit is None:
+        raise ShapeError(
+            f"{name}.frames is {own.height}x{own.width} and the clip {shape.height}x{shape.width} (height x width): "
+            "pass fit='cover' (or 'contain', 'stretch') to have it fitted, or generate at its size."
+        )
+    frames = fit_frames(frames, shape.height, shape.width, condition.fit)
+    return frames, None if mask is None else fit_mask(mask, shape.height, shape.width, condition.fit)
 
 
 def _start(
@@ -269,7 +226,7 @@ def per_prompt(material: Any, num_prompts: int, name: str) -> list[Any]:
     """Split `image=` and the like into one for all prompts (a list of one) or one a prompt.
 
     Args:
-        material: an image, a list of images, or a batch (uint8 [P, H, W, 3], float [P, 3, H, W]).
+        material: an image, a list of images, or a batch (array [P, H, W, 3], tensor [P, 3, H, W]).
         num_prompts: P.
         name: what errors call it.
     Raises:
@@ -278,5 +235,8 @@ def per_prompt(material: Any, num_prompts: int, name: str) -> list[Any]:
     is_batch = isinstance(material, (list, tuple)) or getattr(material, "ndim", 0) == 4
     images = list(material) if is_batch else [material]
     if len(images) not in (1, num_prompts):
-        raise RequestError(f"{name} holds {len(images)} images for {num_prompts} prompts: give one, or one a prompt.")
+        raise RequestError(
+            f"{name} holds {counted(len(images), 'image')} for {counted(num_prompts, 'prompt')}: give one, as "
+            f"{name}[0], or one per prompt."
+        )
     return images

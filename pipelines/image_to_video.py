@@ -9,6 +9,7 @@ from vgen.pipelines.base import BasePipeline
 from vgen.pipelines.conditioning import VideoCondition, per_prompt
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import with_settings
+from vgen.types import FitMode
 
 
 class ImageToVideoPipeline(BasePipeline):
@@ -20,15 +21,18 @@ class ImageToVideoPipeline(BasePipeline):
         image: Any = None,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        *,
+        fit: FitMode | None = None,
         **settings: Any,
     ) -> VideoPipelineOutput | tuple[Any, ...]:
         """Generate.
 
         Args:
-            image: the first frame, of the clip's size: a PIL image, uint8 [H, W, 3] or float tensor [3, H, W] in
-                [0, 1]; or as many as prompts (a list, or a batch), one each.
+            image: the first frame, see VideoCondition.frames; or as many as prompts (a list, or a batch), one each.
             prompt: what happens.
             negative_prompt: what to keep away from.
+            fit: "cover", "contain" or "stretch" brings a picture of another size to the clip's, see VideoCondition;
+                None refuses it.
             **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
         Returns:
             `.frames`, or a tuple of them.
@@ -40,5 +44,5 @@ class ImageToVideoPipeline(BasePipeline):
             raise RequestError("image is not given: pass the first frame, or use TextToVideoPipeline.")
         given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
         images = per_prompt(image, self.fill_settings(given).num_prompts, "image")
-        first = [VideoCondition(entry) for entry in images]
+        first = [VideoCondition(entry, fit=fit) for entry in images]
         return self._generate(given, first if len(first) == 1 else [[entry] for entry in first])

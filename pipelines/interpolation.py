@@ -9,6 +9,7 @@ from vgen.pipelines.base import BasePipeline
 from vgen.pipelines.conditioning import VideoCondition, per_prompt
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import with_settings
+from vgen.types import FitMode
 
 
 class InterpolationPipeline(BasePipeline):
@@ -23,16 +24,19 @@ class InterpolationPipeline(BasePipeline):
         last: Any = None,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        *,
+        fit: FitMode | None = None,
         **settings: Any,
     ) -> VideoPipelineOutput | tuple[Any, ...]:
         """Generate.
 
         Args:
-            first: the first frame, of the clip's size: a PIL image, uint8 [H, W, 3] or float tensor [3, H, W] in
-                [0, 1]; or as many as prompts (a list, or a batch), one each.
+            first: the first frame, see VideoCondition.frames; or as many as prompts (a list, or a batch), one each.
             last: the last frame, likewise.
             prompt: what happens between them; None is "".
             negative_prompt: what to keep away from.
+            fit: "cover", "contain" or "stretch" brings a picture of another size to the clip's, see VideoCondition;
+                None refuses it.
             **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
         Returns:
             `.frames`, or a tuple of them.
@@ -47,7 +51,7 @@ class InterpolationPipeline(BasePipeline):
         given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
         filled = self.fill_settings(given)
         firsts, lasts = (
-            [VideoCondition(image, frame_index=index) for image in per_prompt(images, filled.num_prompts, name)]
+            [VideoCondition(image, index, fit=fit) for image in per_prompt(images, filled.num_prompts, name)]
             for images, index, name in ((first, 0, "first"), (last, -1, "last"))
         )
         if len(firsts) == len(lasts) == 1:

@@ -17,10 +17,11 @@ from vgen.io.upsampler import find_upsampler
 from vgen.io.weight_files import as_plain
 from vgen.models import CausalVideoVAE
 from vgen.models.latent_upsampler import LatentUpsampler
-from vgen.pipelines.conditioning import read_frames
+from vgen.pipelines.checks import OUTPUT_TYPES
 from vgen.pipelines.conventions import LTX
-from vgen.pipelines.decoding import decode_latents
+from vgen.pipelines.decoding import decode_latents, to_output
 from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.pixels import read_frames
 from vgen.pipelines.settings import GenerationSettings, Generators
 from vgen.pipelines.two_pass import TwoPass
 from vgen.types import LatentShape, VideoShape
@@ -125,7 +126,7 @@ class LatentUpsamplePipeline(DiffusionPipeline):
             tone_map_compression_ratio: before decoding; does nothing to latents that are returned.
             decode_timestep, decode_noise_scale, vae_memory: see GenerationSettings.
             generator: draws the posterior of `video`, and the noise of a timestep-conditioned decoder.
-            output_type: "pil", "np", "pt" or "latent".
+            output_type: "pil", "np", "pt", "uint8" or "latent", see vgen.pipelines.output.
             return_dict: False returns a tuple.
         Returns:
             `.frames`, or a tuple of them.
@@ -136,8 +137,8 @@ class LatentUpsamplePipeline(DiffusionPipeline):
             raise RequestError("Give either video or latents, and not both.")
         if not 0 <= tone_map_compression_ratio <= 1:
             raise RequestError(f"tone_map_compression_ratio={tone_map_compression_ratio!r} must be in [0, 1].")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise RequestError(f"output_type={output_type!r} must be one of pil, np, pt, latent.")
+        if output_type not in OUTPUT_TYPES:
+            raise RequestError(f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}.")
         channels = self.vae.config.latent_channels
         if latents is not None and (latents.ndim != 5 or latents.shape[1] != channels):
             raise ShapeError(f"latents have shape {tuple(latents.shape)}: they must be [B, {channels}, f, h, w].")
@@ -158,7 +159,7 @@ class LatentUpsamplePipeline(DiffusionPipeline):
                 vae_memory=vae_memory,
             )
             pixels = decode_latents(self.vae, large, settings, LTX, self.vae.dtype)
-            frames = self.video_processor.postprocess_video(pixels, output_type=output_type)
+            frames = to_output(pixels, output_type, self.video_processor)
         self.maybe_free_model_hooks()
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vgen.pipelines.base import BasePipeline
 from vgen.pipelines.conditioning import VideoCondition
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import with_settings
+from vgen.types import FitMode
 
 
 class MaskedPredictionPipeline(BasePipeline):
@@ -22,6 +24,8 @@ class MaskedPredictionPipeline(BasePipeline):
         conditions: VideoCondition | Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]] | None = None,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        *,
+        fit: FitMode | None = None,
         **settings: Any,
     ) -> VideoPipelineOutput | tuple[Any, ...]:
         """Generate.
@@ -31,6 +35,7 @@ class MaskedPredictionPipeline(BasePipeline):
                 length and having a mask. None: nothing.
             prompt: what happens; "" is allowed.
             negative_prompt: what to keep away from.
+            fit: for conditions that say none themselves, see VideoCondition.
             **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
         Returns:
             `.frames`, or a tuple of them.
@@ -40,4 +45,19 @@ class MaskedPredictionPipeline(BasePipeline):
         """
         if isinstance(conditions, VideoCondition):
             conditions = [conditions]
-        return self._generate({"prompt": prompt, "negative_prompt": negative_prompt, **settings}, conditions or ())
+        given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
+        return self._generate(given, _with_fit(conditions or (), fit))
+
+
+def _with_fit(conditions: Sequence[Any], fit: FitMode | None) -> Sequence[Any]:
+    """The same nesting; what is no condition is refused later, by its place."""
+    if fit is None:
+        return conditions
+    return [
+        _with_fit(entry, fit)
+        if isinstance(entry, (list, tuple))
+        else replace(entry, fit=entry.fit or fit)
+        if isinstance(entry, VideoCondition)
+        else entry
+        for entry in conditions
+    ]

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from vgen.diffusion.hiding import hide_pixels
 from vgen.errors import RequestError
-from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_frames, read_mask
+from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_fitted
+from vgen.pipelines.pixels import read_frames, read_mask
 from vgen.pipelines.softening import soften
 from vgen.types import VideoShape
 
@@ -38,6 +39,22 @@ def resize_conditions(conditions: Conditions, target: VideoShape, shape: VideoSh
         else resize_conditions(entry, target, shape, every)
         for entry in conditions
     ]  # type: ignore[return-value]
+
+
+def fit_conditions(conditions: Conditions, shape: VideoShape) -> Conditions:
+    """Read conditions and fit them to the clip of a call; the same nesting, all of one size.
+
+    Raises:
+        RequestError: see `vgen.pipelines.conditioning.read_fitted`.
+    """
+    fitted: list[Any] = []
+    for entry in conditions:
+        if isinstance(entry, VideoCondition):
+            frames, mask = read_fitted(entry, shape)
+            fitted.append(replace(entry, frames=frames, mask=mask, fit=None))
+        else:
+            fitted.append(fit_conditions(entry, shape))
+    return fitted
 
 
 def soften_conditions(conditions: Conditions, crf: int) -> Conditions:

@@ -38,7 +38,7 @@ from vgen.pipelines.conditioning import GivenPixels
 from vgen.pipelines.decoding import paste_known, to_output
 from vgen.pipelines.drafting import steps_of
 from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.resizing import resize_clip, resize_conditions, soften_conditions
+from vgen.pipelines.resizing import fit_conditions, resize_clip, resize_conditions, soften_conditions
 from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.strategies import guidance_of, set_schedule
 from vgen.steps import skipped_steps
@@ -151,7 +151,7 @@ class TwoPass:
         target, scale = _shape(asked), self.upsampler.scale
         strides = token_strides(pipe.vae.strides, pipe.patch_size)
         shapes = pass_shapes(target, strides, scale, self.preset.downscale_factor)
-        conditions = soften_conditions(conditions, asked.input_crf)
+        conditions = soften_conditions(fit_conditions(conditions, target), asked.input_crf)
         output_type = "latent" if asked.output_type == "latent" else "pt"
         passes: list[Pass] = []
         for own, shape, every, last in (

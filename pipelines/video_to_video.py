@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import PIL.Image
+from torch import Tensor
 
 from vgen.errors import RequestError, ShapeError
 from vgen.pipelines.base import BasePipeline
-from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions, read_frames
+from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.pixels import check_fit, read_frames
 from vgen.pipelines.settings import GenerationSettings, with_settings
-from vgen.types import VideoShape
+from vgen.types import FitMode, VideoShape
 from vgen.wording import counted
 
 
@@ -25,16 +26,20 @@ class VideoToVideoPipeline(BasePipeline):
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         denoise_strength: float = 0.6,
+        *,
+        fit: FitMode | None = None,
         **settings: Any,
     ) -> VideoPipelineOutput | tuple[Any, ...]:
         """Generate.
 
         Args:
-            video: the clip to start from: a list of PIL images, a uint8 array [F, H, W, 3] or a float tensor
-                [F, 3, H, W] in [0, 1]; or a list of as many as prompts, one each. Its size is that of the result.
+            video: the clip to start from, see VideoCondition.frames; or as many as prompts (a list, or a batch), one
+                each. Its length is that of the result, and without `fit` its size.
             prompt: what to show instead.
             negative_prompt: what to keep away from.
             denoise_strength: share of the schedule that is run, its end, in (0, 1]; 1 keeps nothing of the clip.
+            fit: "cover", "contain" or "stretch" brings a clip to height and width, by default the model's; None takes
+                its own size, and refuses another.
             **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model. Lists
                 over steps are over those that run.
         Returns:
@@ -45,17 +50,18 @@ class VideoToVideoPipeline(BasePipeline):
         """
         if video is None:
             raise RequestError("video is not given: pass the clip to start from, or use TextToVideoPipeline.")
-        several = isinstance(video, (list, tuple)) and bool(video) and not isinstance(video[0], PIL.Image.Image)
-        clips = [read_frames(clip, "video") for clip in (video if several else [video])]
+        check_fit(fit)
+        clips = [read_frames(clip, name) for clip, name in _clips(video)]
         frames, _, height, width = clips[0].shape
         given = {"prompt": prompt, "negative_prompt": negative_prompt, "denoise_strength": denoise_strength}
         given.update({name: value for name, value in settings.items() if value is not None})
-        given = {"num_frames": frames, "height": height, "width": width, **given}
+        size = {"height": height, "width": width} if fit is None else {}
+        given = {"num_frames": frames, **size, **given}
         filled = self.fill_settings(given)
         self.check_inputs(filled)
-        return self._generate(given, clip=self._read(clips, filled))
+        return self._generate(given, clip=self._read(clips, filled, fit))
 
-    def _read(self, clips: list[Any], settings: GenerationSettings) -> GivenPixels:
+    def _read(self, clips: list[Tensor], settings: GenerationSettings, fit: FitMode | None) -> GivenPixels:
         """Check the clips' sizes and number, and bring them to one batch."""
         for clip in clips:
             if len(clip) != settings.num_frames:
@@ -64,7 +70,7 @@ class VideoToVideoPipeline(BasePipeline):
                     "leave num_frames out."
                 )
         shape = VideoShape(settings.num_frames, settings.height, settings.width)
-        conditions = [[VideoCondition(clip)] for clip in clips]
+        conditions = [[VideoCondition(clip, fit=fit)] for clip in clips]
         if len(clips) not in (1, settings.num_prompts):
             raise RequestError(
                 f"video holds {counted(len(clips), 'clip')} for {counted(settings.num_prompts, 'prompt')}: "
@@ -72,3 +78,12 @@ class VideoToVideoPipeline(BasePipeline):
             )
         per_prompt = conditions if len(clips) > 1 else conditions[0]
         return read_conditions(per_prompt, shape, self.vae.strides, settings.num_prompts, None)[0]
+
+
+def _clips(video: Any) -> list[tuple[Any, str]]:
+    """One clip, or several by prompt: each with what errors call it."""
+    is_list = isinstance(video, (list, tuple)) and bool(video)
+    several = is_list and (isinstance(video[0], (list, tuple)) or getattr(video[0], "ndim", 0) == 4)
+    if several or getattr(video, "ndim", 0) == 5:
+        return [(clip, f"video[{index}]") for index, clip in enumerate(video)]
+    return [(video, "video")]

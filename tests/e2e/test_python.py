@@ -5,16 +5,32 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import diffusers
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 import vgen
 from vgen.errors import RequestError
+from vgen.io.images import fit_image
+from vgen.models import LatentUpsampler
 from vgen.models.registration import _give_names
-from vgen.pipelines import ImageToVideoPipeline, LatentUpsamplePipeline, TextToVideoPipeline
+from vgen.pipelines import (
+    ImageToVideoPipeline,
+    InterpolationPipeline,
+    LatentUpsamplePipeline,
+    MaskedPredictionPipeline,
+    TextToVideoPipeline,
+    TwoPass,
+    VideoCondition,
+    VideoToVideoPipeline,
+)
+from vgen.types import VideoShape
 
 _FRESH = """
 import sys, vgen
@@ -71,3 +87,116 @@ def test_from_pipe_of_diffusers_own_keeps_its_convention(ltx_folders) -> None:
     assert again.transformer is ours.transformer and again.convention == ours.convention
     with pytest.raises(RequestError, match=r"has no scheduler, text_encoder, tokenizer, transformer"):
         TextToVideoPipeline.from_pipe(LatentUpsamplePipeline(vae=ours.vae, latent_upsampler=None))
+
+
+def _pixels(shape: VideoShape) -> dict[str, Any]:
+    """One clip as every `output_type` gives it out, its values whole 255ths."""
+    clip = np.random.default_rng(0).integers(0, 256, (1, *shape, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(clip).movedim(-1, 2) / 255
+    pictures = [[PIL.Image.fromarray(frame) for frame in clip[0]]]
+    return {"uint8": clip, "np": tensor.movedim(2, -1).numpy(), "pt": tensor, "pil": pictures}
+
+
+def _calls(pipe: TextToVideoPipeline, clip: Any, **settings: Any) -> dict[str, Any]:
+    """The latents that every pipeline makes of a clip, of its first and its last frame."""
+    call = {"prompt": "a", "output_type": "latent", "generator": torch.Generator(), **settings}
+    calls = {
+        ImageToVideoPipeline: {"image": clip[0]},
+        InterpolationPipeline: {"first": clip[0], "last": clip[-1]},
+        MaskedPredictionPipeline: {"conditions": [VideoCondition(clip[:5])]},
+        VideoToVideoPipeline: {"video": clip},
+    }
+    found = {}
+    for cls, own in calls.items():
+        call["generator"].manual_seed(0)
+        other = cls.from_pipe(pipe)
+        other.set_progress_bar_config(disable=True)
+        found[cls.__name__] = other(**{**call, **own}).frames
+    return found
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_pipeline_folder: Path) -> TextToVideoPipeline:
+    pipeline = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_what_a_pipeline_gives_out_goes_back_into_every_pipeline(pipe) -> None:
+    """Every output_type: the kinds that are asked for, and the same latents from the same clip of every kind."""
+    for kind in ("pil", "np", "pt", "uint8"):
+        output = pipe("a", output_type=kind)
+        assert set(_calls(pipe, output.frames[0])) == {
+            "ImageToVideoPipeline", "InterpolationPipeline", "MaskedPredictionPipeline", "VideoToVideoPipeline"
+        }  # fmt: skip
+        with pytest.raises(RequestError, match=r"is what a pipeline returned: give one of its clips"):
+            ImageToVideoPipeline.from_pipe(pipe)(output, "a")
+    of_kind = {kind: _calls(pipe, clips[0]) for kind, clips in _pixels(VideoShape(9, 32, 32)).items()}
+    for kind, latents in of_kind.items():
+        for name, tensor in latents.items():
+            torch.testing.assert_close(tensor, of_kind["uint8"][name], rtol=0, atol=1e-5, msg=f"{kind} into {name}")
+
+
+def test_an_upsampled_clip_goes_back_in(pipe) -> None:
+    torch.manual_seed(0)
+    upsampler = LatentUpsampler(in_channels=4, mid_channels=32, num_blocks_per_stage=1, dims=3).eval()
+    enlarge = LatentUpsamplePipeline(vae=pipe.vae, latent_upsampler=upsampler)
+    seeded = {"output_type": "latent"}
+    found = [
+        enlarge(clips[0], generator=torch.Generator().manual_seed(0), **seeded).frames
+        for clips in _pixels(VideoShape(9, 32, 32)).values()
+    ]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=1e-5)
+    whole = enlarge(latents=found[0], output_type="uint8").frames
+    assert whole.dtype == np.uint8 and whole.shape == (1, 9, 128, 128, 3)
+
+
+@pytest.mark.parametrize("two_pass", [False, True])
+def test_pixels_of_another_size_are_fitted_in_every_pipeline(pipe, two_pass) -> None:
+    """As if they had been fitted before by the function that the commands use; without fit refused."""
+    torch.manual_seed(0)
+    upsampler = LatentUpsampler(in_channels=4, mid_channels=32, num_blocks_per_stage=1, dims=3).eval()
+    more = {"two_pass": TwoPass(upsampler, second_pass={"denoise_strength": 0.5})} if two_pass else {}
+    clip = np.random.default_rng(0).integers(0, 256, (9, 48, 80, 3), dtype=np.uint8)
+    size = {"height": 32, "width": 32, **more}
+    for fit in ("cover", "contain", "stretch"):
+        before = np.stack([np.asarray(fit_image(PIL.Image.fromarray(frame), 32, 32, fit)) for frame in clip])
+        expected = _calls(pipe, before, **size)
+        for name, latents in _calls(pipe, clip, fit=fit, **size).items():
+            torch.testing.assert_close(latents, expected[name], rtol=0, atol=1e-5, msg=f"{fit} in {name}")
+    for cls, own in (
+        (ImageToVideoPipeline, {"image": clip[0]}),
+        (InterpolationPipeline, {"first": clip[0], "last": clip[-1]}),
+        (MaskedPredictionPipeline, {"conditions": [VideoCondition(clip)]}),
+        (VideoToVideoPipeline, {"video": clip}),
+    ):
+        other = cls.from_pipe(pipe)
+        with pytest.raises(RequestError, match=r"is 48x80 and the clip 32x32 .*pass fit='cover'"):
+            other(prompt="a", **own, **size)
+        with pytest.raises(RequestError, match="fit='crop' must be one of 'cover', 'contain', 'stretch'"):
+            other(prompt="a", fit="crop", **own, **size)
+
+
+def test_a_condition_that_says_how_it_is_fitted_keeps_it(pipe) -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (9, 48, 80, 3), dtype=np.uint8)
+    predict = MaskedPredictionPipeline.from_pipe(pipe)
+    predict.set_progress_bar_config(disable=True)
+    call = {"prompt": "a", "output_type": "pt", "keep_known_pixels": True}
+    frames = predict([VideoCondition(clip, fit="stretch")], fit="cover", **call).frames[0]
+    fitted = np.asarray(fit_image(PIL.Image.fromarray(clip[3]), 32, 32, "stretch"))
+    torch.testing.assert_close(frames[3], torch.from_numpy(fitted.copy()).movedim(-1, 0) / 255, rtol=0, atol=1e-6)
+
+
+def test_a_batch_for_as_many_prompts_is_one_clip_each(pipe) -> None:
+    again = VideoToVideoPipeline.from_pipe(pipe)
+    again.set_progress_bar_config(disable=True)
+    clips = np.random.default_rng(0).integers(0, 256, (2, 9, 32, 32, 3), dtype=np.uint8)
+    call = {"output_type": "latent"}
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    both = again(clips, ["a", "b"], generator=seeds, **call).frames
+    listed = [list(clip / 255) for clip in clips]
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    torch.testing.assert_close(both, again(listed, ["a", "b"], generator=seeds, **call).frames, rtol=0, atol=1e-5)
+    with pytest.raises(RequestError, match="2 clips for 3 prompts: give one, or one per prompt"):
+        again(clips, ["a", "b", "c"])

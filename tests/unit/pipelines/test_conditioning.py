@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from vgen.errors import RequestError, ShapeError
-from vgen.pipelines.conditioning import VideoCondition, per_prompt, read_conditions, read_frames, read_mask
+from vgen.io.images import as_rgb, fit_image
+from vgen.io.masks import mask_values
+from vgen.pipelines.conditioning import VideoCondition, per_prompt, read_conditions
+from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.pixels import read_frames, read_mask
 from vgen.types import Strides, VideoShape
 
 SHAPE, STRIDES = VideoShape(17, 16, 24), Strides(4, 8, 8)
@@ -26,9 +30,11 @@ def test_all_kinds_of_frames_are_the_same_pixels():
     tensor = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 255
     expected = read_frames(clip)
     assert expected.shape == (5, 3, 16, 24)
-    for kind in (pictures, tensor, tensor.double()):
+    floats = clip / np.float32(255)
+    whole = (pictures, tensor, tensor.double(), floats, floats.astype(float), list(clip), list(floats), list(tensor))
+    for kind in (*whole, (tensor * 255).to(torch.uint8), [clip[0], *pictures[1:]]):
         torch.testing.assert_close(read_frames(kind), expected, rtol=0, atol=1e-7)
-    for single in (clip[2], pictures[2], tensor[2]):
+    for single in (clip[2], pictures[2], tensor[2], floats[2], clip[::-1][2]):
         torch.testing.assert_close(read_frames(single), expected[2:3], rtol=0, atol=1e-7)
 
 
@@ -39,7 +45,8 @@ def test_all_kinds_of_frames_are_the_same_pixels():
         [],
         [1, 2],
         np.zeros((5, 16, 24), np.uint8),
-        np.zeros((5, 16, 24, 3)),
+        np.full((5, 16, 24, 3), 1.5),
+        np.zeros((5, 16, 24, 3), bool),
         torch.zeros(5, 16, 24, 3),
         torch.zeros(3, 16, 24).int(),
         torch.full((3, 16, 24), 2.0),
@@ -49,6 +56,71 @@ def test_all_kinds_of_frames_are_the_same_pixels():
 def test_other_kinds_are_refused(frames):
     with pytest.raises(RequestError, match="frames"):
         read_frames(frames)
+
+
+@pytest.mark.parametrize("make", [lambda c: c, lambda c: c / 255.0, lambda c: torch.from_numpy(c).movedim(-1, 2) / 255])
+def test_a_batch_is_refused_with_the_way_to_index(make):
+    batch = make(_clip(10).reshape(2, 5, 16, 24, 3))
+    assert len(read_frames(batch[0])) == 5
+    for one in (batch, list(batch), [list(batch[0]), list(batch[1])]):
+        with pytest.raises(RequestError, match=r"2 clips: give one of them, as frames\[0\]"):
+            read_frames(one)
+    with pytest.raises(RequestError, match=r"\.frames is what a pipeline returned: .*frames\.frames\[0\]"):
+        _read(VideoCondition(VideoPipelineOutput(frames=batch)))
+
+
+def test_floats_out_of_range_say_what_to_do():
+    clip = _clip().astype(np.float32)
+    with pytest.raises(RequestError, match=r"values from 0 to 255: .* Divide by 255, or give uint8"):
+        read_frames(clip)
+    with pytest.raises(RequestError, match=r"values from -1 to 1: .* Add 1 and halve them"):
+        read_frames(clip / 127.5 - 1)
+    assert read_frames(np.float32([[[-5e-5, 0, 1 + 5e-5]]])).flatten().tolist() == [0, 0, 1]
+
+
+def test_pictures_of_every_mode_are_read_as_files_are():
+    """16-bit grey, transparency, a palette, turned by EXIF: what `as_rgb` says, alone and in a list."""
+    grey = PIL.Image.fromarray(np.linspace(0, 65535, 16 * 24).reshape(16, 24).astype(np.uint16))
+    clear = PIL.Image.new("RGBA", (24, 16), (255, 0, 0, 0))
+    palette = PIL.Image.new("P", (24, 16), 0)
+    palette.putpalette([255, 0, 0])
+    palette.info["transparency"] = 0
+    turned = PIL.Image.fromarray(_clip(1)[0].swapaxes(0, 1))
+    turned.getexif()[0x0112] = 6
+    for picture in (grey, clear, palette, turned):
+        expected = torch.from_numpy(np.array(as_rgb(picture))).permute(2, 0, 1) / 255
+        assert torch.equal(read_frames(picture)[0], expected)
+        assert torch.equal(read_frames([picture, clear])[0], expected)
+        assert expected.shape == (3, 16, 24)
+    assert 0.4 < read_frames(grey).mean() < 0.6 and read_frames(clear).min() == read_frames(palette).min() == 1
+    with pytest.raises(RequestError, match=r"conditions\[0\]\.frames has floating-point pixels"):
+        _read(VideoCondition(PIL.Image.new("F", (24, 16))))
+
+
+@pytest.mark.parametrize("fit", ["cover", "contain", "stretch"])
+def test_pixels_and_masks_of_another_size_are_fitted_as_the_commands_do(fit):
+    clip = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3), dtype=np.uint8)
+    (given,) = _read(VideoCondition(clip, fit=fit))
+    pictures = [np.array(fit_image(PIL.Image.fromarray(frame), 16, 24, fit)) for frame in clip]
+    expected = torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    torch.testing.assert_close(given.pixels, expected, rtol=0, atol=1e-6)
+    for kind in (clip / 255.0, [PIL.Image.fromarray(frame) for frame in clip], torch.from_numpy(clip).movedim(-1, 1)):
+        assert torch.equal(_read(VideoCondition(kind, fit=fit))[0].pixels, given.pixels)
+    left = np.zeros((40, 40), bool)
+    left[:, :20] = True
+    mask = _read(VideoCondition(clip, mask=left, fit=fit))[0].mask
+    assert mask.shape == (1, 1, 5, 16, 24)
+    assert mask[..., 4:9].min() == 1, "the left half is given"
+    assert mask[..., 15:20].max() == 0, "the right half is not"
+    assert (mask[..., 20:].min() == 1) == (fit == "contain"), "and what is added is"
+
+
+def test_without_fit_another_size_is_refused_and_fit_is_named():
+    clip = np.zeros((1, 8, 24, 3), np.uint8)
+    with pytest.raises(ShapeError, match=r"8x24 and the clip 16x24 .*pass fit='cover' \(or 'contain', 'stretch'\)"):
+        _read(VideoCondition(clip))
+    with pytest.raises(RequestError, match="fit='crop' must be one of 'cover', 'contain', 'stretch'"):
+        _read(VideoCondition(_clip(1), fit="crop"))
 
 
 def test_pictures_of_several_sizes_are_refused():
@@ -64,6 +136,15 @@ def test_masks():
     picture = PIL.Image.fromarray((flat.numpy() * 255).astype(np.uint8))
     for mask in (flat, flat.bool(), flat.numpy(), expected, picture):
         assert torch.equal(read_mask(mask, shape), expected)
+    layer = np.zeros((16, 24, 4), np.uint8)
+    layer[:4] = 255
+    layer[4:] = (255, 255, 255, 0)
+    on_clear = PIL.Image.fromarray(layer)
+    assert torch.equal(read_mask(on_clear, shape), expected), "white that is transparent is not given"
+    assert torch.equal(read_mask([on_clear, *[picture] * 4], shape), expected)
+    assert mask_values(on_clear)[:4].min() == 1
+    with pytest.raises(RequestError, match="mask is a str: it must be a picture"):
+        read_mask("mask.png", shape)
     with pytest.raises(ShapeError, match=r"\(4, 16, 24\)"):
         read_mask(torch.zeros(4, 16, 24), shape)
     with pytest.raises(RequestError, match="0 to 255"):
