@@ -199,7 +199,7 @@ def test_faulty_tensors_are_named(ltx_original: Original, tmp_path: Path) -> Non
         _load(file, "vae")
     said = str(caught.value)
     assert f"{file}: the weights of the vae lack 6 tensors: {', '.join(sorted(gone)[:5])} ...;" in said
-    assert "hold 1 unknown tensors: vae.stranger;" in said
+    assert "hold 1 unknown tensor: vae.stranger;" in said
     assert said.endswith("have 1 tensor of another shape: vae.encoder.conv_in.conv.bias is [3], not [8].")
     with pytest.raises(CheckpointError, match="lack 6 tensors"):
         file_to_folder(file, tmp_path / "folder", model_shapes)
