@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vgen.cli.display import showing, starting
 from vgen.wording import counted
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def bench(
 
     from rich.console import Console
 
+    starting("loading what is measured")
     from vgen.bench.choose import choose_scenario, choose_stages
     from vgen.cli.jobs import choose_device
 
@@ -203,12 +205,13 @@ def calibrate(
     fields = {name: value for name, value in given.items() if value is not None}
     found = Model.find(model)
     job = plan(GenerateRequest.create(prompt=asked[0], model=model, **fields), found, "unwritten.mp4", True)
-    pipe = load_pipeline("TextToVideoPipeline", job)
+    with showing():
+        pipe = load_pipeline("TextToVideoPipeline", job)
 
-    from vgen.engine.cache import measure_magnitudes
+        from vgen.engine.cache import measure_magnitudes
 
-    settings = {"num_frames": job.request.num_frames, **call_settings(job.request)}
-    measured = measure_magnitudes(pipe, asked, seed, **settings)
+        settings = {"num_frames": job.request.num_frames, **call_settings(job.request)}
+        measured = measure_magnitudes(pipe, asked, seed, **settings)
     file = magnitudes_file(found.folder)
     write_magnitudes(measured, file)
     ratios = f"ratios {min(measured.ratios):.3f} to {max(measured.ratios):.3f}"

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vgen.cli.display import starting
+
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a .safetensors file, or a model's name.")],
@@ -42,6 +44,7 @@ def convert(
     if path.exists() and not overwrite:
         raise RequestError(exists_message(path))
     texts = None if text_encoder is None else find_text_encoder(found, text_encoder)
+    starting(f"converting {found}")
     from vgen.models.empty import model_shapes
 
     if to_file:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vgen.cli.display import starting
 from vgen.wording import counted
 
 app = typer.Typer(help="Footage to training data.", no_args_is_help=True)
@@ -38,6 +39,7 @@ def ingest(
     """Cut footage into shots, and drop what is static, black, too short or there twice, saying why."""
     from pathlib import Path
 
+    starting(f"looking through {footage}")
     from vgen.training.data.footage.ingest import IngestSettings, summary
     from vgen.training.data.footage.ingest import ingest as run
 
@@ -129,6 +131,7 @@ def cache(
     from vgen.training.data.footage.records import DataSet
 
     opened = DataSet.open(data)
+    starting(f"loading {model}")
     from vgen.pipelines.parts import ModelParts
     from vgen.training.data.footage.cache import fill_cache
 
@@ -157,9 +160,11 @@ def filter_clips(
 
     from vgen.cli.jobs import choose_device
     from vgen.training.data.footage.records import DataSet
-    from vgen.training.data.footage.scorers import TextVideoSimilarity, refuse_low_scores
 
     DataSet.open(data)
+    starting(f"loading {model}")
+    from vgen.training.data.footage.scorers import TextVideoSimilarity, refuse_low_scores
+
     scorer = TextVideoSimilarity(Path(model), choose_device(device or "auto"))
     refused = refuse_low_scores(Path(data), scorer, at_least, typer.echo)
     for entry in refused:

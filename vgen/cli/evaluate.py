@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vgen.cli.display import showing, starting
+
 _GPU_BATCH = 128
 _VBENCH = "For VBench"
 _FIELD = "The field's scores, from weights on this machine"
@@ -97,6 +99,7 @@ def evaluate(
 ) -> None:
     """Score a model: how often a judge finds what was asked for; or a RUN: what it learnt, and its best checkpoint."""
     if run is not None:
+        starting(f"loading {run}")
         from vgen.training.evaluate_run import evaluate_run
 
         evaluate_run(Path(run), typer.echo, device=device or "auto")
@@ -115,7 +118,8 @@ def evaluate(
         from vgen.cli.vbench import export_vbench
 
         fields = {"model": model, "seed": seed, **({"device": device} if device is not None else {})}
-        return export_vbench(export, fields, prompts, num_prompts or 64, samples, overwrite)
+        with showing():
+            return export_vbench(export, fields, prompts, num_prompts or 64, samples, overwrite)
     if prompts is not None:
         raise RequestError("--prompts is for --export-vbench; scores are of SpriteWorld's prompts.")
     for name, target, ending in (("output", output, ".json"), ("report", report, ".md")):
@@ -151,6 +155,7 @@ def _score(
     guidance = _scales(choose_guidance)
     chosen: dict[str, Any] = {} if tiers is None else {"tiers": _tiers(tiers)}
     Model.find(request.model)
+    starting(f"loading {request.model}")
     device = choose_device(request.device or "auto")
     from vgen.training.evaluate import FULL, QUICK, evaluate_model
 

@@ -6,16 +6,13 @@ The order matters: everything that can be refused is checked before torch is imp
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vgen.cli import processes
+from vgen.cli import display, processes
 from vgen.cli.contents import contents
 from vgen.cli.limits import check_limits
 from vgen.cli.lora import check_loras, load_loras
@@ -25,6 +22,7 @@ from vgen.errors import OutOfMemoryError, RequestError
 from vgen.hub import find_text_encoder, model_defaults, model_hash, model_strides, resolve_model, text_encoder_bytes
 from vgen.io.output import check_output, check_output_size
 from vgen.magnitudes import find_magnitudes
+from vgen.progress import Progress
 from vgen.types import Strides
 from vgen.wording import counted
 
@@ -77,6 +75,8 @@ def ask(task: str, output: str, overwrite: bool, fields: Mapping[str, Any]) -> G
 
     request = GenerateRequest.create(task=task, **fields)
     check_output(output, overwrite)
+    if request.video is not None:
+        display.tell(Progress("reading", what=request.video))
     return request
 
 
@@ -107,6 +107,7 @@ def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = Non
         job: what it is for.
         prompts: of all its calls; None: that of the job.
     """
+    display.tell(Progress("loading", what=job.request.model))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
@@ -130,7 +131,8 @@ def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = Non
         text_encoder_folder=job.request.text_encoder,
         text_cache=text_cache,
     )
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty(), leave=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.observer = display.tell
     if pipe.deferred_text is not None:
         pipe.deferred_text.quantize = job.request.quantize_text
     if text_first:
@@ -244,6 +246,7 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
         return
     frames = result.frames[0]
     frames = frames if finish is None else finish(frames)
+    display.tell(Progress("writing", what=job.output))
     metadata = request.to_metadata(model_hash(job.model.folder), versions(), contents(request, job.model.folder))
     path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)
     report(path, job, frames, time.monotonic() - started)
@@ -292,8 +295,8 @@ def report(path: Path, job: Job, frames: Sized, seconds: float) -> None:
     files = [path] if path.is_file() else list(path.iterdir())
     size = sum(file.stat().st_size for file in files)
     for note in job.notes:
-        typer.echo(note)
-    typer.echo(
+        display.say(note)
+    display.say(
         f"{os.fspath(job.output)}: {counted(len(frames), 'frame')} of {request.width} x {request.height} at "
         f"{request.frame_rate:g} fps, {size / 1000:.1f} kB, made in {seconds:.1f} s, "
         f"seed {request.seed}, model {request.model}"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vgen.cli import processes
+from vgen.cli import display, processes
 from vgen.cli.contents import contents
 from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, say_fit, versions
 from vgen.cli.shared_take import open_take
 from vgen.errors import OutputError, RequestError
 from vgen.hub import model_hash
+from vgen.progress import Progress
 from vgen.windows import Window, plan_windows
 
 if TYPE_CHECKING:
@@ -61,6 +59,7 @@ def make_long(
     windows = plan_windows(lengths, request.num_frames, overlap_of(job), stride, before)
     shape = (before + sum(lengths), request.height, request.width)
     _check_room(Path(job.output), shape)
+    display.tell(Progress("reading", what=request.model))
     hashed, used = model_hash(job.model.folder), contents(request, job.model.folder)
     plan = {**_plan(job, parts, windows, [given, looks], asked_seed), "model": hashed, "contents": used}
     take = open_take(take_folder(job.output), plan, shape, request.seed)
@@ -79,6 +78,7 @@ def make_long(
     _make(pipe, job, windows, parts, take, before, looks if looks is not None else request.reference)
     if not processes.leads():
         return
+    display.tell(Progress("writing", what=job.output))
     metadata = job.request.to_metadata(hashed, versions(), used)
     path = write_video(job.output, take.frames, request.frame_rate, metadata, job.overwrite)
     report(path, job, take.frames, time.monotonic() - started)
@@ -148,15 +148,18 @@ def _make(
 
     from vgen.pipelines.long_video import Part, make_windows
 
-    def say(number: int, window: Window) -> None:
-        if sys.stderr.isatty():
-            made = window.start + window.new
-            typer.echo(f"window {number + 1} of {len(windows)}: {made} of {take.shape[0]} frames", err=True)
+    def show(done: int) -> None:
+        if done < len(windows):
+            display.set_part("window", done + 1, len(windows))
 
+    show(take.windows_done - int(before > 0))
     made: list[Part] = [Part(*part) for part in parts]
     settings = call_settings(job.request)
     settings["height"], settings["width"] = take.shape[1:]
     try:
-        make_windows(pipe, made, windows, take, take.seed, int(before > 0), say, reference, **settings)
+        make_windows(
+            pipe, made, windows, take, take.seed, int(before > 0), lambda number, window: show(number + 1), reference,
+            **settings,
+        )  # fmt: skip
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(job.request, error) from None

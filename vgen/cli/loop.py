@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vgen.cli import display
 from vgen.cli.options import Fit, InputCrf, JobOptions, with_job_options
 
 if TYPE_CHECKING:
@@ -48,7 +49,11 @@ def loop(
     pipe = load_pipeline("MaskedPredictionPipeline", job)
     from vgen.pipelines import VideoCondition
 
-    ends = picture if picture is not None else _first_picture(pipe, job)
+    if picture is None:
+        display.set_part("part", 1, 2)
+        picture = _first_picture(pipe, job)
+        display.set_part("part", 2, 2)
+    ends = picture
     conditions = [VideoCondition(ends), VideoCondition(ends, frame_index=-1)]
     make_clip(pipe, job, conditions=conditions, keep_known_pixels=True, finish=lambda frames: frames[:-1])
 

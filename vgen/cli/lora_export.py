@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vgen.cli.display import starting
 from vgen.wording import counted
 
 app = typer.Typer(help="LoRA files.", no_args_is_help=True)
@@ -32,6 +33,7 @@ def export(
     """Write the LoRA of a run as one file."""
     from pathlib import Path
 
+    starting(f"reading {run}")
     from vgen.training.export_lora import export_lora
 
     chosen, layers = export_lora(Path(run), Path(output), layout, checkpoint, overwrite)

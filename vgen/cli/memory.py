@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from vgen.cli import display
 
 if TYPE_CHECKING:
     from vgen.request import ResolvedRequest
@@ -54,7 +54,7 @@ def plan_memory(request: ResolvedRequest, folder: Path, *, keep_text: bool) -> A
     adapters = sum(Path(_file(entry)).stat().st_size for entry in request.lora or ())
     plan = plan_call(sizes, work, request.memory - adapters, request.device)
     for line in plan.lines():
-        typer.echo(line)
+        display.say(line)
     return plan
 
 

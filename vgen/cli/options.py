@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vgen.cli import processes
+from vgen.cli import display, processes
 from vgen.types import SKIP_MODES
 
 _MODEL = "Model"
@@ -274,7 +274,7 @@ def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def together(**values: Any) -> None:
-        with processes.together():
+        with processes.together(), display.showing():
             command(**values)
 
     return together

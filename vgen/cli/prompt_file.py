@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import typer
 
-from vgen.cli import processes
+from vgen.cli import display, processes
 from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.cli.options import JobOptions
 from vgen.errors import MediaError, OutputError, RequestError, VgenError
@@ -82,7 +82,8 @@ def generate_all(path: str, options: JobOptions) -> None:
     if processes.leads():
         folder.mkdir(exist_ok=True)
     try:
-        for job in jobs:
+        for number, job in enumerate(jobs, start=1):
+            display.set_part("clip", number, len(jobs))
             settled = {"device": jobs[0].request.device, "dtype": jobs[0].request.dtype}
             job.request = job.request.model_copy(update=settled)
             make_clip(pipe, job)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vgen.cli import train_tools
+from vgen.cli.display import starting
 
 app = typer.Typer(help="Train a model.", no_args_is_help=True)
 
@@ -40,6 +41,7 @@ def run(
     for override in overrides or []:
         if "=" not in override:
             raise RequestError(f"override {override!r} is not of the form KEY=VALUE, for instance optimizer.lr=1e-3.")
+    starting(f"reading {recipe}")
     from vgen.engine.allocator import keep_freed_memory
     from vgen.training.chain import is_chain
 
@@ -81,6 +83,7 @@ def sprites(
     """Train the embedded model from nothing: its recipes one after the other; stopped, the same command goes on."""
     from pathlib import Path
 
+    starting("reading the recipes of the embedded model")
     from vgen.engine.allocator import keep_freed_memory
     from vgen.training.chain import embedded_chain
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vgen.cli.display import starting
 from vgen.cli.options import with_options
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def fine_tune(
     """
     from pathlib import Path
 
+    starting(f"reading {data}")
     from vgen.training.data.footage.cache import CacheIndex, find_index
     from vgen.training.data.footage.commands import shares
     from vgen.training.data.footage.records import DataSet
@@ -158,6 +160,7 @@ def vae(
     """Train a model's VAE on the pixels of a data set; the run's export/ is the VAE."""
     from pathlib import Path
 
+    starting(f"reading {data}")
     from vgen.errors import RequestError
     from vgen.hub import resolve_model
     from vgen.training.data.footage.cache import CacheIndex, find_index
@@ -200,6 +203,7 @@ def clip(
     """Tune a model to one clip, all of it, in one command; then edit it with other prompts."""
     from pathlib import Path
 
+    starting(f"reading {video}")
     from vgen.cli.jobs import choose_device
     from vgen.pipelines.parts import ModelParts
     from vgen.training.data.footage.cache import fill_cache
@@ -264,6 +268,7 @@ def _settings(asked: list[str] | None) -> list[str]:
 
 def _run(recipe: Path, settings: list[str] | None) -> None:
     """Train in the folder in which a run's recipe lies."""
+    starting(f"loading what {recipe} trains")
     from vgen.engine.allocator import keep_freed_memory
     from vgen.training.run import run_recipe
 

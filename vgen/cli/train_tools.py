@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vgen.cli.display import starting
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -37,6 +39,7 @@ def replay(
     """Do a step that was not finite again, and name the parameters whose gradient is not."""
     from pathlib import Path
 
+    starting(f"reading {dump}")
     from vgen.training.run import replay_dump
 
     seen, again = replay_dump(Path(dump))

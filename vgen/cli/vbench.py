@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vgen.cli import display
 from vgen.cli.contents import contents
 from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.errors import OutputError, VgenError
@@ -56,7 +57,8 @@ def export_vbench(
         pipe = load_pipeline("TextToVideoPipeline", missing[0], [job.request.prompt for job in missing])
         target.mkdir(exist_ok=True)
         settled = {"device": missing[0].request.device, "dtype": missing[0].request.dtype}
-        for job in missing:
+        for number, job in enumerate(missing, start=1):
+            display.set_part("clip", number, len(missing))
             job.request = job.request.model_copy(update=settled)
             make_clip(pipe, job)
     table = write_prompt_table(target, clips)
