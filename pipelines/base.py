@@ -111,7 +111,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     def convention(self) -> Convention:
         """The conventions of this task with this model."""
         convention = self.model_convention
-        return convention_named(convention.conditions_name) if self._conditions_anywhere else convention
+        return self._stated(convention.conditions_name) if self._conditions_anywhere else convention
 
     @property
     def _execution_device(self) -> torch.device:

@@ -22,7 +22,8 @@ class Convention:
         name: as in model_index.json.
         causal_coordinates: token times of a causal VAE (frame 0 alone, then groups); else evenly spaced.
         mask_text_encoder: the text encoder is told which tokens are padding.
-        schedule: sigmas before the scheduler's own shift.
+        schedule: sigmas before the scheduler's own shift; linear-quadratic ones only where it does not shift by tokens.
+        stated_schedule: those that the model's own file asks for, whatever its scheduler does; None: it says nothing.
         sample_posterior: given pixels are encoded to a draw from the posterior; else to its mean.
         encode_before_noise: given pixels are encoded (and their draws made) before the noise is drawn.
         draw_as_tokens: the starting noise is drawn in the shape of tokens [B, N, C], not of latents [B, C, f, h, w].
@@ -46,6 +47,22 @@ class Convention:
     conditions_name: str
     defaults: Mapping[str, Any] = field(repr=False)
     early_name: str | None = None
+    stated_schedule: str | None = None
+
+    def stated(self, defaults: Mapping[str, Any]) -> Convention:
+        """The convention with what a model's own file says of it, see `vgen.io.ltx_versions.stated_facts`.
+
+        Raises:
+            CheckpointError: it says what there is not.
+        """
+        causal, schedule = defaults.get("causal_coordinates"), defaults.get("schedule")
+        if causal not in (None, True, False) or schedule not in (None, "linspace", "linear_quadratic"):
+            raise CheckpointError(
+                f"The model's defaults have causal_coordinates={causal!r} and schedule={schedule!r}: use true or false "
+                "for the first, 'linspace' or 'linear_quadratic' for the second, or leave them out."
+            )
+        changed: dict[str, Any] = {} if causal is None else {"causal_coordinates": causal}
+        return replace(self, **changed, stated_schedule=schedule)
 
 
 _COMMON = {

@@ -19,7 +19,7 @@ from vgen.catalog import CATALOG, entry_named
 from vgen.errors import CheckpointError, RequestError
 from vgen.hub import file_defaults, find_text_encoder, resolve_model
 from vgen.io.checkpoint import check_weights
-from vgen.io.single_file import COMPONENTS, SingleFile, tensor_faults
+from vgen.io.single_file import COMPONENTS, FACTS, SingleFile, tensor_faults
 from vgen.io.weight_files import as_plain, forget_broken_indices, forget_weights, weight_files
 from vgen.models.empty import empty_model, model_shapes
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
@@ -74,6 +74,8 @@ class PipelineLoading(DiffusionPipeline):
         name = os.fspath(pretrained_model_name_or_path)
         if name in CATALOG and not _states_defaults(found):
             kwargs.setdefault("defaults", _as_json(CATALOG[name].defaults))
+        if "defaults" in kwargs:  # the caller's settings, and still the model's own positions and schedule
+            kwargs["defaults"] = {**_facts(found), **kwargs["defaults"]}
         if text_cache is not None:
             _defer_text_encoder(kwargs, found, text_encoder_folder, kwargs.get("dtype") or torch.float32, text_cache)
         elif _lacks_text_encoder(found) or text_encoder_folder is not None:
@@ -140,7 +142,7 @@ class PipelineLoading(DiffusionPipeline):
         else:
             _add_text_encoder(components, file.path, text_encoder_folder, dtype)
         components.setdefault("convention", convention_of(file))
-        components.setdefault("defaults", _as_json(file_defaults(file, entry)))
+        components["defaults"] = {**file.facts, **components.get("defaults", _as_json(file_defaults(file, entry)))}
         pipeline: Any = cls(**components)
         pipeline.register_to_config(_name_or_path=str(path))
         return pipeline.to(device) if device is not None else pipeline
@@ -212,7 +214,11 @@ class PipelineLoading(DiffusionPipeline):
         """The convention of the model, see vgen.pipelines.conventions."""
         named = convention_named(self.config.convention)
         early = "LTXVideo095DownBlock3D" not in self.vae.config.down_block_types
-        return convention_named(named.early_name) if named.early_name is not None and early else named
+        return self._stated(named.early_name if named.early_name is not None and early else named.name)
+
+    def _stated(self, name: str) -> Convention:
+        """The convention of that name, with what the model's own file says of it."""
+        return convention_named(name).stated(self.config.defaults or {})
 
     @property
     def name_of_model(self) -> str:
@@ -247,6 +253,11 @@ def convention_of(file: SingleFile) -> str:
 
 def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(json.loads(json.dumps(dict(values))))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    stated = json.loads((folder / "model_index.json").read_bytes()).get("defaults") or {}
+    return {name: stated[name] for name in FACTS if name in stated}
 
 
 def _states_defaults(folder: Path) -> bool:

@@ -93,9 +93,12 @@ def set_schedule(
         device: of the sigmas.
     """
     config, num_steps = scheduler.config, settings.num_inference_steps
+    quadratic = convention.schedule == "linear_quadratic" and not config.use_dynamic_shifting
+    if convention.stated_schedule is not None:
+        quadratic = convention.stated_schedule == "linear_quadratic"
     if settings.sigmas is not None or num_steps == 1:
         _use_sigmas(scheduler, torch.tensor(settings.sigmas or (1.0,), device=device))
-    elif convention.schedule == "linear_quadratic" and not config.use_dynamic_shifting:
+    elif quadratic and not config.use_dynamic_shifting:
         sigmas = linear_quadratic(num_steps)
         timesteps = (sigmas * config.num_train_timesteps).tolist()
         scheduler.set_timesteps(sigmas=sigmas.tolist(), timesteps=timesteps, device=device)
@@ -107,7 +110,8 @@ def set_schedule(
             base_shift=config.base_shift,
             max_shift=config.max_shift,
         )
-        scheduler.set_timesteps(sigmas=linspace_sigmas(num_steps).tolist(), mu=mu, device=device)
+        unshifted = linear_quadratic(num_steps) if quadratic else linspace_sigmas(num_steps)
+        scheduler.set_timesteps(sigmas=unshifted.tolist(), mu=mu, device=device)
     skipped = skipped_steps(num_steps, settings.denoise_strength)
     if skipped:
         scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[skipped:], scheduler.sigmas[skipped:]

@@ -292,8 +292,8 @@ def file_defaults(file: SingleFile, entry: CatalogEntry | None = None) -> dict[s
     allowed = file.configs.get("allowed_inference_steps")
     entry = entry or entry_of_file(file.path)
     if entry is None:
-        return generic_defaults(file.generation, allowed)
-    return {**entry.defaults, **({"allowed_inference_steps": allowed} if allowed else {})}
+        return {**generic_defaults(file.generation, allowed), **file.facts}
+    return {**entry.defaults, **({"allowed_inference_steps": allowed} if allowed else {}), **file.facts}
 
 
 def model_strides(folder: str | os.PathLike[str]) -> Strides:

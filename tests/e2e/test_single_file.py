@@ -48,6 +48,56 @@ def test_same_video_from_file_and_folder(ltx_folders: dict[str, Path], tmp_path:
         torch.testing.assert_close(_clip(plain, of_file), _clip(expected, of_file), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("generation", "transformer", "scheduler", "facts"),
+    [
+        ("0.9.0", {"causal_temporal_positioning": True}, {}, {"causal_coordinates": True}),
+        ("0.9.5", {"causal_temporal_positioning": False}, {}, {"causal_coordinates": False}),
+        ("0.9.5", {}, {"shifting": None, "sampler": "Uniform"}, {"schedule": "linspace"}),
+        ("0.9.5", {}, {"shifting": None, "sampler": "Constant", "shift": 0.7}, {"schedule": "linspace"}),
+        ("0.9.5", {}, {"sampler": "LinearQuadratic"}, {"schedule": "linear_quadratic"}),
+    ],
+)
+def test_positions_and_sampler_of_the_metadata(ltx_folders, tmp_path, generation, transformer, scheduler, facts):
+    """They hold in every task and convention, through a folder and back, and change the clip."""
+    folder, file, converted = ltx_folders[generation], tmp_path / "ltx.safetensors", tmp_path / "converted"
+    folder_to_file(folder, file, model_shapes)
+    config = json.loads(read_metadata(file)["config"])
+    usual = json.dumps(config)
+    config["transformer"] |= transformer
+    config["scheduler"] |= scheduler
+    save_file(load_file(file), tmp_path / "usual.safetensors", {"config": usual})
+    save_file(load_file(file), file, {"config": json.dumps(config)})
+    file_to_folder(file, converted, model_shapes, text_encoder=folder)
+    folder_to_file(converted, tmp_path / "again.safetensors", model_shapes)
+    assert json.loads(read_metadata(tmp_path / "again.safetensors")["config"]) == config
+    index = json.loads((converted / "model_index.json").read_text())
+    (converted / "original.safetensors").unlink()
+    folder_to_file(converted, tmp_path / "anew.safetensors", model_shapes)
+    anew = json.loads(read_metadata(tmp_path / "anew.safetensors")["config"])
+    assert anew["transformer"]["causal_temporal_positioning"] == config["transformer"]["causal_temporal_positioning"]
+    assert {name: anew["scheduler"].get(name) for name in scheduler} == pytest.approx(scheduler)
+    assert {name: index["defaults"][name] for name in facts} == facts
+
+    texts = {"text_encoder_folder": folder}
+    loaded = TextToVideoPipeline.from_pretrained(file, **texts, defaults={"guidance_scale": 2.0})
+    assert facts.items() <= loaded.config.defaults.items() and loaded.config.defaults["guidance_scale"] == 2.0
+    call = {**_CALL, "decode_timestep": 0.0, "decode_noise_scale": 0.0, "num_inference_steps": 4}
+    clips = [_clip(loaded, call)]
+    for source, more in ((converted, {}), (converted, {"defaults": {}}), (tmp_path / "anew.safetensors", texts)):
+        clips.append(_clip(TextToVideoPipeline.from_pretrained(source, **more), call))
+        torch.testing.assert_close(clips[-1], clips[0], atol=1e-5, rtol=0)
+    loaded.save_pretrained(tmp_path / "saved")
+    for pipeline in (
+        MaskedPredictionPipeline.from_pretrained(tmp_path / "saved"),
+        TextToVideoPipeline.from_pretrained(tmp_path / "saved", convention="original"),
+    ):
+        assert pipeline.convention.causal_coordinates == facts.get("causal_coordinates", generation == "0.9.5")
+        assert pipeline.convention.stated_schedule == facts.get("schedule")
+    usual_clip = _clip(TextToVideoPipeline.from_pretrained(tmp_path / "usual.safetensors", **texts), call)
+    assert (usual_clip - clips[0]).abs().max() > 1e-3
+
+
 def test_components_dtype_and_refusals(ltx_folders: dict[str, Path], tmp_path: Path) -> None:
     folder, file = ltx_folders["0.9.5"], tmp_path / "ltxv-2b-0.9.8-distilled.safetensors"
     folder_to_file(folder, file, model_shapes)
@@ -88,7 +138,7 @@ def test_misshaped_tensors_of_a_folder_are_named(ltx_random: Callable[[str], Pat
     config = folder / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "in_channels": 16}))
     with pytest.raises(
-        CheckpointError, match=r"1 tensors of another shape: proj_in\.weight is \[32, 8\], not \[32, 16\]"
+        CheckpointError, match=r"1 tensor of another shape: proj_in\.weight is \[32, 8\], not \[32, 16\]"
     ):
         TextToVideoPipeline.from_pretrained(folder)
 

@@ -162,3 +162,33 @@ def test_two_passes_with_soft_conditions(original, single_file, ltx_folders, con
         generator=_seed(),
     ).frames  # fmt: skip
     _compare(expected, found)
+
+
+@pytest.mark.parametrize(
+    ("generation", "transformer", "scheduler"),
+    [
+        ("0.9.0", {"causal_temporal_positioning": True}, {"shifting": "SD3", "target_shift_terminal": 0.1}),
+        ("0.9.5", {"causal_temporal_positioning": False}, {}),
+        ("0.9.5", {}, {"shifting": None, "sampler": "Uniform"}),
+        ("0.9.5", {}, {"shifting": None, "sampler": "Constant", "shift": 0.7}),
+        ("0.9.5", {}, {"shifting": "SD3", "target_shift_terminal": 0.1, "sampler": "LinearQuadratic"}),
+        ("0.9.1", {}, {"shifting": None, "sampler": "LinearQuadratic"}),
+        ("0.9.5", {}, {}),
+    ],
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_positions_and_sampler_of_the_metadata(original, single_file, ltx_folders, generation, transformer, scheduler,
+                                               given):  # fmt: skip
+    file = single_file(generation, transformer, scheduler or None)
+    theirs, ours, text = _theirs(original, file), _ours(file, ltx_folders[generation]), _text()
+    pictures, known, items = _pictures(1, 64, 96), [], None
+    if given:
+        known = [VideoCondition(pictures, 8, 0.7)]
+        items = [original.ConditioningItem(pictures.permute(1, 0, 2, 3)[None] * 2 - 1, 8, 0.7)]
+    steps = {"num_inference_steps": 5, "guidance_scale": 3.0}
+    expected = theirs(
+        **CALL, **_as_theirs(text), **_FIXED, **steps, stg_scale=0.0, rescaling_scale=1.0, conditioning_items=items,
+        generator=_seed(),
+    ).images  # fmt: skip
+    call = {**CALL, **steps, **text, "input_crf": 0, "image_cond_noise_scale": 0.0, "output_type": "latent"}
+    _compare(expected, ours(conditions=known, **call, generator=_seed()).frames)

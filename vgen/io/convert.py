@@ -19,8 +19,8 @@ from vgen.errors import CheckpointError, OutputError
 from vgen.hub import check_model, check_text_encoder, file_defaults
 from vgen.io.atomic import exists_message, part_of
 from vgen.io.checkpoint import check_weights
-from vgen.io.ltx_versions import scheduler_to_original
-from vgen.io.single_file import COMPONENTS, FOLDER_KEY, SingleFile, read_metadata, tensor_faults
+from vgen.io.ltx_versions import generation, scheduler_to_original, transformer_facts
+from vgen.io.single_file import COMPONENTS, FACTS, FOLDER_KEY, SingleFile, read_metadata, tensor_faults
 from vgen.io.tensor_copy import StoredTensor, copy_tensors, data_start, stored_tensors
 from vgen.io.weight_files import weight_files
 from vgen.wording import counted
@@ -59,11 +59,10 @@ def folder_to_file(folder: Path, path: Path, shapes_of: ShapesOf, *, overwrite: 
     metadata = _kept_metadata(folder, stored, tensors)
     if metadata is None:
         original = {kind: COMPONENTS[kind].to_original(_plain(stored[kind])) for kind in KINDS}
-        original |= {"scheduler": scheduler_to_original(stored["scheduler"])}
-        # From 0.9.5 on, Lightricks' code lets the first latent frame stand for one pixel frame where it says when.
-        causal = "LTXVideo095DownBlock3D" in stored["vae"].get("down_block_types", ())
-        original["transformer"] |= {"causal_temporal_positioning": causal}
-        allowed = stored["model_index"].get("defaults", {}).get("allowed_inference_steps")
+        defaults = stored["model_index"].get("defaults") or {}
+        original |= {"scheduler": scheduler_to_original(stored["scheduler"], defaults)}
+        original["transformer"] |= transformer_facts(defaults, generation(_plain(stored["vae"])))
+        allowed = defaults.get("allowed_inference_steps")
         original |= {"allowed_inference_steps": allowed} if allowed else {}
         metadata = {"config": json.dumps(original), FOLDER_KEY: json.dumps(stored, sort_keys=True)}
     else:
@@ -104,6 +103,8 @@ def _kept_metadata(
             if to_original(told.part(kind).config) != to_original(_plain(stored[kind])):
                 return None
         same = all(stored["scheduler"].get(key) == value for key, value in told.scheduler.items())
+        defaults = stored["model_index"].get("defaults") or {}
+        same = same and told.facts == {name: defaults[name] for name in FACTS if name in defaults}
     except CheckpointError:
         return None
     return metadata if same else None

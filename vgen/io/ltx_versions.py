@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from vgen.errors import CheckpointError
@@ -49,7 +50,8 @@ def transformer_from_original(config: Mapping[str, Any]) -> Config:
         CheckpointError: a key is missing or says what LTX-Video's transformers are not.
     """
     needed: Config = {"qk_norm": "rms_norm", "standardization_norm": "rms_norm", "positional_embedding_type": "rope"}
-    needed |= {"adaptive_norm": "single_scale_shift", "timestep_scale_multiplier": 1000}
+    needed |= {"adaptive_norm": "single_scale_shift", "timestep_scale_multiplier": 1000, "attention_type": "default"}
+    needed |= {"only_cross_attention": False, "double_self_attention": False}
     _demand("transformer", config, needed)
     missing = [key for key in _SAME_TRANSFORMER_KEYS if key not in config and key != "out_channels"]
     if missing:
@@ -277,25 +279,68 @@ def scheduler_from_original(config: Mapping[str, Any]) -> Config:
     them (linear-quadratic from 0.9.5 on).
 
     Raises:
-        CheckpointError: a shift that diffusers' scheduler does not have.
+        CheckpointError: a shift or a sampler that diffusers' scheduler does not have.
     """
-    shifting = config.get("shifting")
+    shifting, sampler = config.get("shifting"), config.get("sampler", "Uniform")
     if shifting not in (None, "SD3"):
         raise CheckpointError(f"the scheduler config in the metadata has shifting={shifting!r}: use SD3 or none.")
-    constant = config.get("sampler") == "Constant"
+    if sampler not in ("Uniform", "LinearQuadratic", "Constant"):
+        raise CheckpointError(
+            f"the scheduler config in the metadata has sampler={sampler!r}: Uniform, LinearQuadratic and Constant are "
+            "known."
+        )
+    constant = sampler == "Constant"
     dynamic = shifting == "SD3"
+    if constant and (dynamic or not isinstance(config.get("shift"), (int, float))):
+        raise CheckpointError(
+            f"the scheduler config in the metadata has sampler='Constant' with shift={config.get('shift')!r} and "
+            f"shifting={shifting!r}: a number for shift, and no shifting, are needed."
+        )
     return {
         "num_train_timesteps": config.get("num_train_timesteps", 1000),
-        "shift": math.exp(config["shift"]) if constant and config.get("shift") is not None else 1.0,
+        "shift": math.exp(config["shift"]) if constant else 1.0,
         "use_dynamic_shifting": dynamic,
         **(_SHIFT_BY_TOKENS if dynamic else {}),
         "shift_terminal": config.get("target_shift_terminal") if dynamic else None,
     }
 
 
-def scheduler_to_original(config: Mapping[str, Any]) -> Config:
+def stated_facts(configs: Mapping[str, Any], generation: str) -> Config:
+    """What a single file's configs say that neither its generation nor the two other configs do.
+
+    Args:
+        configs: of the file, by component.
+        generation: of its VAE, see `generation`.
+    Returns:
+        `causal_coordinates`, whether the first latent frame counts as one pixel frame, where that is not so from 0.9.5
+        on and otherwise before it; `schedule`, "linspace" or "linear_quadratic", the sigmas before any shift, where
+        they are not the one with a shift by tokens and the other without. Without a config nothing is stated.
+    """
+    transformer, scheduler = configs.get("transformer"), configs.get("scheduler")
+    later = generation not in ("0.9.0", "0.9.1")
+    found: Config = {}
+    if transformer:
+        causal = bool(transformer.get("causal_temporal_positioning", False))
+        found = {"causal_coordinates": causal} if causal != later else {}
+    if scheduler:
+        quadratic, shifted = scheduler.get("sampler") == "LinearQuadratic", scheduler.get("shifting") == "SD3"
+        if quadratic == shifted or not (shifted or later):
+            found["schedule"] = "linear_quadratic" if quadratic else "linspace"
+    return found
+
+
+def transformer_facts(facts: Mapping[str, Any], generation: str) -> Config:
+    """What `stated_facts` took from a transformer's config, as the original says it."""
+    later = generation not in ("0.9.0", "0.9.1")
+    return {"causal_temporal_positioning": bool(facts.get("causal_coordinates", later))}
+
+
+def scheduler_to_original(config: Mapping[str, Any], facts: Mapping[str, Any] = MappingProxyType({})) -> Config:
     """The original config of a diffusers scheduler config.
 
+    Args:
+        config: of diffusers' FlowMatchEulerDiscreteScheduler.
+        facts: see `stated_facts`.
     Raises:
         CheckpointError: the original has no word for something in it.
     """
@@ -305,11 +350,13 @@ def scheduler_to_original(config: Mapping[str, Any]) -> Config:
         _demand(
             "scheduler", {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, **config}, _SHIFT_BY_TOKENS
         )
-        return {**found, "shifting": "SD3", "target_shift_terminal": config.get("shift_terminal")}
+        sampler = {"sampler": "LinearQuadratic"} if facts.get("schedule") == "linear_quadratic" else {}
+        return {**found, **sampler, "shifting": "SD3", "target_shift_terminal": config.get("shift_terminal")}
     shift = config.get("shift", 1.0)
     if shift != 1.0:
         return {**found, "shifting": None, "sampler": "Constant", "shift": math.log(shift)}
-    return {**found, "shifting": None, "sampler": "LinearQuadratic"}
+    sampler_name = "Uniform" if facts.get("schedule") == "linspace" else "LinearQuadratic"
+    return {**found, "shifting": None, "sampler": sampler_name}
 
 
 def generation(vae: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from vgen.io.ltx_versions import (
     Config,
     generation,
     scheduler_from_original,
+    stated_facts,
     transformer_from_original,
     transformer_to_original,
     vae_from_original,
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 FOLDER_KEY = "vgen_folder"
 """Metadata key under which a file made from a folder keeps that folder's JSON, so that the way back is exact."""
+
+FACTS = ("causal_coordinates", "schedule")
+"""Defaults of a model that are none of a call's settings but say how it works, see `vgen.io.ltx_versions`."""
 
 _LOW_PRECISION = re.compile(r"F8_|F6_|F4|[IU]8$")
 _SCALES = re.compile(r"(^|[._])(scales?|scale_inv|scaled_fp8|scale_weight|scale_input|amax\w*)$")
@@ -211,6 +215,14 @@ class SingleFile:
             return dict(self.folder["scheduler"])
         stated = self.configs.get("scheduler") or sniff_scheduler(self.generation)
         return scheduler_from_original(stated)
+
+    @property
+    def facts(self) -> Config:
+        """What it says of positions and schedule, see `stated_facts`, or the folder that it was made from said."""
+        if "model_index" in self.folder:
+            defaults = self.folder["model_index"].get("defaults") or {}
+            return {name: defaults[name] for name in FACTS if name in defaults}
+        return stated_facts(self.configs, self.generation)
 
     @property
     def generation(self) -> str:

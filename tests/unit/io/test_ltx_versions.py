@@ -11,6 +11,8 @@ from vgen.io.ltx_versions import (
     generation,
     scheduler_from_original,
     scheduler_to_original,
+    stated_facts,
+    transformer_facts,
     transformer_from_original,
     transformer_to_original,
     vae_from_original,
@@ -163,6 +165,38 @@ def test_scheduler_configs() -> None:
         assert scheduler_from_original(scheduler_to_original(config)) == pytest.approx(config)
 
 
+_SD3 = {"shifting": "SD3", "target_shift_terminal": 0.1}
+_CAUSAL = {"causal_temporal_positioning": True}
+
+
+@pytest.mark.parametrize(
+    ("generation", "transformer", "scheduler", "facts"),
+    [
+        ("0.9.0", {}, _SD3, {}),
+        ("0.9.1", {}, {**_SD3, "sampler": "Uniform"}, {}),
+        ("0.9.5", _CAUSAL, {"sampler": "LinearQuadratic"}, {}),
+        ("0.9.5", _CAUSAL, _SD3, {}),
+        ("0.9.0", _CAUSAL, _SD3, {"causal_coordinates": True}),
+        ("0.9.5", {}, {"sampler": "LinearQuadratic"}, {"causal_coordinates": False}),
+        ("0.9.5", _CAUSAL, {"shifting": None}, {"schedule": "linspace"}),
+        ("0.9.5", _CAUSAL, {"sampler": "Constant", "shift": 0.7}, {"schedule": "linspace"}),
+        ("0.9.5", _CAUSAL, {**_SD3, "sampler": "LinearQuadratic"}, {"schedule": "linear_quadratic"}),
+        ("0.9.1", {}, {"sampler": "LinearQuadratic"}, {"schedule": "linear_quadratic"}),
+    ],
+)
+def test_what_a_file_states_beyond_its_generation(generation, transformer, scheduler, facts) -> None:
+    """As the original code reads it, where absent means Uniform and not causal; and back without a loss."""
+    configs = {"transformer": {**TRANSFORMER, **transformer}, "scheduler": scheduler}
+    assert stated_facts(configs, generation) == facts
+    assert stated_facts({}, generation) == {}
+    back = {
+        "transformer": {**TRANSFORMER, **transformer_facts(facts, generation)},
+        "scheduler": scheduler_to_original(scheduler_from_original(scheduler), facts),
+    }
+    assert stated_facts(back, generation) == facts
+    assert scheduler_from_original(back["scheduler"]) == pytest.approx(scheduler_from_original(scheduler))
+
+
 @pytest.mark.parametrize(
     ("call", "config", "what"),
     [
@@ -178,7 +212,11 @@ def test_scheduler_configs() -> None:
         (transformer_from_original, {**TRANSFORMER, "qk_norm": None}, "qk_norm=None"),
         (transformer_from_original, {"num_layers": 1}, "lacks num_attention_heads"),
         (transformer_to_original, {"patch_size": 2}, "patch_size=2: only 1"),
+        (transformer_from_original, {**TRANSFORMER, "double_self_attention": True}, "double_self_attention=True"),
         (scheduler_from_original, {"shifting": "SimpleDiffusion"}, "shifting='SimpleDiffusion'"),
+        (scheduler_from_original, {"sampler": "Cosine"}, "sampler='Cosine'"),
+        (scheduler_from_original, {"sampler": "Constant", "shift": 1.0, "shifting": "SD3"}, "sampler='Constant'"),
+        (scheduler_from_original, {"sampler": "Constant"}, "a number for shift"),
         (scheduler_to_original, {"use_dynamic_shifting": True, "base_shift": 0.5}, "base_shift=0.5: only 0.95"),
     ],
 )
