@@ -9,6 +9,7 @@ from PIL import Image
 from vgen.cli.outpaint import place
 from vgen.errors import RequestError
 from vgen.fields import check_keyframes
+from vgen.io.images import shrink_into
 from vgen.io.video import read_metadata, read_video, write_video
 
 
@@ -38,7 +39,7 @@ def _made(run_cli, tmp_path, name, *words):
 def test_backward_keeps_the_end(run_cli, words, footage, tmp_path) -> None:
     folder, frames = footage
     made, said = _made(run_cli, tmp_path, "a", "predict", folder, "a", "--keep-frames", 9, "--backward", *words)
-    assert len(made) == 17 and np.array_equal(made[8:], frames[:9]) and "9 frames end the clip" in said
+    assert len(made) == 17 and np.array_equal(made[8:], frames[:9]) and "the clip ends with its first 9 frames of 17" in said
     assert not np.array_equal(made[:8], frames[:8])
     assert read_metadata(tmp_path / "a")["backward"] is True
 
@@ -91,7 +92,7 @@ def test_masks_that_do_not_fit(run_cli, words, footage, tmp_path) -> None:
     Image.new("L", (32, 64), 255).save(tmp_path / "narrow.png")
     Image.new("L", (64, 64), 0).save(tmp_path / "black.png")
     write_video(f"{tmp_path / 'short'}/", np.full((5, 64, 64, 3), 255, np.uint8), 8.0, {}, False)
-    for name, message in (("narrow.png", "32 x 64"), ("black.png", "black all over"), ("short", "5 frames"),
+    for name, message in (("narrow.png", "32 x 64"), ("black.png", "no white place"), ("short", "5 frames"),
                           ("none.png", "none.png")):  # fmt: skip
         done = run_cli("inpaint", folder, "a", "--mask", tmp_path / name, *words, "-o", tmp_path / "x.gif")
         assert done.code == 2 and message in " ".join(done.err.split()), done.err
@@ -110,8 +111,10 @@ def test_outpainting_puts_the_video_in_the_middle(run_cli, words, footage, tmp_p
 
 def test_a_large_video_is_made_smaller() -> None:
     frames = np.full((2, 100, 50, 3), 7, np.uint8)
-    canvas, known, inside = place(frames, 64, 64)
-    assert inside == (32, 64) and known.sum() == 32 * 64
+    smaller = np.stack([np.asarray(shrink_into(Image.fromarray(frame), 64, 64)) for frame in frames])
+    assert smaller.shape[1:3] == (64, 32)
+    canvas, known = place(smaller, 64, 64)
+    assert known.sum() == 32 * 64
     assert (canvas[:, known == 1] == 7).all() and (canvas[:, known == 0] == 0).all()
     with pytest.raises(RequestError, match="nothing lies around"):
         place(frames, 100, 50)

@@ -24,10 +24,9 @@ def extend(
 
     Interrupted, the same command goes on from the last whole window.
     """
-    from vgen.cli.footage import say_rate
-    from vgen.cli.jobs import Model, ask, fit_frames, plan, say_fit
+    from vgen.cli.footage import read_fitted, say_video
+    from vgen.cli.jobs import Model, ask, plan
     from vgen.cli.long import make_long, read_reference
-    from vgen.io.video import read_video
 
     fields = {
         "video": video,
@@ -40,12 +39,9 @@ def extend(
     request = ask("extend", options.output, options.overwrite, {**fields, **options.fields})
     model = Model.find(request.model)
     picture = read_reference(request)
-    clip = read_video(video)
     job = plan(request, model, options.output, options.overwrite)
-    job.notes += [f"{video}: {note}" for note in clip.notes]
-    job.notes += say_rate(video, clip.frame_rate, job.request.frame_rate)
-    job.notes += say_fit(video, (clip.frames.shape[2], clip.frames.shape[1]), job.request)
-    given = fit_frames(clip.frames, job.request)
+    clip = read_fitted(video, job.request)
+    say_video(job, video, clip)
     assert job.request.seconds is not None
     added = max(1, round(job.request.seconds * job.request.frame_rate))
-    make_long(job, [added], [(prompt, {}, 0)], given, request.seed, picture)
+    make_long(job, [added], [(prompt, {}, 0)], clip.frames, request.seed, picture)

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vgen.cli.options import Fit, JobOptions, KeepKnownPixels, with_job_options
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+    from vgen.cli.jobs import Job
+    from vgen.io.video import VideoClip
 
 
 @with_job_options
@@ -23,7 +25,7 @@ def inpaint(
         typer.Option(
             "--mask",
             metavar="FILE",
-            help="A picture or video of the same size: white is painted anew, black is kept.",
+            help="A picture or video of the same size: white is painted anew, black and transparent places are kept.",
         ),
     ] = ...,  # type: ignore[assignment]
     fit: Fit = "cover",
@@ -33,51 +35,46 @@ def inpaint(
 ) -> None:
     """Paint a region of a video anew; the rest of it is known."""
     from vgen.cli.footage import plan_on_video
-    from vgen.cli.jobs import fit_frames, load_pipeline, make_clip, say_fit
+    from vgen.cli.jobs import load_pipeline, make_clip
 
     fields = {"prompt": prompt, "mask": mask, "fit": fit, "keep_known_pixels": keep_known_pixels}
-    job, frames = plan_on_video("inpaint", video, options, fields)
-    white = read_white(mask, frames)
-    job.notes += say_fit(video, (frames.shape[2], frames.shape[1]), job.request)
-    job.notes.append(f"{mask}: {white.mean() / 2.55:.0f} % of the pixels are painted anew.")
-    frames = fit_frames(frames, job.request)
-    known = 1 - fit_frames(white, job.request)[..., 0] / 255
+    job, clip = plan_on_video("inpaint", video, options, fields)
+    white = read_white(mask, job, clip)
+    known = 1 - white / 255
     pipe = load_pipeline("MaskedPredictionPipeline", job)
     from vgen.pipelines import VideoCondition
 
-    make_clip(pipe, job, conditions=[VideoCondition(frames, mask=known)], keep_known_pixels=keep_known_pixels)
+    make_clip(pipe, job, conditions=[VideoCondition(clip.frames, mask=known)], keep_known_pixels=keep_known_pixels)
 
 
-def read_white(mask: str, frames: np.ndarray) -> np.ndarray:
-    """How white a mask is: uint8 [F, H, W, 3], all three channels the same, of the size of `frames`.
+def read_white(mask: str, job: Job, clip: VideoClip) -> np.ndarray:
+    """How white a mask is, fitted as its video was: uint8 [F, H, W].
 
     Raises:
-        MediaError: it cannot be read.
-        RequestError: another size, fewer frames, or nothing of it is white.
+        MediaError: it cannot be read, or nothing of it is white.
+        RequestError: another size than the video's, or fewer frames.
     """
-    from pathlib import Path
-
     import numpy as np
 
+    from vgen.cli.jobs import fit_picture
     from vgen.errors import RequestError
-    from vgen.io.images import read_image
-    from vgen.io.video import read_video
+    from vgen.io.masks import read_mask_file
 
-    if Path(mask).suffix.lower() in _PICTURES:
-        found = np.asarray(read_image(mask).convert("L"))[None].repeat(len(frames), axis=0)
-    else:
-        clip = read_video(mask, max_frames=len(frames)).frames
-        found = np.rint(clip @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
-    if found.shape[1:] != frames.shape[1:3]:
+    count, (height, width) = len(clip.frames), clip.size
+    found = read_mask_file(mask, max_frames=count)
+    if found.white.shape[1:] != (height, width):
         raise RequestError(
-            f"mask={mask!r} is {found.shape[2]} x {found.shape[1]} and the video {frames.shape[2]} x "
-            f"{frames.shape[1]}: make it the same size."
+            f"mask={mask!r} is {found.white.shape[2]} x {found.white.shape[1]} and the video {width} x {height}: make "
+            "it the same size."
         )
-    if len(found) < len(frames):
+    if len(found.white) < count and not found.is_picture:
         raise RequestError(
-            f"mask={mask!r} has {len(found)} frames and {len(frames)} of the video are used: give a mask a frame, one "
-            f"picture for all, or --num-frames {len(found)} or fewer."
+            f"mask={mask!r} has {counted(len(found.white), 'frame')} and {count} of the video are used: give one mask "
+            f"per frame, one picture for all, or --num-frames {len(found.white)} or fewer."
         )
-    if not found.any():
-        raise RequestError(f"mask={mask!r} is black all over: nothing would be painted. White is what is painted anew.")
-    return np.repeat(found[..., None], 3, axis=-1)
+    job.notes += [f"{mask}: {note}" for note in found.notes]
+    if not found.is_picture and found.num_in_file != clip.num_in_file:
+        job.notes.append(f"{mask}: it has {found.num_in_file} frames and the video {clip.num_in_file}; frame by frame.")
+    job.notes.append(f"{mask}: {found.white.mean() / 2.55:.0f} % of the pixels are painted anew.")
+    fitted = [fit_picture(np.repeat(white[..., None], 3, axis=-1), job.request)[..., 0] for white in found.white]
+    return np.stack(fitted).repeat(count if found.is_picture else 1, axis=0)

@@ -59,7 +59,7 @@ class Job:
         model: where it comes from.
         output: name of the output.
         overwrite: replace what is there.
-        notes: what was done to the inputs, said when the clip is finished.
+        notes: what was done to the inputs, said before a model is loaded; what comes later, when the clip is finished.
     """
 
     request: ResolvedRequest
@@ -107,6 +107,7 @@ def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = Non
         job: what it is for.
         prompts: of all its calls; None: that of the job.
     """
+    say_notes(job)
     display.tell(Progress("loading", what=job.request.model))
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -294,8 +295,7 @@ def report(path: Path, job: Job, frames: Sized, seconds: float) -> None:
     request = job.request
     files = [path] if path.is_file() else list(path.iterdir())
     size = sum(file.stat().st_size for file in files)
-    for note in job.notes:
-        display.say(note)
+    say_notes(job)
     display.say(
         f"{os.fspath(job.output)}: {counted(len(frames), 'frame')} of {request.width} x {request.height} at "
         f"{request.frame_rate:g} fps, {size / 1000:.1f} kB, made in {seconds:.1f} s, "
@@ -313,12 +313,22 @@ def say_fit(name: str, before: Sequence[int], request: ResolvedRequest) -> list[
     ]
 
 
-def fit_frames(frames: np.ndarray, request: ResolvedRequest) -> np.ndarray:
-    """uint8 [F, H, W, 3] in the clip's size."""
+def fit_picture(pixels: np.ndarray, request: ResolvedRequest) -> np.ndarray:
+    """uint8 [H, W, 3] in the clip's size; for outpaint made smaller until it lies within it."""
     import numpy as np
     from PIL import Image
 
-    from vgen.io.images import fit_image
+    from vgen.io.images import fit_image, shrink_into
 
-    fitted = [fit_image(Image.fromarray(frame), request.height, request.width, request.fit) for frame in frames]
-    return np.stack([np.asarray(picture) for picture in fitted])
+    picture = Image.fromarray(pixels)
+    if request.task == "outpaint":
+        return np.asarray(shrink_into(picture, request.height, request.width))
+    return np.asarray(fit_image(picture, request.height, request.width, request.fit))
+
+
+def say_notes(job: Job) -> None:
+    """Say what was done to the inputs; each sentence once."""
+    if processes.leads():
+        for note in job.notes:
+            display.say(note)
+    job.notes.clear()

@@ -33,23 +33,20 @@ def predict(
     options: JobOptions,
 ) -> None:
     """Keep the first frames of a video and predict what follows them, or what came before."""
-    from vgen.cli.footage import say_rate
-    from vgen.cli.jobs import Model, ask, fit_frames, load_pipeline, make_clip, plan, say_fit
-    from vgen.io.video import read_video
+    from vgen.cli.footage import read_fitted, say_video
+    from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan
 
     fields = {"prompt": prompt, "video": video, "fit": fit, "keep_known_pixels": keep_known_pixels, **options.fields}
     fields |= {"keep_frames": keep_frames, "backward": backward or None, "input_crf": input_crf}
     request = ask("predict", options.output, options.overwrite, fields)
     model = Model.find(request.model)
-    clip = read_video(video, max_frames=request.resolve(model.defaults, model.strides).keep_frames)
+    wanted = request.resolve(model.defaults, model.strides)
+    clip = read_fitted(video, wanted, wanted.keep_frames)
     job = plan(request, model, options.output, options.overwrite, len(clip.frames))
     known = clip.frames[: job.request.keep_frames]
-    job.notes += [f"{video}: {note}" for note in clip.notes]
     first = "first frame" if len(known) == 1 else f"first {counted(len(known), 'frame')}"
-    job.notes.append(f"{video}: the clip {'ends' if backward else 'starts'} with its {first}.")
-    job.notes += say_rate(video, clip.frame_rate, job.request.frame_rate)
-    job.notes += say_fit(video, (known.shape[2], known.shape[1]), job.request)
-    known = fit_frames(known, job.request)
+    job.notes.append(f"{video}: the clip {'ends' if backward else 'starts'} with its {first} of {clip.num_in_file:,}.")
+    say_video(job, video, clip)
     pipe = load_pipeline("MaskedPredictionPipeline", job)
     from vgen.pipelines import VideoCondition
 

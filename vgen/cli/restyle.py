@@ -28,10 +28,8 @@ def restyle(
 ) -> None:
     """Make a clip from a video and a prompt: the video is noised in part and denoised anew."""
     from vgen.cli.footage import plan_on_video
-    from vgen.cli.jobs import fit_frames, load_pipeline, make_clip, say_fit
+    from vgen.cli.jobs import load_pipeline, make_clip
 
     fields = {"prompt": prompt, "fit": fit, "denoise_strength": strength}
-    job, frames = plan_on_video("restyle", video, options, fields)
-    job.notes += say_fit(video, (frames.shape[2], frames.shape[1]), job.request)
-    fitted = fit_frames(frames, job.request)
-    make_clip(load_pipeline("VideoToVideoPipeline", job), job, video=fitted)
+    job, clip = plan_on_video("restyle", video, options, fields)
+    make_clip(load_pipeline("VideoToVideoPipeline", job), job, video=clip.frames)

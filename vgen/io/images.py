@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -16,7 +18,7 @@ from vgen.types import FitMode
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FitMode", "as_rgb", "contact_sheet", "fit_image", "read_image"]
+__all__ = ["FitMode", "as_rgb", "contact_sheet", "fit_image", "read_image", "shrink_into"]
 
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -43,6 +45,17 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Im
         MediaError: missing, not a picture, damaged or truncated, or above `limits.MAX_PICTURE_PIXELS` (known from
             the header, before anything of that size is allocated).
     """
+    with open_picture(path) as opened:
+        return as_rgb(opened, background, str(path))
+
+
+@contextmanager
+def open_picture(path: str | Path) -> Iterator[Image.Image]:
+    """The opened and loaded file.
+
+    Raises:
+        MediaError: as `read_image`, also for damage that is met inside the `with`.
+    """
     from PIL import Image
 
     found = local_file(path, "picture")
@@ -56,7 +69,7 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Im
             with Image.open(found, formats=FORMATS) as opened:
                 check_picture_size(found, *opened.size)
                 opened.load()
-                return as_rgb(opened, background, str(found))
+                yield opened
     except Image.UnidentifiedImageError:
         kinds = ", ".join(name.lower() for name in FORMATS)
         raise MediaError(f"{found} is not a picture that can be read ({kinds}).") from None
@@ -174,6 +187,15 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
     if converted is not None and alpha is not None:
         converted.putalpha(alpha)
     return converted or picture
+
+
+def shrink_into(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Make a picture smaller, in its own shape, until it lies within a size; one that does is returned as it is."""
+    from PIL import Image
+
+    scale = min(1.0, height / image.height, width / image.width)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return image if scale == 1 else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def fit_image(image: Image.Image, height: int, width: int, mode: FitMode = "cover") -> Image.Image:

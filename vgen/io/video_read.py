@@ -26,7 +26,8 @@ class VideoClip(NamedTuple):
         frame_rate: frames per second.
         notes: what was changed on the way in (resampled, turned, reduced to 8 bits), one sentence each.
         size: (height, width) of the file's pictures, upright, before `fit`.
-        num_in_file: frames that the file has, where only the first of them were asked for; 0: not known.
+        num_in_file: frames that the file has, of which only the first may have been asked for.
+        has_sound: whether it has a sound track, which is not read.
     """
 
     frames: np.ndarray
@@ -34,6 +35,7 @@ class VideoClip(NamedTuple):
     notes: tuple[str, ...] = ()
     size: tuple[int, int] = (0, 0)
     num_in_file: int = 0
+    has_sound: bool = False
 
 
 def read_video(
@@ -67,6 +69,7 @@ def read_video(
     stream = FootageStream(path, time_limit, background)
     declared, size, limit = stream.outline.num_frames, (0, 0), 0
     frames: list[np.ndarray] = []
+    finished = True
     for picture in stream:
         fitted = picture if fit is None else fit(picture)
         if not frames:
@@ -75,13 +78,15 @@ def read_video(
         frames.append(fitted)
         enough = max_frames is None or len(frames) > MAX_FRAMES
         if len(frames) > limit and (enough or stream.settle()[0].num_frames > limit):
+            finished = False
             break  # what comes later changes nothing of what is wanted, or there is too much
     rate, notes = stream.settle()
     height, width = frames[0].shape[:2]
     wanted = min(rate.num_frames, max_frames or rate.num_frames)
     frame_limit(stream.path, width, height, wanted, 0)
+    in_file = rate.num_frames if finished else max(declared, rate.num_frames)
     chosen = np.stack([frames[index] for index in rate.chosen(wanted)])
-    return VideoClip(chosen, rate.frames_per_second, notes, size, max(declared, rate.num_frames))
+    return VideoClip(chosen, rate.frames_per_second, notes, size, in_file, stream.outline.has_sound)
 
 
 def measure_video(path: Path) -> tuple[int, int, int]:

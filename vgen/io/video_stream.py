@@ -37,12 +37,14 @@ class Outline(NamedTuple):
         stated_rate: frames per second that the file states, if it does.
         nominal_rate: see `timing.nominal_rate`; None: to be found from the frames.
         tick: seconds, the precision of the file's timestamps.
+        has_sound: whether the file has a sound track.
     """
 
     num_frames: int
     stated_rate: float | None
     nominal_rate: float | None
     tick: float
+    has_sound: bool = False
 
 
 class Timeline(NamedTuple):
@@ -183,10 +185,12 @@ def _outline(path: Path, container: Container) -> Outline:
         tick = float(stream.time_base or 0)
         shown = (packet for packet in opened.demux(stream) if packet.size and not packet.is_discard)
         packets = [(packet.pts, packet.is_keyframe) for packet in islice(shown, MAX_FRAMES + 1)]
+        has_sound = bool(opened.streams.audio)
         declared = stream.frames or round((opened.duration or 0) / 1e6 * rate)
     count = len(packets) if len(packets) <= MAX_FRAMES else max(declared, len(packets))
     gaps = [tick * gap for run in _runs(packets) for gap in np.diff(np.sort(run))]
-    return Outline(count, rate or None, nominal_rate(gaps, tick, rate or None) if gaps else rate or None, tick)
+    nominal = nominal_rate(gaps, tick, rate or None) if gaps else rate or None
+    return Outline(count, rate or None, nominal, tick, has_sound)
 
 
 def _runs(packets: Iterable[tuple[int | None, bool]]) -> list[list[int]]:

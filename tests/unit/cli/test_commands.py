@@ -141,8 +141,8 @@ def test_predict(tmp_path: Path, paper_model: Path, pipeline: RecordingPipeline,
     (condition,) = pipeline.calls[0]["conditions"]
     assert (condition.frame_index, condition.strength, condition.mask) == (0, 1.0, None)
     assert np.array_equal(condition.frames, frames[:5])
-    assert "the clip starts with its first 5 frames" in done.out
-    assert "runs at 12 frames per second, the clip at 8" in done.out
+    assert "the clip starts with its first 5 frames of 11" in done.out
+    assert "runs at 12 frames per second and the clip at 8" in done.out
     done = run_cli("predict", video, "-o", tmp_path / "b.mp4", "--model", paper_model, "--frame-rate", 12)
     assert len(pipeline.calls[1]["conditions"][0].frames) == 9, "half of the clip if nothing is said"
     assert "frames per second" not in done.out

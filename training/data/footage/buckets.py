@@ -15,7 +15,7 @@ from vgen.training.data.footage.records import Clip, Dropped, content_key
 from vgen.types import Strides, VideoShape
 from vgen.wording import counted
 
-SAMPLE_VERSION = 1
+SAMPLE_VERSION = 2
 """Changes when the same sample would get other pixels."""
 
 

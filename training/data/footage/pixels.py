@@ -11,10 +11,10 @@ from PIL import Image
 
 from vgen.errors import MediaError
 from vgen.io.images import read_image
-from vgen.io.video import read_video
+from vgen.io.masks import read_mask_file
 from vgen.io.video_stream import FootageStream
 from vgen.training.data.footage.buckets import Sample
-from vgen.training.data.footage.ingest import MASK_ENDING
+from vgen.training.data.footage.ingest import IMAGES, MASK_ENDING, VIDEOS
 from vgen.training.data.footage.records import Clip
 from vgen.wording import counted
 
@@ -78,11 +78,11 @@ def fit(picture: np.ndarray, crop: tuple[int, int, int, int], sample: Sample) ->
     """Cut the largest centred part of the crop that has the sample's aspect ratio, and resize it.
 
     Args:
-        picture: uint8 [H, W, 3].
+        picture: uint8 [H, W, 3], or [H, W] of a mask.
         crop: (top, left, height, width).
         sample: for its size.
     Returns:
-        uint8 [h, w, 3].
+        uint8 [h, w, 3], or [h, w].
     """
     top, left, height, width = crop
     tall, wide = sample.bucket.height, sample.bucket.width
@@ -94,37 +94,37 @@ def fit(picture: np.ndarray, crop: tuple[int, int, int, int], sample: Sample) ->
 
 
 def mask_of(clip: Clip) -> Path | None:
-    """The mask beside a clip's source, if there is one: white is where the loss counts."""
+    """The mask next to a clip's source, if there is one: `NAME.mask` and any ending of a picture or video.
+
+    Raises:
+        MediaError: there are several, or one with another ending.
+    """
     source = Path(clip.source)
-    for ending in (".png", ".mp4", ".webm", ".gif"):
-        candidate = source.with_name(f"{source.stem}{MASK_ENDING}{ending}")
-        if candidate.is_file():
-            return candidate
-    return None
+    there = [path for path in source.parent.iterdir() if path.stem == f"{source.stem}{MASK_ENDING}" and path.is_file()]
+    found = [path for path in there if path.suffix.lower() in VIDEOS | IMAGES]
+    if len(found) > 1:
+        raise MediaError(f"{source} has several masks: {', '.join(sorted(p.name for p in found))}; keep one of them.")
+    if there and not found:
+        endings = ", ".join(sorted(VIDEOS | IMAGES))
+        raise MediaError(f"{there[0]} is not a mask that can be read: its ending must be one of {endings}.")
+    return found[0] if found else None
 
 
 def read_mask(path: Path, clip: Clip, sample: Sample) -> np.ndarray:
     """A sample's part of its clip's mask, float32 [F, H, W] in [0, 1].
 
     Raises:
-        MediaError: the mask is of another size or shorter than the clip, or all black there.
+        MediaError: the mask is of another size or shorter than the clip, or has no white place there.
     """
-    if path.suffix.lower() == ".png":
-        pictures = np.asarray(read_image(path))[None]
-        pictures = np.broadcast_to(pictures, (len(sample.frames), *pictures.shape[1:]))
-    else:
-        frames = read_video(path).frames
-        if max(sample.frames) >= len(frames):
-            raise MediaError(
-                f"{path} has {counted(len(frames), 'frame')}, and frame {max(sample.frames)} of {clip.source} is used."
-            )
-        pictures = frames[list(sample.frames)]
+    last = max(sample.frames)
+    white = read_mask_file(path, last + 1)
+    if len(white.white) <= last and not white.is_picture:
+        raise MediaError(f"{path} has {counted(len(white.white), 'frame')}, and frame {last} of {clip.source} is used.")
+    pictures = white.white[[0] * len(sample.frames) if white.is_picture else list(sample.frames)]
     top, left, height, width = clip.crop
     if pictures.shape[1] < top + height or pictures.shape[2] < left + width:
         raise MediaError(f"{path} is {pictures.shape[2]} x {pictures.shape[1]}; it must be as large as {clip.source}.")
-    mask = np.stack([fit(np.ascontiguousarray(p), clip.crop, sample) for p in pictures]).mean(axis=-1) / 255
+    mask = np.stack([fit(picture, clip.crop, sample) for picture in pictures]) / np.float32(255)
     if not (mask > 0.5).any():
-        raise MediaError(
-            f"{path} is all black in frames {sample.frames[0]} to {sample.frames[-1]}: nothing would be learnt."
-        )
-    return mask.astype(np.float32)
+        raise MediaError(f"{path} has no white place in frames {sample.frames[0]} to {last}: nothing would be learnt.")
+    return mask
