@@ -100,7 +100,8 @@ def test_what_is_said_before_a_model_is_loaded(
 
 
 def test_loading_says_the_notes_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    job = SimpleNamespace(notes=["The first 17 of 40 frames are used."], request=None)
+    request = SimpleNamespace(model="sprites")
+    job = SimpleNamespace(notes=["The first 17 of 40 frames are used."], request=request)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError):
         jobs.load_pipeline("VideoToVideoPipeline", job)  # type: ignore[arg-type]
