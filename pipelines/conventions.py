@@ -157,10 +157,11 @@ _OF_CLASS = {
     "LTXImageToVideoPipeline": LTX.name,
     "LTXConditionPipeline": LTX_CONDITION.name,
 }
-_OF_COMPONENT = {
+OF_COMPONENT = {
     "LTXVideoTransformer3DModel": ["vgen", "VideoDiT"],
     "AutoencoderKLLTXVideo": ["vgen", "CausalVideoVAE"],
 }
+"""diffusers' classes, and the library and class that stand for them here."""
 
 
 def convention_named(name: str) -> Convention:
@@ -187,7 +188,7 @@ def from_model_index(index: Mapping[str, Any]) -> dict[str, Any]:
     if name not in _OF_CLASS:
         return dict(index)
     translated = {
-        key: _OF_COMPONENT.get(value[1], value) if isinstance(value, (list, tuple)) and len(value) == 2 else value
+        key: OF_COMPONENT.get(value[1], value) if isinstance(value, (list, tuple)) and len(value) == 2 else value
         for key, value in index.items()
     }
     return {**translated, "convention": _OF_CLASS[name]}

@@ -22,6 +22,7 @@ from vgen.io.checkpoint import check_weights
 from vgen.io.single_file import COMPONENTS, FACTS, SingleFile, tensor_faults
 from vgen.io.weight_files import as_plain, forget_broken_indices, forget_weights, weight_files
 from vgen.models.empty import empty_model, model_shapes
+from vgen.pipelines.component_checks import check_component, check_scheduler_entry
 from vgen.pipelines.conventions import Convention, convention_named, from_model_index
 from vgen.pipelines.text import load_text_encoder, quietly
 from vgen.pipelines.text_cache import DeferredText, TextCache
@@ -58,7 +59,7 @@ class PipelineLoading(DiffusionPipeline):
                 For a single file those that `from_single_file` takes. Of each component the weights that
                 `vgen.io.weight_files.find_weights` names are loaded; safetensors in any case.
         Raises:
-            RequestError: `use_safetensors=False`, or a variant that cannot be one.
+            RequestError: `use_safetensors=False`, a variant that cannot be one, or a component that cannot be used.
             CheckpointError: an unknown name, or a folder or file that is incomplete or damaged.
         """
         if kwargs.pop("use_safetensors", None) is False:
@@ -71,6 +72,10 @@ class PipelineLoading(DiffusionPipeline):
                 found, device=device, text_encoder_folder=text_encoder_folder, upcast_fp8=upcast_fp8,
                 text_cache=text_cache, **kwargs
             )  # fmt: skip
+        if "scheduler" in kwargs:
+            check_component("scheduler", kwargs["scheduler"])
+        else:
+            check_scheduler_entry(json.loads((found / "model_index.json").read_bytes()).get("scheduler"))
         name = os.fspath(pretrained_model_name_or_path)
         if name in CATALOG and not _states_defaults(found):
             kwargs.setdefault("defaults", _as_json(CATALOG[name].defaults))
@@ -148,6 +153,12 @@ class PipelineLoading(DiffusionPipeline):
         return pipeline.to(device) if device is not None else pipeline
 
     deferred_text: DeferredText | None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a component that cannot be used is refused, see `check_component`."""
+        if name in ("scheduler", "transformer", "vae"):
+            check_component(name, value)
+        super().__setattr__(name, value)
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:

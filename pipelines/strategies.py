@@ -99,9 +99,7 @@ def set_schedule(
     if settings.sigmas is not None or num_steps == 1:
         _use_sigmas(scheduler, torch.tensor(settings.sigmas or (1.0,), device=device))
     elif quadratic and not config.use_dynamic_shifting:
-        sigmas = linear_quadratic(num_steps)
-        timesteps = (sigmas * config.num_train_timesteps).tolist()
-        scheduler.set_timesteps(sigmas=sigmas.tolist(), timesteps=timesteps, device=device)
+        scheduler.set_timesteps(sigmas=linear_quadratic(num_steps).tolist(), device=device)
     else:
         mu = resolution_shift_mu(
             num_tokens,
