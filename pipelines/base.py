@@ -26,7 +26,7 @@ from vgen.errors import NonFiniteError, RequestError
 from vgen.magnitudes import Magnitudes
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines.call_steps import CallSteps, steps_counted
-from vgen.pipelines.checks import check_call
+from vgen.pipelines.checks import check_call, check_start
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.decoding import decode_latents, decode_to_bytes, paste_known, to_output
@@ -41,6 +41,7 @@ from vgen.pipelines.settings import GenerationSettings
 from vgen.pipelines.strategies import guidance_of, largest_scale, loop_timesteps, sampling, set_schedule
 from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings
 from vgen.pipelines.text_cache import DeferredText
+from vgen.pipelines.untrained import warn_untrained
 from vgen.progress import Observer
 from vgen.types import LatentShape, VideoShape
 
@@ -59,6 +60,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         convention: numerical conventions of the model, see vgen.pipelines.conventions.
         defaults: the model's own values for what a caller leaves out (height, width, num_frames, frame_rate,
             num_inference_steps, guidance_scale, negative_prompt ...); saved in model_index.json.
+        trained: what the model states about its training, see vgen.trained; saved in model_index.json.
         deferred_text: encodes prompts where text encoder and tokenizer are None.
     """
 
@@ -92,6 +94,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         transformer: VideoDiT,
         convention: str = "vgen",
         defaults: dict[str, Any] | None = None,
+        trained: dict[str, Any] | None = None,
         deferred_text: DeferredText | None = None,
     ) -> None:
         super().__init__()
@@ -100,7 +103,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         self.register_modules(
             scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
         )
-        self.register_to_config(convention=convention, defaults=dict(defaults or {}))
+        self.register_to_config(convention=convention, defaults=dict(defaults or {}), trained=trained)
         self.video_processor = VideoProcessor(vae_scale_factor=vae.strides.height)
         self._settings: GenerationSettings | None = None
         self._guidance: Guidance = ClassifierFreeGuidance()
@@ -256,13 +259,11 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
             settings = self.fill_settings(given_settings)
         guidance = guidance_of(settings)
         shape, given = self.check_inputs(settings, conditions)
-        if clip is None and settings.denoise_strength < 1:
-            raise RequestError(
-                f"denoise_strength={settings.denoise_strength:g} needs a clip to start from: use VideoToVideoPipeline."
-            )
+        check_start(settings, clip is not None)
         parts = steps_of(settings, given, clip is not None)
         for count in parts:
             guidance.check(count, len(self.transformer.transformer_blocks))
+        warn_untrained(self, settings, given, clip)
         self._settings, self._guidance, self._interrupt = settings, guidance, interrupted
         with steps_counted(self, sum(parts)) as steps:
             steps.tell("encoding")

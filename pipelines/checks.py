@@ -37,6 +37,14 @@ def check_call(pipe: Any, settings: GenerationSettings) -> LatentShape:
     return shape
 
 
+def check_start(settings: GenerationSettings, starts_from_clip: bool) -> None:
+    """Refuse a call that is to run the end of the schedule from noise alone."""
+    if not starts_from_clip and settings.denoise_strength < 1:
+        raise RequestError(
+            f"denoise_strength={settings.denoise_strength:g} needs a clip to start from: use VideoToVideoPipeline."
+        )
+
+
 def check_settings(
     settings: GenerationSettings, strides: Strides, channels: int, patch_size: int, callback_tensors: Sequence[str]
 ) -> LatentShape:

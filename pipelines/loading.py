@@ -169,7 +169,7 @@ class PipelineLoading(DiffusionPipeline):
     @property
     def components(self) -> dict[str, Any]:
         """All that another pipeline of this package needs to share this one's models: `Other(**this.components)`."""
-        shared = {"convention": self.config.convention, "defaults": self.config.defaults}
+        shared = {name: self.config.get(name) for name in ("convention", "defaults", "trained")}
         return {**super().components, **shared, "deferred_text": self.deferred_text}
 
     @classmethod

@@ -20,6 +20,7 @@ from rich.console import Console
 from vgen.errors import RequestError
 from vgen.hub import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
+from vgen.trained import unwarned
 from vgen.training.data.footage.records import write_text
 from vgen.training.field_metrics import FieldWeights, field_scores
 from vgen.training.ledger import Ledger, measuring_pool
@@ -103,7 +104,7 @@ def evaluate_model(
         "vgen": version("vgen"),
     }
     planned, place = expected(budget, tiers, measures, guidance), f"{device} with torch {torch.__version__}"
-    with measuring_pool(workers) as pool:
+    with measuring_pool(workers) as pool, unwarned():
         ledger = Ledger(_parts(output, report), about, planned, _speaker(), pool=pool, place=place)
         began = ledger.clock() - ledger.seconds
         found = _about(folder, about, command, budget, seed)

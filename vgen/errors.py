@@ -46,3 +46,7 @@ class OutOfMemoryError(VgenError, RuntimeError):
     """
 
     least: int = 0
+
+
+class UntrainedWarning(UserWarning):
+    """A model is asked for what it was not trained for: a size, a length, words, pictures of another kind."""

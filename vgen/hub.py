@@ -31,6 +31,7 @@ from vgen.io.content_hash import content_hashes
 from vgen.io.single_file import SingleFile
 from vgen.io.walk import walk_files
 from vgen.io.weight_files import check_variant, is_idle, variants_in, weight_files
+from vgen.trained import STATEMENT
 from vgen.types import Strides
 
 EMBEDDED = ("sprites",)
@@ -194,7 +195,7 @@ def check_model(folder: Path, variant: str | None = None) -> None:
         CheckpointError: names the file and what is wrong with it.
     """
     check_variant(variant)
-    index = _read_json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     components = {key: value for key, value in index.items() if isinstance(value, list)}
     for name in ("transformer", "vae"):
         if name not in components:
@@ -223,7 +224,7 @@ def _check_component(folder: Path, needs_weights: bool, variant: str | None = No
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is missing: model_index.json lists it. Copy or fetch the whole model again.")
     for file in sorted(folder.glob("*.json")):
-        content = _read_json(file)
+        content = read_json(file)
         if "auto_map" in content:
             raise CheckpointError(f"{file} asks for remote code (auto_map); code in a model's folder is never run.")
     if not needs_weights:
@@ -234,7 +235,12 @@ def _check_component(folder: Path, needs_weights: bool, variant: str | None = No
         check_weights(file)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read or holds something else.
+    """
     try:
         content = json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -262,7 +268,7 @@ def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if Path(folder).is_file():
         return {**_SAMPLING, **_LTX_SIZE, **file_defaults(SingleFile.open(Path(folder)))}
     file = Path(folder) / "model_index.json"
-    index = _read_json(file)
+    index = read_json(file)
     stated = index.get("defaults", {})
     if not isinstance(stated, Mapping):
         raise CheckpointError(f"{file}: 'defaults' is not a JSON object.")
@@ -312,7 +318,7 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
             {} if kind not in single.kinds else single.part(kind).config for kind in ("vae", "transformer")
         )
     else:
-        config, patch = _read_json(file), _read_json(Path(folder) / "transformer" / "config.json")
+        config, patch = read_json(file), read_json(Path(folder) / "transformer" / "config.json")
     try:
         scaling = [bool(scale) for scale in config.get("spatio_temporal_scaling") or (True, True, True, False)]
         kinds = list(config.get("downsample_type") or ()) + ["conv"] * len(scaling)
@@ -332,22 +338,11 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
     return strides
 
 
-def model_scheduler(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The configuration of a model's scheduler; empty where its folder has none.
-
-    Raises:
-        CheckpointError: it is not JSON.
-    """
-    if Path(folder).is_file():
-        return dict(SingleFile.open(Path(folder)).scheduler)
-    file = Path(folder) / "scheduler" / "scheduler_config.json"
-    return _read_json(file) if file.is_file() else {}
-
-
 def model_hash(folder: str | os.PathLike[str]) -> str:
     """A SHA-256 over a model's weights, configurations and tokenizer: the same folder content, the same hash.
 
-    Every file counts whole; large ones are read once, see `vgen.io.content_hash`.
+    Every file counts whole; large ones are read once, see `vgen.io.content_hash`. What a folder states about its
+    training (`vgen.trained`) changes nothing that is computed, and does not count.
 
     Returns:
         64 hexadecimal digits.
@@ -358,11 +353,19 @@ def model_hash(folder: str | os.PathLike[str]) -> str:
     try:
         found = [root] if root.is_file() else _model_files(root)
         for file, digest in zip(found, content_hashes(found), strict=True):
-            name = "" if file == root else f"{file.relative_to(root).as_posix()}\0"
-            total.update(f"{name}{file.stat().st_size}\0".encode() + bytes.fromhex(digest))
+            name, size = "" if file == root else f"{file.relative_to(root).as_posix()}\0", file.stat().st_size
+            if name == "model_index.json\0" and STATEMENT in (index := read_json(file)):
+                content = _as_diffusers_writes({key: value for key, value in index.items() if key != STATEMENT})
+                size, digest = len(content), hashlib.sha256(content).hexdigest()
+            total.update(f"{name}{size}\0".encode() + bytes.fromhex(digest))
     except OSError as error:
         raise CheckpointError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from None
     return total.hexdigest()
+
+
+def _as_diffusers_writes(index: Mapping[str, Any]) -> bytes:
+    """A model_index.json as `save_pretrained` formats it."""
+    return f"{json.dumps(index, indent=2, sort_keys=True)}\n".encode()
 
 
 def _model_files(root: Path) -> list[Path]:

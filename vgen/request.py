@@ -123,6 +123,9 @@ class _Job(LossyFields):
     parallel: _Parallel | None = Field(
         default=None, description="How several processes share a clip; auto if left out."
     )
+    allow_untrained: bool | None = Field(
+        default=None, description="Make sizes and lengths that the model was not trained for."
+    )
 
     @classmethod
     def create(cls, **fields: Any) -> Self:

@@ -276,6 +276,9 @@ def test_the_exported_pipeline_generates(flow_run: Path, tmp_path: Path) -> None
     pipeline = TextToVideoPipeline.from_pretrained(flow_run / "export")
     pipeline.set_progress_bar_config(disable=True)
     assert {pipeline.transformer.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
+    stated = pipeline.config.trained
+    assert (stated["height"], stated["width"], stated["num_frames"]) == ([16, 16], [16, 16], [1, 5])
+    assert {"circle", "zigzag"} & {*stated["words"].split()} == {"circle"}, "the recipe's tier is 1"
     frames = pipeline("a red circle moves left", output_type="np", generator=torch.Generator().manual_seed(0)).frames
     assert frames.shape == (1, 5, 16, 16, 3)
     assert np.isfinite(frames).all()

@@ -28,6 +28,7 @@ from vgen.training.objectives.base import Objective, losses_at_quantiles
 from vgen.training.objectives.draws import FlowDraws, token_shape
 from vgen.training.objectives.exporting import save_pipeline
 from vgen.training.objectives.given import encoded_material, reference_material
+from vgen.training.objectives.statement import sprites_statement
 from vgen.training.objectives.tasks import (
     CACHED_TASKS,
     FlowInputs,
@@ -285,7 +286,10 @@ class FlowObjective(Objective):
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
         """Save a whole pipeline folder."""
         self.eval()
-        return {"mebibytes": save_pipeline(self.pipeline(), folder, dtype)}
+        pipeline = self.pipeline()
+        lengths = {count for stage in self.plan.stages for count, share in stage.frames.items() if share > 0}
+        pipeline.register_to_config(trained=sprites_statement(self.data, lengths, self.vae))
+        return {"mebibytes": save_pipeline(pipeline, folder, dtype)}
 
 
 def build_transformer(config: FlowObjectiveConfig, latent_channels: int, seed: int) -> VideoDiT:

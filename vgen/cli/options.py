@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from vgen.cli import display, processes
+from vgen.cli.limits import notes_of_warnings
 from vgen.types import SKIP_MODES
 
 _MODEL = "Model"
@@ -122,6 +123,15 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         panel=_SIZE,
         default="that of the model",
     ),
+    "allow_untrained": Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-untrained",
+            help="Make a size or length that the model was not trained for, whatever comes out.",
+            show_default="refused",
+            rich_help_panel=_SIZE,
+        ),
+    ],
     "frame_rate": _text("--frame-rate", metavar="FPS", help="Frames per second.", panel=_SIZE, default=_OF_MODEL),
     "device": _text(
         "--device",
@@ -274,7 +284,7 @@ def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def together(**values: Any) -> None:
-        with processes.together(), display.showing():
+        with processes.together(), display.showing(), notes_of_warnings():
             command(**values)
 
     return together
