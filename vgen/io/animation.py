@@ -86,6 +86,17 @@ def open_animation(path: Path, kind: str) -> Iterator[Image.Image]:
         raise MediaError(f"{path} is damaged: {error}.") from None
 
 
+def is_animated(path: Path) -> bool:
+    """Whether a file is an animated picture that is read as a clip."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["GIF", "WEBP", "PNG"]) as picture:
+            return bool(getattr(picture, "is_animated", False))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return False
+
+
 def measure_animation(path: Path, kind: str) -> tuple[int, int, int]:
     """(F, H, W) as the header and the list of frames say; nothing is decoded.
 

@@ -19,6 +19,21 @@ def assumed_matrix(height: int, width: int) -> str:
     return "BT.709" if width >= 1280 or height > 576 else "BT.601"
 
 
+def describe_colours(matrix: int, color_range: int, height: int, width: int) -> str:
+    """How the YCbCr of a video is read, and whether the file says so.
+
+    Args:
+        matrix: matrix coefficients as in ITU-T H.273.
+        color_range: 2 = full; what is not stated is limited.
+        height, width: as stored.
+    """
+    extent = "full" if int(color_range) == 2 else "limited"
+    if int(matrix) == UNSTATED:
+        kind = "HD" if assumed_matrix(height, width) == "BT.709" else "SD"
+        return f"{assumed_matrix(height, width)} (assumed, as {kind} that states none), {extent} range"
+    return f"{MATRICES.get(int(matrix), f'matrix {int(matrix)}')}, {extent} range"
+
+
 def check_tone(path: Path, transfer: int, primaries: int, matrix: int) -> None:
     """Refuse high dynamic range: its colours would come out wrong without tone mapping.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vgen.io.colours import describe_colours
 from vgen.io.comment import load_comment
 from vgen.io.containers import FOLDER, GIF, Container, identify, local_file
+from vgen.io.decode import has_alpha
 from vgen.io.demux import open_video
 
 
@@ -21,6 +23,9 @@ class VideoInfo(NamedTuple):
         num_frames: as the file declares it; None if it declares none.
         frame_rate: frames per second, the mean where it varies; None if not stated.
         metadata: the request kept in the file, or None.
+        colours: how its colours are read.
+        has_alpha: whether it has an alpha channel.
+        has_sound: whether it has a sound track.
     """
 
     container: str
@@ -30,6 +35,9 @@ class VideoInfo(NamedTuple):
     num_frames: int | None
     frame_rate: float | None
     metadata: dict[str, Any] | None
+    colours: str = "RGB"
+    has_alpha: bool = False
+    has_sound: bool = False
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -47,6 +55,9 @@ def probe(path: str | Path) -> VideoInfo:
     with open_video(found, container) as (opened, stream):
         context = stream.codec_context
         rate = stream.average_rate or stream.guessed_rate
+        layout = context.format
+        full = context.color_range == 2 or (layout is not None and layout.name.startswith("yuvj"))
+        colours = describe_colours(context.colorspace, 2 if full else 1, context.height, context.width)
         comment = {key.lower(): value for key, value in opened.metadata.items()}.get("comment")
         return VideoInfo(
             container.name,
@@ -56,6 +67,9 @@ def probe(path: str | Path) -> VideoInfo:
             stream.frames or None,
             float(rate) if rate else None,
             load_comment(comment),
+            "RGB" if layout is not None and layout.is_rgb else colours,
+            has_alpha(stream),
+            bool(opened.streams.audio),
         )
 
 

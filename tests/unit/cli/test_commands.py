@@ -253,7 +253,13 @@ def test_info(tmp_path: Path, run_cli: Run) -> None:
 def test_info_of_foreign_files(tmp_path: Path, run_cli: Run) -> None:
     write_video(tmp_path / "clip.mp4", np.zeros((5, 16, 16, 3), np.uint8), 8.0)
     (tmp_path / "text.mp4").write_text("words")
-    for name, message in {"clip.mp4": "holds no vgen request", "text.mp4": "is not a video", "no.mp4": "exist"}.items():
+    done = run_cli("info", tmp_path / "clip.mp4")
+    assert done.code == 0
+    assert "mp4 (h264), 5 frames of 16 x 16 at 8 fps" in done.out
+    assert "colours: BT.709, limited range" in done.out and "It holds no vgen request." in done.out
+    refused = run_cli("info", tmp_path / "clip.mp4", "--json")
+    assert (refused.code, "holds no vgen request" in refused.err) == (2, True)
+    for name, message in {"text.mp4": "is not a video", "no.mp4": "exist"}.items():
         done = run_cli("info", tmp_path / name)
         assert done.code == 2
         assert message in done.err

@@ -76,6 +76,7 @@ def test_transparent_places_of_videos_show_the_background(tmp_path: Path, name: 
     assert found.frames[0, 16, 40].tolist() == pytest.approx([255, 255, 255], abs=2)
     assert found.frames[0, 16, 8].tolist() == pytest.approx([220, 20, 20], abs=14)
     assert "Transparent places show white." in found.notes
+    assert probe(path).has_alpha
     assert np.array_equal(np.stack(list(FootageStream(path))), found.frames)
     assert read_video(path, background=(0, 0, 0)).frames[0, 16, 40].tolist() == pytest.approx([0, 0, 0], abs=2)
 
@@ -157,19 +158,22 @@ RED_709, RED_601, RED_709_FULL = (63, 102, 240), (81, 90, 240), (54, 99, 255)
 
 
 @pytest.mark.parametrize(
-    ("size", "values", "tags"),
+    ("size", "values", "tags", "said"),
     [
-        ((HIGH, WIDE), RED_709, {}),
-        ((480, 704), RED_601, {}),
-        ((HIGH, WIDE), RED_601, {"colorspace": 6}),
-        ((480, 704), RED_709, {"colorspace": 1}),
-        ((480, 704), RED_709_FULL, {"colorspace": 1, "color_range": 2}),
+        ((HIGH, WIDE), RED_709, {}, "BT.709 (assumed, as HD that states none), limited range"),
+        ((480, 704), RED_601, {}, "BT.601 (assumed, as SD that states none), limited range"),
+        ((HIGH, WIDE), RED_601, {"colorspace": 6}, "BT.601, limited range"),
+        ((480, 704), RED_709, {"colorspace": 1}, "BT.709, limited range"),
+        ((480, 704), RED_709_FULL, {"colorspace": 1, "color_range": 2}, "BT.709, full range"),
     ],
     ids=["untagged HD", "untagged SD", "HD tagged 601", "SD tagged 709", "full range"],
 )
-def test_matrix_and_range(tmp_path: Path, size: tuple[int, int], values: tuple[int, int, int], tags: dict) -> None:
+def test_matrix_and_range(
+    tmp_path: Path, size: tuple[int, int], values: tuple[int, int, int], tags: dict, said: str
+) -> None:
     path = _encode(tmp_path / "a.mp4", [_flat(*size, *values) for _ in range(2)], options={"crf": "1"}, **tags)
     assert read_video(path).frames[0, 10, 10].tolist() == pytest.approx([254, 0, 0], abs=3)
+    assert probe(path).colours == said
 
 
 def test_bt2020_matrix_is_refused(tmp_path: Path, clip: np.ndarray, encode_raw: Callable[..., Path]) -> None:

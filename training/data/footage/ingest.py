@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vgen.errors import OutputError, RequestError, VgenError
+from vgen.io.animation import is_animated
 from vgen.io.content_hash import content_hash
 from vgen.io.output import check_writable
 from vgen.training.data.footage.records import (
@@ -107,7 +108,7 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
     files = list(_footage_files(footage, root))
     if not files:
         raise RequestError(f"{footage} holds no video and no picture ({', '.join(sorted(VIDEOS | IMAGES))}).")
-    if any(path.suffix.lower() not in IMAGES for path in files):
+    if not all(_is_still(path) for path in files):
         check_detector(settings.cut_threshold)
     _prepare(folder)
     changed, found, skipped = False, [], []
@@ -170,7 +171,7 @@ def _scan_once(
     if place.is_file():
         return _Found(path, digest, inside, Scan.from_json(json.loads(place.read_text(encoding="utf-8")))), False
     say(f"scanning {path}")
-    if path.suffix.lower() in IMAGES:
+    if _is_still(path):
         scan, thumbnails = scan_image(path)
     else:
         scan, thumbnails = scan_video(path, settings.cut_threshold)
@@ -178,6 +179,10 @@ def _scan_once(
         save_thumbnails(folder, clip_id(path, digest, shot), pictures)
     write_text(place, json.dumps(asdict(scan)) + "\n")  # last: what it speaks of is there
     return _Found(path, digest, inside, scan), True
+
+
+def _is_still(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES and not is_animated(path)
 
 
 def clip_id(path: Path, digest: str, shot: Shot) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,11 +100,16 @@ def test_pictures_and_clips_of_any_size(scene, tmp_path) -> None:
     source.mkdir()
     Image.fromarray(scene(1, 9)[0]).save(source / "photo.png")
     Image.fromarray(scene(1, 8)[0]).save(source / "clip.mask.png")
+    moving = [Image.fromarray(frame) for frame in scene(10, 7)]
+    moving[0].save(source / "moving.webp", save_all=True, append_images=moving[1:], duration=125, lossless=True)
     write_video(source / "clip.gif", scene(10, 8)[:, :47, :61], 8.0)
     made = _ingest(source, tmp_path / "ds")
-    found = {clip.kind: clip for clip in made.data.clips}
-    assert set(found) == {"image", "video"} and not made.failed
-    assert found["image"].num_frames == 1 and found["video"].crop == (0, 0, 47, 61)
+    found = {Path(clip.source).name: clip for clip in made.data.clips}
+    assert {name: clip.kind for name, clip in found.items()} == {
+        "photo.png": "image", "clip.gif": "video", "moving.webp": "video",
+    } and not made.failed  # fmt: skip
+    assert found["photo.png"].num_frames == 1 and found["clip.gif"].crop == (0, 0, 47, 61)
+    assert found["moving.webp"].num_frames == 10
 
 
 def test_a_bright_thing_in_the_dark_has_no_bars(tmp_path) -> None:
