@@ -13,6 +13,7 @@ from vgen.pipelines.interpolation import InterpolationPipeline
 from vgen.pipelines.latent_upsample import LatentUpsamplePipeline, load_upsampler
 from vgen.pipelines.masked_prediction import MaskedPredictionPipeline
 from vgen.pipelines.output import VideoPipelineOutput
+from vgen.pipelines.saving import save_video
 from vgen.pipelines.text_to_video import TextToVideoPipeline
 from vgen.pipelines.two_pass import TwoPass
 from vgen.pipelines.video_to_video import VideoToVideoPipeline
@@ -39,4 +40,5 @@ __all__ = [
     "VideoPipelineOutput",
     "VideoToVideoPipeline",
     "load_upsampler",
+    "save_video",
 ]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         VideoCondition,
         VideoToVideoPipeline,
         load_upsampler,
+        save_video,
     )
 
 _HOMES = {
@@ -45,6 +46,7 @@ _HOMES = {
     "VideoCondition": "vgen.pipelines",
     "VideoToVideoPipeline": "vgen.pipelines",
     "load_upsampler": "vgen.pipelines",
+    "save_video": "vgen.pipelines",
     # The bases that diffusers looks for in a library whose components it loads.
     "DiffusionPipeline": "diffusers",
     "ModelMixin": "diffusers",
@@ -65,6 +67,7 @@ __all__ = [
     "VideoToVideoPipeline",
     "__version__",
     "load_upsampler",
+    "save_video",
 ]
 
 

@@ -18,6 +18,7 @@ import torch
 import vgen
 from vgen.errors import RequestError
 from vgen.io.images import fit_image
+from vgen.io.video import read_metadata, read_video
 from vgen.models import LatentUpsampler
 from vgen.models.registration import _give_names
 from vgen.pipelines import (
@@ -200,3 +201,45 @@ def test_a_batch_for_as_many_prompts_is_one_clip_each(pipe) -> None:
     torch.testing.assert_close(both, again(listed, ["a", "b"], generator=seeds, **call).frames, rtol=0, atol=1e-5)
     with pytest.raises(RequestError, match="2 clips for 3 prompts: give one, or one per prompt"):
         again(clips, ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm", ".gif", ""])
+def test_a_clip_of_every_kind_is_saved_alone_or_as_a_batch_of_one(tmp_path, ending) -> None:
+    """The same file from every output_type, by every ending, and read back; a folder of png to the bit."""
+    read = []
+    for kind, clips in _pixels(VideoShape(5, 32, 32)).items():
+        for name, frames in ((f"{kind}-batch", clips), (kind, clips[0])):
+            path = vgen.save_video(frames, tmp_path / f"{name}{ending}", fps=8)
+            clip = read_video(path)
+            assert (len(clip.frames), clip.frame_rate) == (5, pytest.approx(8, rel=0.05))
+            read.append(clip.frames)
+    assert all(np.array_equal(frames, read[0]) for frames in read)
+    if not ending:
+        assert np.array_equal(read[0], _pixels(VideoShape(5, 32, 32))["uint8"][0])
+
+
+def test_what_cannot_be_saved_is_refused_by_name(tmp_path) -> None:
+    clips = np.zeros((2, 5, 32, 32, 3))
+    for frames, message in (
+        (clips, r"2 clips: give one of them, as frames\[0\]"),
+        ([list(clips[0]), list(clips[1])], r"2 clips: give one of them, as frames\[0\]"),
+        (torch.zeros(1, 4, 5, 4, 4), "frames is a Tensor"),
+        (torch.randn(1, 4, 3, 4, 4), r"they must be in \[0, 1\]"),
+        (clips[0] + 7, "values from 7 to 7"),
+        ([], "frames is an empty list"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            vgen.save_video(frames, tmp_path / "a.mp4", fps=8)
+    for more, message in (({"fps": "8"}, "fps='8' must be a number"), ({"fps": 0}, "frame_rate=0")):
+        with pytest.raises(RequestError, match=message):
+            vgen.save_video(clips[0], tmp_path / "a.mp4", **more)
+    with pytest.raises(RequestError, match=r"'\.avi', which is not written"):
+        vgen.save_video(clips[0], tmp_path / "a.avi", fps=8)
+    assert list(tmp_path.iterdir()) == []
+    vgen.save_video(clips[0], tmp_path / "a.gif", fps=8, metadata={"prompt": "nothing"})
+    with pytest.raises(RequestError, match=r"exists already; use another name, or .*overwrite=True"):
+        vgen.save_video(clips[0], tmp_path / "a.gif", fps=8)
+    vgen.save_video(clips[0] + 1, tmp_path / "a.gif", fps=8, overwrite=True, metadata={"prompt": "white"})
+    assert read_video(tmp_path / "a.gif").frames.min() == 255 and read_metadata(tmp_path / "a.gif") == {
+        "prompt": "white"
+    }
