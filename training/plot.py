@@ -29,7 +29,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise MediaError(f"{path} does not exist; give the folder of a run (it holds log.jsonl).")
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().split("\n"):
         try:
             row = json.loads(line)
         except ValueError:

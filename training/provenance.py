@@ -98,7 +98,7 @@ def recipe_hash(recipe: Recipe) -> str:
 def trained_seconds(log: Path) -> float | None:
     """Seconds that the rows of a log took; its clock begins anew whenever the run goes on. None without a log."""
     try:
-        lines = log.read_text(encoding="utf-8").splitlines()
+        lines = log.read_text(encoding="utf-8").split("\n")
     except OSError:
         return None
     total = last = 0.0

@@ -79,7 +79,7 @@ def read_prompt_file(path: Path) -> list[str]:
         MediaError: it cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise MediaError(f"--prompts {str(path)!r} cannot be read: {error}; give a UTF-8 text file.") from None
     return [line.strip() for line in lines if line.strip()]

@@ -2,7 +2,8 @@
 
 Shards are written atomically and hold a fixed number of clips, the last of a length perhaps fewer, so an interrupted or
 enlarged cache goes on where it ended (making such a last one again). A shard's folder is named after the encoder's
-weights and the data's fingerprint: other weights never meet old ones, and another decoder encodes nothing anew.
+weights, the number format that it computes in and the data's fingerprint: other weights never meet old ones, and with
+another decoder nothing is encoded again.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class LatentCache(ShardCache):
         self.config = config
         self.clips = clips
         self.vae = vae
-        key = hashlib.sha256(f"{vae_hash}|{clips.fingerprint}|{SHARD_CLIPS}".encode()).hexdigest()[:16]
+        described = f"{vae_hash}|{clips.fingerprint}|{SHARD_CLIPS}|{config.encode_dtype}"
+        key = hashlib.sha256(described.encode()).hexdigest()[:16]
         self.folder = (config.folder if config.folder is not None else folder) / key
         self._groups: dict[int, dict[str, Tensor]] = {}
         self._rendered: Iterator[tuple[_Place, Tensor]] = iter(())

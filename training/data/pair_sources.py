@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vgen.diffusion.tokens import unpack
 from vgen.errors import MediaError, RequestError
+from vgen.io.content_hash import tree_hash
 from vgen.io.images import fit_image
 from vgen.io.video import read_video
 from vgen.pipelines import TextToVideoPipeline
@@ -179,10 +180,10 @@ class PairFile:
 
     @property
     def fingerprint(self) -> str:
-        """Of the lines, and of their clips' sizes and times."""
-        files = [Path(line[name]).stat() for line in self.lines for name in ("chosen", "rejected")]
-        stamps = [(stat.st_size, stat.st_mtime_ns) for stat in files]
-        return hashlib.sha256(json.dumps([self.lines, stamps]).encode()).hexdigest()[:16]
+        """Of the lines, their clips by content."""
+        clips = ("chosen", "rejected")
+        named = [{**line, **{clip: tree_hash(Path(line[clip])) for clip in clips}} for line in self.lines]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
 
     def pairs(self, places: range, control: Control) -> tuple[list[str], list[Tensor], list[Tensor]]:
         """See PairSource."""
@@ -218,7 +219,7 @@ def read_pair_file(path: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"objective.pairs.file={str(path)!r} cannot be read: {error}; give JSON lines.") from None
     found = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -81,7 +81,7 @@ class FilePrompts:
 
     def __init__(self, path: Path) -> None:
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"prompts={str(path)!r} cannot be read: {error}; give a UTF-8 text file.") from None
         self.texts = [line.strip() for line in lines if line.strip()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vgen.hub import find_text_encoder, model_hash
 
 if TYPE_CHECKING:
     from vgen.request import ResolvedRequest
@@ -24,7 +26,6 @@ def contents(request: ResolvedRequest, folder: Path) -> dict[str, Any]:
         CheckpointError: a file is missing or cannot be read.
     """
     from vgen.fields import split_lora
-    from vgen.hub import find_text_encoder, model_hash
     from vgen.io.lora_file import LoraFile
     from vgen.io.upsampler import find_upsampler
     from vgen.magnitudes import magnitudes_file
@@ -32,18 +33,18 @@ def contents(request: ResolvedRequest, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if request.lora:
         loras = [LoraFile.open(split_lora(entry)[0]) for entry in request.lora]
-        found["lora"] = [_with_config(model_hash(lora.path), lora.config) for lora in loras]
+        found["lora"] = [_with_config([lora.path], lora.config) for lora in loras]
     encoder = find_text_encoder(folder, request.text_encoder)
     if encoder != folder:
         found["text_encoder"] = [model_hash(encoder / part) for part in ("text_encoder", "tokenizer")]
     if request.upscale is not None:
         upsampler = find_upsampler(request.upscale)
-        found["upscale"] = _with_config(model_hash(upsampler.weights), upsampler.config)
+        found["upscale"] = _with_config(upsampler.weights, upsampler.config)
     if request.step_cache is not None and request.step_cache.startswith("magcache"):
         found["magnitudes"] = model_hash(magnitudes_file(folder))
     return found
 
 
-def _with_config(weights: str, config: Mapping[str, Any]) -> str:
-    text = json.dumps([weights, dict(config)], sort_keys=True, default=str)
+def _with_config(weights: Sequence[Path], config: Mapping[str, Any]) -> str:
+    text = json.dumps([[model_hash(file) for file in weights], dict(config)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -50,8 +50,13 @@ def ingest(
             typer.echo(f"dropped {entry.id} ({counted(entry.num_frames, 'frame')}): {entry.reason}")
     counts = summary(made)
     kept = f"{counted(counts['clips'], 'clip')}, {counted(counts['frames'], 'frame')}"
-    lost = f"{counted(counts['dropped'], 'shot')} dropped, {counted(counts['failed'], 'file')} skipped"
+    lost = f"{counted(counts['dropped'], 'shot')} dropped"
     typer.echo(f"{kept}; {lost}.")
+    others = ", ".join(f"{count} {kind}" for kind, count in counts["others"].items())
+    typer.echo(
+        f"{counted(counts['used'], 'file')} used, {counts['failed']} skipped, {sum(counts['others'].values())} not "
+        f"footage{f' ({others})' if others else ''}."
+    )
     typer.echo(f"{'See' if made.changed else 'Nothing new; see'} {output}/report.html.")
     if not made.data.clips:
         raise typer.Exit(2)

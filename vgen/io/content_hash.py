@@ -19,6 +19,7 @@ from pathlib import Path
 from vgen.errors import OutputError
 from vgen.io.atomic import part_of
 from vgen.io.cache_home import cache_home
+from vgen.io.walk import walk_files
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,15 @@ def read_hash(path: Path) -> str:
 def content_hash(path: Path) -> str:
     """As `read_hash`, but a file that has not changed since is not read again."""
     return content_hashes([path])[0]
+
+
+def tree_hash(path: Path) -> str:
+    """The `content_hash` of a file; of a folder one over all names and contents below it."""
+    if not path.is_dir():
+        return content_hash(path)
+    found = walk_files(path)
+    named = [[str(file.relative_to(path)), digest] for file, digest in zip(found, content_hashes(found), strict=True)]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:

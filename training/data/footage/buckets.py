@@ -6,9 +6,9 @@ A bucket is a size, a length and a frame rate; a batch is of one bucket. Nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vgen.errors import RequestError
 from vgen.training.data.footage.records import Clip, Dropped, content_key
@@ -41,6 +41,7 @@ class Sample:
         folder: of the clip, for weights.
         bucket: see there.
         frames: of the clip's source, in the source's own counting.
+        mask: hash of the clip's mask; "" without one.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Sample:
     folder: str
     bucket: Bucket
     frames: tuple[int, ...]
+    mask: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,13 @@ class Geometry:
     frame_rate: float | None = None
     windows: int = 0
     allow_upscale: bool = False
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Geometry:
+        """The reverse of `dataclasses.asdict` and JSON."""
+        sizes = content["sizes"] and tuple((int(height), int(width)) for height, width in content["sizes"])
+        found = {"strides": Strides(*content["strides"]), "lengths": tuple(content["lengths"]), "sizes": sizes}
+        return cls(**{**content, **found})
 
     def check(self) -> None:
         """Refuse sizes and lengths that the model cannot have.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from vgen.pipelines.parts import ModelParts, lasting_name
 from vgen.pipelines.text_cache import TextCache
 from vgen.training.data.footage.buckets import Bucket, Geometry, Sample, plan_samples
 from vgen.training.data.footage.captions import NO_CAPTION
-from vgen.training.data.footage.pixels import mask_of, read_mask, read_samples
+from vgen.training.data.footage.files import mask_of
+from vgen.training.data.footage.pixels import mask_hashes, read_mask, read_samples
 from vgen.training.data.footage.records import Clip, DataSet, Dropped, content_key, write_text
 from vgen.training.data.latents import encode_clips
 from vgen.wording import counted
@@ -47,6 +48,7 @@ class CacheIndex:
         geometry: sizes, lengths and rates.
         samples: in the order of the clips.
         dropped: clips without a sample, and why.
+        dtype: that latents were computed in; "" in an index of an earlier version, where no file's name says it.
     """
 
     data: Path
@@ -58,6 +60,7 @@ class CacheIndex:
     geometry: dict[str, Any]
     samples: tuple[Sample, ...]
     dropped: tuple[Dropped, ...]
+    dtype: str = ""
 
     @classmethod
     def open(cls, file: Path) -> CacheIndex:
@@ -83,8 +86,9 @@ class CacheIndex:
             raise RequestError(f"{file} cannot be read: {error}; run `vgen data cache` again.") from None
 
     def latents_file(self, sample: Sample) -> Path:
-        """Where a sample's latents lie."""
-        return self.data / "latents" / self.vae_hash / f"{sample.key}.safetensors"
+        """Where a sample's latents lie, with the weight that its mask gives them."""
+        name = content_key(sample.key, sample.mask, self.dtype) if self.dtype else sample.key
+        return self.data / "latents" / self.vae_hash / f"{name}.safetensors"
 
     def buckets(self) -> dict[Bucket, int]:
         """Samples in each bucket."""
@@ -126,22 +130,25 @@ def fill_cache(
     if uncaptioned:
         clips = counted(len(uncaptioned), "clip")
         raise RequestError(NO_CAPTION.format(clips=clips, first=uncaptioned[0], data=data.folder))
-    samples, dropped = plan_samples(data.clips, geometry)
+    planned, dropped = plan_samples(data.clips, geometry)
+    masks = mask_hashes(data.clips)
+    samples = [replace(sample, mask=masks[sample.clip]) for sample in planned]
     if not samples:
         reasons = "; ".join(f"{entry.id}: {entry.reason}" for entry in dropped[:5])
         raise RequestError(f"{data.folder} gives not one sample for {parts.name}: {reasons}.")
     length = int(parts.defaults["max_sequence_length"])
-    kind = torch.device(device).type
+    kind, dtype = torch.device(device).type, "bfloat16" if bfloat16 else "float32"
     index = CacheIndex(
         data.folder, parts.name, parts.text_encoder_folder, parts.vae_hash, length, kind, asdict(geometry),
-        tuple(samples), tuple(dropped),
+        tuple(samples), tuple(dropped), dtype,
     )  # fmt: skip
     written = _encode_samples(data, index, parts, device, say, bfloat16)
     texts = sorted({text for clip in data.clips for text in data.captions(clip)} | {""})
     with torch.no_grad():
         text = parts.text(text_cache(data.folder))
         text.encode(texts, length, masked=parts.convention.mask_text_encoder, device=device)
-    place = data.folder / "cache" / content_key(parts.vae_hash, asdict(geometry), length) / INDEX
+    key = content_key(parts.vae_hash, asdict(geometry), length, *(["bfloat16"] if bfloat16 else []))
+    place = data.folder / "cache" / key / INDEX
     write_text(place, _as_json(index))
     return place, index, written
 
@@ -151,7 +158,7 @@ def _as_json(index: CacheIndex) -> str:
     del content["data"]
     for sample, row in zip(index.samples, content["samples"], strict=True):
         row["bucket"] = list(sample.bucket)
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    return json.dumps(content) + "\n"
 
 
 def _encode_samples(
@@ -173,7 +180,7 @@ def _encode_samples(
 
 def _weight(clip: Clip, sample: Sample, vae: CausalVideoVAE) -> Tensor | None:
     """The clip's mask as a weight of each latent, [1, f, h, w]: the mean over its pixels."""
-    path = mask_of(clip)
+    path = mask_of(Path(clip.source))
     if path is None:
         return None
     mask = torch.from_numpy(read_mask(path, clip, sample))[None, None]

@@ -50,7 +50,7 @@ def sidecar(clip: Clip) -> list[str]:
     """
     path = Path(clip.source).with_suffix(".txt")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except FileNotFoundError:
         raise RequestError(f"{path} is not there; it should hold the captions of {clip.source}, one a line.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vgen.errors import OutputError, RequestError, VgenError
 from vgen.io.animation import is_animated
 from vgen.io.content_hash import content_hash
 from vgen.io.output import check_writable
+from vgen.training.data.footage.files import IMAGES, VIDEOS, find_footage
 from vgen.training.data.footage.records import (
     ABOUT,
     CLIPS,
@@ -39,12 +40,6 @@ from vgen.training.data.footage.scan import (
     scan_video,
 )
 from vgen.wording import counted
-
-VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"}
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-SOUNDS = {".mp3", ".wav", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
-MASK_ENDING = ".mask"
-"""`NAME.mask.png` (or .mp4) beside `NAME.mp4` says where the loss counts; it is no footage itself."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +69,20 @@ WHOLE = IngestSettings(0.0, 1, 0.0, 0.0, 0.0, False)
 
 @dataclass(frozen=True)
 class Ingested:
-    """What came of it: the data set, files that could not be read, and whether anything was written."""
+    """What came of it.
+
+    Attributes:
+        data: the data set.
+        failed: files that look like footage and could not be used, with the reason.
+        used: number of files that were.
+        others: numbers of files that are not footage, by kind.
+        changed: whether anything was written.
+    """
 
     data: DataSet
     failed: tuple[Dropped, ...]
+    used: int
+    others: Mapping[str, int]
     changed: bool
 
 
@@ -102,19 +107,19 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
         OutputError: it cannot be written.
         VgenError: something that is needed is not installed.
     """
-    if not footage.exists():
-        raise RequestError(f"{footage} does not exist; give a folder of videos and pictures, or one file.")
-    root = Path(os.path.realpath(footage if footage.is_dir() else footage.parent))
-    files = list(_footage_files(footage, root))
-    if not files:
+    met = find_footage(footage, folder)
+    root = met.root
+    if not met.files:
         raise RequestError(f"{footage} holds no video and no picture ({', '.join(sorted(VIDEOS | IMAGES))}).")
-    if not all(_is_still(path) for path in files):
+    if not all(_is_still(path) for path in met.files):
         check_detector(settings.cut_threshold)
     _prepare(folder)
-    changed, found, skipped = False, [], []
-    for path in files:
+    changed, found, skipped = False, [], list(met.skipped)
+    for entry in skipped:
+        say(f"skipped: {entry.reason}")
+    for path in met.files:
         try:
-            entry, fresh = _scan_once(path, root, folder, settings, say)
+            scanned, fresh = _scan_once(path, root, folder, settings, say)
         except OutputError:
             raise
         except VgenError as error:
@@ -123,7 +128,7 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
             skipped.append(Dropped(str(path), str(error)))
             say(f"skipped: {error}")
         else:
-            found.append(entry)
+            found.append(scanned)
             changed |= fresh
     clips, dropped = decide(found, settings)
     about = about_footage(root, folder, settings)
@@ -132,18 +137,7 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
     changed |= write_rows(folder / CLIPS, data.clips, root)
     changed |= write_rows(folder / DROPPED, data.dropped, root)
     changed |= write_report(data, [note for entry in found for note in _notes(entry)])
-    return Ingested(data, tuple(skipped), changed)
-
-
-def _footage_files(footage: Path, root: Path) -> Iterator[Path]:
-    if footage.is_file():
-        yield root / footage.name
-        return
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        known = path.suffix.lower() in VIDEOS | IMAGES | SOUNDS
-        if path.is_file() and known and not hidden and not path.stem.endswith(MASK_ENDING):
-            yield path
+    return Ingested(data, tuple(skipped), len(found), met.others, changed)
 
 
 def _prepare(folder: Path) -> None:
@@ -168,7 +162,7 @@ def _scan_once(
         raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from None
     place = folder / "scans" / f"{content_key(digest, settings.cut_threshold, SCAN_VERSION, path.name)}.json"
     inside = path.relative_to(root).parent.as_posix()
-    if place.is_file():
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not scanned yet, or damaged
         return _Found(path, digest, inside, Scan.from_json(json.loads(place.read_text(encoding="utf-8")))), False
     say(f"scanning {path}")
     if _is_still(path):
@@ -191,14 +185,24 @@ def clip_id(path: Path, digest: str, shot: Shot) -> str:
     return f"{stem}-{digest[:8]}-{shot.start:06d}"
 
 
+def _free_name(entry: _Found, shot: Shot, taken: set[str]) -> str:
+    """A shot's name, and behind it its folder where a file of the same name and content has that name already."""
+    name = clip_id(entry.path, entry.hash, shot)
+    if name in taken:
+        name = f"{name}-{content_key(entry.folder, entry.path.name)[:8]}"
+    taken.add(name)
+    return name
+
+
 def decide(found: list[_Found], settings: IngestSettings) -> tuple[list[Clip], list[Dropped]]:
     """Which shots are kept; of two that are the same the first."""
     clips: list[Clip] = []
     dropped: list[Dropped] = []
     prints: list[np.ndarray] = []
+    taken: set[str] = set()
     for entry in found:
         for shot in entry.scan.shots:
-            name = clip_id(entry.path, entry.hash, shot)
+            name = _free_name(entry, shot, taken)
             reason = _fault(entry.scan, shot, settings)
             if reason is None:
                 look = decode_print(shot.print)
@@ -258,9 +262,11 @@ def _notes(entry: _Found) -> Iterator[str]:
 
 
 def summary(made: Ingested) -> dict[str, Any]:
-    """Counts for the last line of the command."""
+    """Counts for the last lines of the command."""
     data = made.data
     return {
+        "used": made.used,
+        "others": made.others,
         "clips": len(data.clips),
         "frames": sum(clip.num_frames for clip in data.clips),
         "dropped": len(data.dropped) - len(made.failed),

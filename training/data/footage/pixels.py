@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image
 
 from vgen.errors import MediaError
+from vgen.io.content_hash import content_hash
 from vgen.io.images import read_image
 from vgen.io.masks import read_mask_file
 from vgen.io.video_stream import FootageStream
 from vgen.training.data.footage.buckets import Sample
-from vgen.training.data.footage.ingest import IMAGES, MASK_ENDING, VIDEOS
+from vgen.training.data.footage.files import mask_of, masks_in
 from vgen.training.data.footage.records import Clip
 from vgen.wording import counted
 
@@ -32,13 +33,23 @@ def read_samples(samples: Sequence[Sample], clips: Mapping[str, Clip]) -> Iterat
     for sample in samples:
         by_source[clips[sample.clip].source].append(sample)
     for source, wanted in by_source.items():
-        if not Path(source).exists():
-            raise MediaError(f"{source} is gone: the data set points to it. Put it back, or ingest the footage again.")
+        _check_unchanged(Path(source), clips[wanted[0].clip])
         if clips[wanted[0].clip].kind == "image":
             picture = np.asarray(read_image(source))
             yield from ((sample, fit(picture, clips[sample.clip].crop, sample)[None]) for sample in wanted)
         else:
             yield from _from_video(Path(source), wanted, clips)
+
+
+def _check_unchanged(source: Path, clip: Clip) -> None:
+    try:
+        now = content_hash(source)
+    except OSError:
+        raise MediaError(
+            f"{source} is gone: the data set points to it. Put it back, or ingest the footage again."
+        ) from None
+    if now != clip.source_hash:
+        raise MediaError(f"{source} holds something else than when it was ingested; ingest the footage again.")
 
 
 def _from_video(
@@ -90,24 +101,24 @@ def fit(picture: np.ndarray, crop: tuple[int, int, int, int], sample: Sample) ->
     part_height, part_width = tall * scale, wide * scale
     y, x = top + (height - part_height) / 2, left + (width - part_width) / 2
     box = (x, y, min(x + part_width, picture.shape[1]), min(y + part_height, picture.shape[0]))
-    return np.asarray(Image.fromarray(picture).resize((wide, tall), Image.Resampling.LANCZOS, box=box))
+    return np.array(Image.fromarray(picture).resize((wide, tall), Image.Resampling.LANCZOS, box=box))
 
 
-def mask_of(clip: Clip) -> Path | None:
-    """The mask next to a clip's source, if there is one: `NAME.mask` and any ending of a picture or video.
+def mask_hashes(clips: Iterable[Clip]) -> dict[str, str]:
+    """Name the content of clips' masks, by id; "" for a clip without one. Each folder is listed once.
 
     Raises:
-        MediaError: there are several, or one with another ending.
+        MediaError: a clip has several masks, or one that is not a picture or a video.
     """
-    source = Path(clip.source)
-    there = [path for path in source.parent.iterdir() if path.stem == f"{source.stem}{MASK_ENDING}" and path.is_file()]
-    found = [path for path in there if path.suffix.lower() in VIDEOS | IMAGES]
-    if len(found) > 1:
-        raise MediaError(f"{source} has several masks: {', '.join(sorted(p.name for p in found))}; keep one of them.")
-    if there and not found:
-        endings = ", ".join(sorted(VIDEOS | IMAGES))
-        raise MediaError(f"{there[0]} is not a mask that can be read: its ending must be one of {endings}.")
-    return found[0] if found else None
+    listed: dict[Path, dict[Path, list[Path]]] = {}
+    found = {}
+    for clip in clips:
+        source = Path(clip.source)
+        if source.parent not in listed:
+            listed[source.parent] = masks_in(source.parent)
+        path = mask_of(source, listed[source.parent])
+        found[clip.id] = "" if path is None else content_hash(path)
+    return found
 
 
 def read_mask(path: Path, clip: Clip, sample: Sample) -> np.ndarray:

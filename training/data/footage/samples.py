@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vgen.errors import RequestError
-from vgen.training.data.footage.buckets import Bucket, Sample
+from vgen.training.data.footage.buckets import Bucket, Geometry, Sample, plan_samples
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.pixels import read_samples
 from vgen.training.data.footage.records import DataSet
@@ -31,11 +31,22 @@ class FootageSamples:
         self.samples = list(index.samples)
         self.data = DataSet.open(index.data)
         self.clips = {clip.id: clip for clip in self.data.clips}
-        gone = [sample.clip for sample in self.samples if sample.clip not in self.clips]
-        if gone:
-            raise RequestError(f"{index.data} has no clip {gone[0]} any more: run `vgen data cache` again.")
+        self._check_unchanged()
         self.weights = _weights(self.samples, weights)
         self._pixels: dict[int, Tensor] = {}
+
+    def _check_unchanged(self) -> None:
+        """Refuse samples that the data set would not give any more: other footage, another crop, a clip refused."""
+        cached = {sample.clip for sample in self.samples}
+        present = [clip for name, clip in self.clips.items() if name in cached]
+        planned, _ = plan_samples(present, Geometry.from_json(self.index.geometry))
+        keys = {(sample.clip, sample.key) for sample in planned}
+        for sample in self.samples:
+            if (sample.clip, sample.key) not in keys:
+                raise RequestError(
+                    f"{self.index.data}: clip {sample.clip} is gone or has changed since it was cached: run `vgen data "
+                    "cache` again."
+                )
 
     def size(self, num_frames: int) -> int:
         """Number of samples of that length."""

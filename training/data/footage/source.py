@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from vgen.training.data.captioned import NULL_TEXT
 from vgen.training.data.footage.buckets import Sample
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.captions import NO_CAPTION
+from vgen.training.data.footage.pixels import mask_hash
 from vgen.training.data.footage.samples import FootageSamples
 from vgen.training.data.plan import Batch, Draw
 from vgen.wording import counted
@@ -55,6 +57,7 @@ class FootageLatents(FootageSamples):
         self.encoding = encoding
         self.text_drop = text_drop
         self.captions = self._read_captions()
+        self._check_masks()
 
     def _read_captions(self) -> dict[str, tuple[str, ...]]:
         captions = {name: self.data.captions(clip) for name, clip in self.clips.items()}
@@ -64,10 +67,23 @@ class FootageLatents(FootageSamples):
             raise RequestError(NO_CAPTION.format(clips=clips, first=empty[0], data=self.index.data))
         return captions
 
+    def _check_masks(self) -> None:
+        """Refuse latents of another mask than a clip has now; without the footage, the mask of the cache holds."""
+        cached = {sample.clip: sample.mask for sample in self.samples}
+        for name, mask in cached.items():
+            if Path(self.clips[name].source).exists() and mask_hash(self.clips[name]) != mask:
+                raise RequestError(
+                    f"{self.index.data}: the mask of clip {name} was added, changed or removed since it was cached: "
+                    "run `vgen data cache` again."
+                )
+
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with any sample, caption or weight."""
-        described = [[sample.key, list(self.captions[sample.clip]), weight] for sample, weight in self._weighted()]
+        """Changes with any sample, caption, mask or weight."""
+        described = [
+            [sample.key, list(self.captions[sample.clip]), weight, *([sample.mask] if sample.mask else [])]
+            for sample, weight in self._weighted()
+        ]
         return hashlib.sha256(json.dumps([self.index.vae_hash, described]).encode()).hexdigest()[:16]
 
     def _weighted(self) -> list[tuple[Sample, float]]:
@@ -103,7 +119,10 @@ class FootageLatents(FootageSamples):
         file = self.index.latents_file(sample)
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: run `vgen data cache` again.")
-        return load_file(file)
+        found = load_file(file)
+        if "weight" in found and not sample.mask:  # an earlier version did not notice that a mask was taken away
+            raise CheckpointError(f"{file} was made with a mask that is not there now: run `vgen data cache` again.")
+        return found
 
     def prompts(self) -> list[str]:
         """The first caption of every clip that has a sample, each once."""

@@ -11,7 +11,8 @@ from PIL import Image
 from vgen.errors import MediaError
 from vgen.io.video import write_video
 from vgen.training.data.footage.buckets import Bucket, Sample
-from vgen.training.data.footage.pixels import mask_of, read_mask
+from vgen.training.data.footage.files import mask_of
+from vgen.training.data.footage.pixels import read_mask
 from vgen.training.data.footage.records import Clip
 
 
@@ -41,7 +42,7 @@ def test_every_ending_is_a_mask_and_alpha_counts(tmp_path: Path, ending: str) ->
         options = {"lossless": True, "exact": True} if ending == ".webp" else {}
         Image.fromarray(_left_half()).save(path, **options)
     clip = _clip(tmp_path)
-    assert mask_of(clip) == path
+    assert mask_of(Path(clip.source)) == path
     mask = read_mask(path, clip, _sample())
     assert mask.shape == (5, 64, 64) and mask.dtype == np.float32
     assert mask[..., :30].min() > 0.95 and mask[..., 34:].max() < 0.05
@@ -49,14 +50,14 @@ def test_every_ending_is_a_mask_and_alpha_counts(tmp_path: Path, ending: str) ->
 
 def test_a_mask_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     clip = _clip(tmp_path)
-    assert mask_of(clip) is None
+    assert mask_of(Path(clip.source)) is None
     (tmp_path / "cat.mask.psd").touch()
     with pytest.raises(MediaError, match=r"cat\.mask\.psd is not a mask that can be read: .*\.png"):
-        mask_of(clip)
+        mask_of(Path(clip.source))
     for name in ("cat.mask.png", "cat.mask.gif"):
         Image.fromarray(_left_half()).save(tmp_path / name)
     with pytest.raises(MediaError, match=r"several masks: cat\.mask\.gif, cat\.mask\.png"):
-        mask_of(clip)
+        mask_of(Path(clip.source))
 
 
 @pytest.mark.parametrize(
