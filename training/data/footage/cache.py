@@ -48,7 +48,7 @@ class CacheIndex:
         geometry: sizes, lengths and rates.
         samples: in the order of the clips.
         dropped: clips without a sample, and why.
-        dtype: that latents were computed in; "" in an index of an earlier version, where no file's name says it.
+        dtype: that latents were computed in.
     """
 
     data: Path
@@ -60,7 +60,7 @@ class CacheIndex:
     geometry: dict[str, Any]
     samples: tuple[Sample, ...]
     dropped: tuple[Dropped, ...]
-    dtype: str = ""
+    dtype: str = "float32"
 
     @classmethod
     def open(cls, file: Path) -> CacheIndex:
@@ -71,6 +71,8 @@ class CacheIndex:
         """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
+            if "dtype" not in content:
+                raise RequestError(f"{file} was written by an earlier version: run `vgen data cache` again.")
             samples = tuple(
                 Sample(**{**row, "bucket": Bucket(*row["bucket"]), "frames": tuple(row["frames"])})
                 for row in content.pop("samples")
@@ -87,7 +89,7 @@ class CacheIndex:
 
     def latents_file(self, sample: Sample) -> Path:
         """Where a sample's latents lie, with the weight that its mask gives them."""
-        name = content_key(sample.key, sample.mask, self.dtype) if self.dtype else sample.key
+        name = content_key(sample.key, sample.mask, self.dtype)
         return self.data / "latents" / self.vae_hash / f"{name}.safetensors"
 
     def buckets(self) -> dict[Bucket, int]:

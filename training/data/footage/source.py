@@ -81,10 +81,10 @@ class FootageLatents(FootageSamples):
     def fingerprint(self) -> str:
         """Changes with any sample, caption, mask or weight."""
         described = [
-            [sample.key, list(self.captions[sample.clip]), weight, *([sample.mask] if sample.mask else [])]
-            for sample, weight in self._weighted()
+            [sample.key, sample.mask, list(self.captions[sample.clip]), weight] for sample, weight in self._weighted()
         ]
-        return hashlib.sha256(json.dumps([self.index.vae_hash, described]).encode()).hexdigest()[:16]
+        parts = [self.index.vae_hash, self.index.dtype, described]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def _weighted(self) -> list[tuple[Sample, float]]:
         return list(zip(self.samples, self.weights.tolist(), strict=True))
@@ -119,10 +119,7 @@ class FootageLatents(FootageSamples):
         file = self.index.latents_file(sample)
         if not file.is_file():
             raise CheckpointError(f"{file} is missing: run `vgen data cache` again.")
-        found = load_file(file)
-        if "weight" in found and not sample.mask:  # an earlier version did not notice that a mask was taken away
-            raise CheckpointError(f"{file} was made with a mask that is not there now: run `vgen data cache` again.")
-        return found
+        return load_file(file)
 
     def prompts(self) -> list[str]:
         """The first caption of every clip that has a sample, each once."""
