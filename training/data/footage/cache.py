@@ -182,7 +182,7 @@ def _encode_samples(
 
 def _weight(clip: Clip, sample: Sample, vae: CausalVideoVAE) -> Tensor | None:
     """The clip's mask as a weight of each latent, [1, f, h, w]: the mean over its pixels."""
-    path = mask_of(Path(clip.source))
+    path = mask_of(Path(clip.source)) if sample.mask else None
     if path is None:
         return None
     mask = torch.from_numpy(read_mask(path, clip, sample))[None, None]

@@ -20,7 +20,7 @@ from vgen.training.data.captioned import NULL_TEXT
 from vgen.training.data.footage.buckets import Sample
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.captions import NO_CAPTION
-from vgen.training.data.footage.pixels import mask_hash
+from vgen.training.data.footage.pixels import mask_hashes
 from vgen.training.data.footage.samples import FootageSamples
 from vgen.training.data.plan import Batch, Draw
 from vgen.wording import counted
@@ -70,8 +70,9 @@ class FootageLatents(FootageSamples):
     def _check_masks(self) -> None:
         """Refuse latents of another mask than a clip has now; without the footage, the mask of the cache holds."""
         cached = {sample.clip: sample.mask for sample in self.samples}
-        for name, mask in cached.items():
-            if Path(self.clips[name].source).exists() and mask_hash(self.clips[name]) != mask:
+        there = [self.clips[name] for name in cached if Path(self.clips[name].source).exists()]
+        for name, mask in mask_hashes(there).items():
+            if mask != cached[name]:
                 raise RequestError(
                     f"{self.index.data}: the mask of clip {name} was added, changed or removed since it was cached: "
                     "run `vgen data cache` again."

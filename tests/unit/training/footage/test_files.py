@@ -157,7 +157,7 @@ def test_two_masks_of_one_clip_are_refused(tmp_path: Path) -> None:
     _picture(tmp_path / "a.mask.PNG")
     assert mask_of(source) == tmp_path / "a.mask.PNG"
     write_video(tmp_path / "a.mask.mp4", np.full((3, 32, 32, 3), 255, np.uint8), 8.0)
-    with pytest.raises(MediaError, match=r"has two masks, a\.mask\.mp4 and a\.mask\.PNG"):
+    with pytest.raises(MediaError, match=r"several masks: a\.mask\.PNG, a\.mask\.mp4; keep one"):
         mask_of(source)
 
 
