@@ -18,6 +18,7 @@ from torch import nn
 from vgen.catalog import CATALOG, entry_named
 from vgen.errors import CheckpointError, RequestError
 from vgen.hub import file_defaults, find_text_encoder, resolve_model
+from vgen.io.atomic import follow_umask
 from vgen.io.checkpoint import check_weights
 from vgen.io.single_file import COMPONENTS, FACTS, SingleFile, tensor_faults
 from vgen.io.weight_files import as_plain, forget_broken_indices, forget_weights, weight_files
@@ -209,11 +210,18 @@ class PipelineLoading(DiffusionPipeline):
             self.register_modules(**dict(zip(_TEXT, deferred.load(), strict=True)))
         try:
             forget_weights(text, kwargs.get("variant"))  # models of ours do so themselves
-            super().save_pretrained(save_directory, *args, **kwargs)
+            with quietly():
+                super().save_pretrained(save_directory, *args, **kwargs)
             forget_broken_indices(text)
+            follow_umask(Path(save_directory))
         finally:
             if deferred is not None:
                 self.register_modules(**dict.fromkeys(_TEXT))
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or convert all models; as diffusers' own, without the warning that float16 fails on a CPU: here it runs."""
+        kwargs.setdefault("silence_dtype_warnings", True)
+        return super().to(*args, **kwargs)
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -90,3 +90,26 @@ def test_importing_vgen_is_light() -> None:
     code = "import sys, vgen; print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_pipelines_import_little_that_diffusers_does_not() -> None:
+    """diffusers' own bases take seconds to import (peft and dynamo with them, at its module level); ours add little."""
+    program = """
+import sys
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.loaders import LTXVideoLoraLoaderMixin
+from diffusers.video_processor import VideoProcessor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5EncoderModel
+before = set(sys.modules)
+import vgen.pipelines
+added = {name for name in sys.modules if name not in before}
+print(*sorted({name.partition(".")[0] for name in added} - set(sys.stdlib_module_names)))
+print(*sorted(name for name in added if name.startswith(("torch._dynamo", "torch._inductor", "xformers", "peft."))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    packages, heavy = done.stdout.split("\n")[:2]
+    allowed = {"vgen", "diffusers", "transformers", "torch", "accelerate", "einops", "pydantic", "pydantic_core",
+               "annotated_types", "typing_inspection", "psutil"}  # fmt: skip
+    assert set(packages.split()) <= allowed
+    assert heavy == ""
