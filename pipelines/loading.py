@@ -219,7 +219,7 @@ class PipelineLoading(DiffusionPipeline):
                 self.register_modules(**dict.fromkeys(_TEXT))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move or convert all models; as diffusers' own, without the warning that float16 fails on a CPU: here it runs."""
+        """Move or convert all models; as diffusers' own, which warns that float16 fails on a CPU: here it runs."""
         kwargs.setdefault("silence_dtype_warnings", True)
         return super().to(*args, **kwargs)
 
