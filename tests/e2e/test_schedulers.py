@@ -26,6 +26,7 @@ USABLE = {
     "stretched": {"shift": 2.0, "shift_terminal": 0.1},
     "karras": {"use_karras_sigmas": True},
     "exponential": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
     "stochastic": {"stochastic_sampling": True},
 }
 
