@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vgen.catalog import preset_settings
 from vgen.diffusion.guidance import Guidance
 from vgen.errors import RequestError
 from vgen.lossy import StepCache
@@ -65,6 +66,8 @@ class GenerationSettings:
         stg_blocks: of which transformer blocks, from 0; or lists of them, as for guidance_scale.
         guidance_sigmas: where given, the lists above hold one entry for each of these descending sigmas instead of one
             a step, see vgen.diffusion.guidance.BySigma.
+        preset: settings by name that go before the model's defaults: "original" is the guidance of the model's makers,
+            see vgen.catalog.
         guidance: a strategy in place of guidance_scale, guidance_rescale, cfg_star and everything with stg.
         guidance_batching: "batched" runs the branches of a step as one batch where they can share it; "separate" one
             after another, with less memory and the same result.
@@ -118,6 +121,7 @@ class GenerationSettings:
     stg_mode: str = "attention_values"
     stg_blocks: list[int] | list[list[int]] | None = None
     guidance_sigmas: list[float] | None = None
+    preset: str | None = None
     guidance: Guidance | None = None
     guidance_batching: str = "batched"
     tone_map_compression_ratio: float = 0.0
@@ -140,8 +144,8 @@ class GenerationSettings:
             *defaults: looked up in this order.
         Raises:
             TypeError: an argument that does not exist; names the nearest one.
-            RequestError: a size that neither the caller nor any default gives, or steps or a guidance that the model
-                cannot do.
+            RequestError: a size that neither the caller nor any default gives, a preset that the model does not have,
+                or steps or a guidance that it cannot do.
         """
         known = {field.name: field for field in fields(cls)}
         for name in given:
@@ -149,8 +153,11 @@ class GenerationSettings:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise TypeError(f"unexpected argument {name!r}" + (f": did you mean {near[0]!r}?" if near else "."))
         values = {name: value for name, value in given.items() if value is not None}
+        presets: Mapping[str, Any] = next((source["presets"] for source in defaults if source.get("presets")), {})
+        preset = preset_settings(values.get("preset"), {"presets": presets})
+        check_guidance({**preset, **values}, defaults)
+        defaults = (preset, *defaults)
         steps = settle_steps(values, defaults)
-        check_guidance(values, defaults)
         settled = {"num_inference_steps": steps.num_inference_steps, "sigmas": steps.sigmas}
         values.update({name: value for name, value in settled.items() if value is not None})
         by_hand = {"sigmas", "timesteps"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, RequestError
 
 REPOSITORY = "Lightricks/LTX-Video"
 """Holds all single files, and a text encoder and tokenizer in folders."""
@@ -26,11 +26,38 @@ _TEXT_ENCODER_PARAMETERS = 4.762e9
 _SIZE = {"height": 704, "width": 1216, "num_frames": 121, "frame_rate": 30.0}
 _NEGATIVE = {"negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted"}
 _DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
-_DEV_2B = {"num_inference_steps": 40, "guidance_scale": 3.0, **_NEGATIVE}
-_DEV_13B = {"num_inference_steps": 30, "guidance_scale": 5.0, "upscale_preset": "dev", **_NEGATIVE}
+_ORIGINAL_2B = {
+    "num_inference_steps": 40,
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.7,
+    "stg_scale": 1.0,
+    "stg_blocks": (19,),
+    "stg_mode": "attention_values",
+}
+_ORIGINAL_13B = {
+    "num_inference_steps": 30,
+    "guidance_sigmas": (1.0, 0.996, 0.9933, 0.985, 0.9767, 0.9008, 0.618),
+    "guidance_scale": (1.0, 1.0, 6.0, 8.0, 6.0, 1.0, 1.0),
+    "guidance_rescale": (0.0, 0.0, 0.5, 0.5, 0.0, 0.0, 0.0),
+    "cfg_star": True,
+    "stg_scale": (0.0, 0.0, 4.0, 4.0, 4.0, 2.0, 1.0),
+    "stg_blocks": ((), (11, 25, 35, 39), (22, 35, 39), (28,), (28,), (28,), (28,)),
+    "stg_mode": "attention_values",
+}
+"""As in Lightricks' configuration of the first pass, where a rescaling_scale of 1 means none: 0 here."""
+_DEV_2B = {"num_inference_steps": 40, "guidance_scale": 3.0, **_NEGATIVE, "presets": {"original": _ORIGINAL_2B}}
+_DEV_13B = {
+    "num_inference_steps": 30,
+    "guidance_scale": 5.0,
+    "upscale_preset": "dev",
+    **_NEGATIVE,
+    "presets": {"original": _ORIGINAL_13B},
+}
 DISTILLED_SIGMAS = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
 """What the distilled models from 0.9.7 on were trained for, first and second pass together."""
-_DISTILLED = {"guidance_scale": 1.0, "allowed_inference_steps": DISTILLED_SIGMAS}
+_AS_MADE: Mapping[str, Any] = {"presets": {"original": {}}}
+"""Of models whose defaults are the makers' own already."""
+_DISTILLED = {"guidance_scale": 1.0, "allowed_inference_steps": DISTILLED_SIGMAS, **_AS_MADE}
 
 _DISTILLED_13B = {**_DISTILLED, "upscale_preset": "distilled-13b"}
 
@@ -50,7 +77,10 @@ class CatalogEntry:
         file: the single file in `REPOSITORY`.
         folder: hub repository of the same model in diffusers' layout, if there is one.
         licence: short name; the text lies beside the file.
-        defaults: what its makers chose, in the words of `vgen.hub.model_defaults`.
+        defaults: what holds where a caller says nothing, in the words of `vgen.hub.model_defaults`: sizes, steps,
+            decoding and, of distilled models, everything as the makers chose; of dev models plain classifier-free
+            guidance, and under `presets` by name what else can be chosen: "original" is the makers' own guidance,
+            which takes a third evaluation of the transformer at most steps.
         fp8: weights made for Lightricks' own kernels.
     """
 
@@ -108,7 +138,7 @@ _ENTRIES = (
         "ltx-2b-0.9.6-distilled",
         "ltxv-2b-0.9.6-distilled-04-25",
         _OPEN_RAIL,
-        {"num_inference_steps": 8, "guidance_scale": 1.0, "stochastic_sampling": True},
+        {"num_inference_steps": 8, "guidance_scale": 1.0, "stochastic_sampling": True, **_AS_MADE},
     ),
     _entry("ltx-13b-0.9.7-dev", "ltxv-13b-0.9.7-dev", _OPEN_WEIGHTS, _DEV_13B, "Lightricks/LTX-Video-0.9.7-dev"),
     _entry("ltx-13b-0.9.7-dev-fp8", "ltxv-13b-0.9.7-dev-fp8", _OPEN_WEIGHTS, _DEV_13B),
@@ -161,6 +191,24 @@ def entry_of_repository(repository: str) -> CatalogEntry | None:
     return next((entry for entry in _ENTRIES if entry.folder == repository), None)
 
 
+def preset_settings(name: str | None, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a preset says for a model: settings that go before its defaults.
+
+    Args:
+        name: of the preset; None: none.
+        defaults: of the model; `presets` holds its settings by name.
+    Raises:
+        RequestError: the model has no preset of that name.
+    """
+    if name is None:
+        return {}
+    known = defaults.get("presets") or {}
+    if not isinstance(name, str) or name not in known:
+        have = f"it has {', '.join(sorted(known))}." if known else "it has none: leave preset out."
+        raise RequestError(f"preset={name!r:.80} is not one of this model: {have}")
+    return dict(known[name])
+
+
 def generic_defaults(generation: str, allowed_inference_steps: Any = None) -> dict[str, Any]:
     """Defaults of a file that is none of the catalog by its name.
 
@@ -172,4 +220,4 @@ def generic_defaults(generation: str, allowed_inference_steps: Any = None) -> di
     if not allowed_inference_steps:
         return dict(entry.defaults)
     kept = {key: value for key, value in entry.defaults.items() if key not in _DEV_2B}
-    return {**kept, "guidance_scale": 1.0, "allowed_inference_steps": allowed_inference_steps}
+    return {**kept, "guidance_scale": 1.0, "allowed_inference_steps": allowed_inference_steps, **_AS_MADE}

@@ -162,6 +162,29 @@ def index_list(field: str, high: int) -> Callable[[Any], Any]:
     return check
 
 
+def one_or_each(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A check for one value that `check` takes, or for a list of them as a preset has it. None passes."""
+
+    def checked(value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and value:
+            return tuple(check(entry) for entry in value)
+        return check(value)
+
+    return checked
+
+
+def index_lists(field: str, high: int) -> Callable[[Any], Any]:
+    """A check for what `index_list` takes, or for a list of lists of whole numbers, which may be empty. None passes."""
+    single = index_list(field, high)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and any(isinstance(entry, (list, tuple)) for entry in value):
+            return tuple(single(entry) if entry else () for entry in value)
+        return single(value)
+
+    return check
+
+
 MAX_LORA_SCALE = 100.0
 """Largest scale of a LoRA, of either sign."""
 

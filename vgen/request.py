@@ -14,16 +14,19 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from vgen.catalog import preset_settings
 from vgen.errors import RequestError
 from vgen.fields import (
     MAX_SEED,
     choice,
     device_name,
     index_list,
+    index_lists,
     keyframe_list,
     lora_list,
     memory_amount,
     number,
+    one_or_each,
     refusing,
     sigma_list,
     text,
@@ -44,10 +47,20 @@ _Height = Annotated[int, BeforeValidator(whole_number("height", 1, 1_000_000))]
 _Width = Annotated[int, BeforeValidator(whole_number("width", 1, 1_000_000))]
 _Rate = Annotated[float, BeforeValidator(number("frame_rate", 0.1, 240.0))]
 _Steps = Annotated[int, BeforeValidator(whole_number("num_inference_steps", 1, 1000))]
-_Scale = Annotated[float, BeforeValidator(number("guidance_scale", 0.0, 100.0))]
-_Rescale = Annotated[float, BeforeValidator(number("guidance_rescale", 0.0, 1.0))]
+_SCALE, _RESCALE = number("guidance_scale", 0.0, 100.0), number("guidance_rescale", 0.0, 1.0)
+_STG_SCALE = number("stg_scale", 0.0, 100.0)
+_Scale = Annotated[float, BeforeValidator(_SCALE)]
+_Rescale = Annotated[float, BeforeValidator(_RESCALE)]
+_Scales = Annotated[float | tuple[float, ...], BeforeValidator(one_or_each(_SCALE))]
+_Rescales = Annotated[float | tuple[float, ...], BeforeValidator(one_or_each(_RESCALE))]
+_StgScales = Annotated[float | tuple[float, ...], BeforeValidator(one_or_each(_STG_SCALE))]
+_StgBlockLists = Annotated[
+    tuple[int, ...] | tuple[tuple[int, ...], ...], BeforeValidator(index_lists("stg_blocks", 999))
+]
+_GuidanceSigmas = Annotated[tuple[float, ...], BeforeValidator(sigma_list("guidance_sigmas"))]
+_Preset = Annotated[str, BeforeValidator(text("preset"))]
 _Sigmas = Annotated[tuple[float, ...], BeforeValidator(sigma_list("sigmas"))]
-_StgScale = Annotated[float, BeforeValidator(number("stg_scale", 0.0, 100.0))]
+_StgScale = Annotated[float, BeforeValidator(_STG_SCALE)]
 _StgBlocks = Annotated[tuple[int, ...], BeforeValidator(index_list("stg_blocks", 999))]
 _StgMode = Annotated[str, BeforeValidator(choice("stg_mode", SKIP_MODES))]
 _Draft = Annotated[int, BeforeValidator(whole_number("draft_steps", 0, 1000))]
@@ -114,6 +127,9 @@ class _Job(LossyFields):
         default=None, description="Folder with text_encoder/ and tokenizer/, if not the model's."
     )
     lora: _Lora | None = Field(default=None, description="LoRA files, each FILE or FILE:SCALE.")
+    preset: _Preset | None = Field(
+        default=None, description="Settings by name that go before the model's defaults: original, its makers' own."
+    )
     upscale: _Upscale | None = Field(
         default=None, description="Latent upsampler of a call in two passes: a file or folder."
     )
@@ -211,9 +227,10 @@ class GenerateRequest(_Job):
             ShapeError: sizes that do not fit the model's strides, or are too large; with what would fit.
             RequestError: a parameter that neither the request nor the model gives.
         """
-        values = self.model_dump()
+        values, preset = self.model_dump(), preset_settings(self.preset, defaults)
+        check_guidance({**preset, **{name: value for name, value in values.items() if value is not None}}, [defaults])
+        defaults = {**defaults, **preset}
         steps = settle_steps(values, [defaults])
-        check_guidance(values, [defaults])
         values.update(num_inference_steps=steps.num_inference_steps, sigmas=steps.sigmas)
         if self.task in ("restyle", "inpaint", "outpaint"):
             values["num_frames"] = frames_to_restyle(self.num_frames, defaults, strides.temporal, video_frames)
@@ -231,7 +248,7 @@ class GenerateRequest(_Job):
         shape = VideoShape(values["num_frames"], values["height"], values["width"])
         shape.check(strides)
         check_amount(shape, strides)
-        settle_guidance(values, defaults)
+        settle_guidance(values, defaults, preset)
         if self.upscale is not None:
             values["upscale_preset"] = self.upscale_preset or preset_for(defaults)
             _refuse_settled(values["upscale_preset"], self)
@@ -255,11 +272,13 @@ class ResolvedRequest(_Job):
     width: _Width
     frame_rate: _Rate
     num_inference_steps: _Steps
-    guidance_scale: _Scale
-    guidance_rescale: _Rescale
+    guidance_scale: _Scales
+    guidance_rescale: _Rescales
+    guidance_sigmas: _GuidanceSigmas | None = None
+    cfg_star: bool | None = None
     sigmas: _Sigmas | None = None
-    stg_scale: _StgScale | None = None
-    stg_blocks: _StgBlocks | None = None
+    stg_scale: _StgScales | None = None
+    stg_blocks: _StgBlockLists | None = None
     stg_mode: _StgMode | None = None
     draft_steps: _Draft | None = None
     denoise_strength: _Strength | None = None
@@ -271,6 +290,14 @@ class ResolvedRequest(_Job):
     compile: bool | None = None
     vae_memory: _VaeMemory | None = None
     memory: _Memory | None = None
+
+    @property
+    def num_branches(self) -> int:
+        """Most evaluations of the transformer in one step."""
+        scales, perturbed = (
+            value if isinstance(value, tuple) else (value or 0.0,) for value in (self.guidance_scale, self.stg_scale)
+        )
+        return 1 + (max(scales) > 1) + (max(perturbed) > 0)
 
     def to_metadata(
         self,

@@ -71,8 +71,11 @@ def frames_to_restyle(
     return min(most, defaults["num_frames"])
 
 
-def settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Fill in spatiotemporal guidance where it is on, and refuse it without blocks."""
+def settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any], preset: Mapping[str, Any]) -> None:
+    """Fill in spatiotemporal guidance where it is on, and refuse it without blocks; and what only presets say."""
+    values |= {field: preset[field] for field in ("guidance_sigmas", "cfg_star") if field in preset}
+    if values["stg_scale"] is None:
+        values["stg_scale"] = preset.get("stg_scale")
     scale = values["stg_scale"]
     if not scale:
         if scale is None and (values["stg_blocks"] is not None or values["stg_mode"] is not None):
@@ -82,6 +85,6 @@ def settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any]) -> None
         values[field] = values[field] if values[field] is not None else defaults.get(field, last)
     if values["stg_blocks"] is None:
         raise RequestError(
-            f"stg_scale={scale:g} needs stg_blocks: the transformer blocks that are perturbed, for instance one in the "
+            f"stg_scale={scale!r} needs stg_blocks: the transformer blocks that are perturbed, for instance one in the "
             "middle; or stg_scale=0, which is off."
         )

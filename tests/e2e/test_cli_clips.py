@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +37,32 @@ def test_a_prompt_becomes_a_clip_and_the_same_seed_the_same_clip(
     metadata = read_metadata(tmp_path / "a.gif")
     assert metadata is not None
     assert (metadata["dtype"], metadata["num_inference_steps"]) == ("float32", 3)
+
+
+def test_a_preset_is_what_its_settings_give(tmp_path: Path, tiny_pipeline_folder: Path, run_cli: Run) -> None:
+    """A folder's own preset through the command: numbers as options would give them, and lists, which none gives."""
+    folder = Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "model"))
+    index = json.loads((folder / "model_index.json").read_text())
+    lists = {"guidance_sigmas": [1.0, 0.7], "guidance_scale": [1.0, 4.0], "stg_scale": [2.0, 0.0], "stg_blocks": [1]}
+    original = {"stg_scale": 1.0, "stg_blocks": [1], "guidance_rescale": 0.7, "guidance_scale": 3.0}
+    index["defaults"]["presets"] = {"original": original, "lists": lists}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    options = ["--stg-scale", 1, "--stg-blocks", 1, "--guidance-rescale", 0.7, "--guidance-scale", 3]
+    words = {"preset": ["--preset", "original"], "options": options, "lists": ["--preset", "lists"], "plain": []}
+    frames, metadata = {}, {}
+    for name, more in words.items():
+        done = run_cli("generate", "a dot", "-o", f"{tmp_path}/{name}.gif", "--model", folder, "--seed", 3, *more)
+        assert done.code == 0, done.err
+        frames[name], metadata[name] = (
+            read_video(tmp_path / f"{name}.gif").frames,
+            read_metadata(tmp_path / f"{name}.gif"),
+        )
+    assert np.array_equal(frames["preset"], frames["options"])
+    assert not np.array_equal(frames["preset"], frames["plain"])
+    assert not np.array_equal(frames["lists"], frames["plain"])
+    assert metadata["lists"]["guidance_scale"] == [1.0, 4.0] and metadata["preset"]["preset"] == "original"
+    done = run_cli("generate", "a dot", "-o", tmp_path / "x.gif", "--model", folder, "--preset", "best")
+    assert done.code == 2 and "it has lists, original" in " ".join(done.err.split())
 
 
 def test_a_prompt_file_gives_each_what_it_gets_alone(tmp_path: Path, tiny_pipeline_folder: Path, run_cli: Run) -> None:

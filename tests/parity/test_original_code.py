@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from vgen.catalog import CATALOG
 from vgen.io.convert import folder_to_file
 from vgen.io.single_file import read_metadata
 from vgen.models import LatentUpsampler
@@ -192,3 +195,35 @@ def test_positions_and_sampler_of_the_metadata(original, single_file, ltx_folder
     ).images  # fmt: skip
     call = {**CALL, **steps, **text, "input_crf": 0, "image_cond_noise_scale": 0.0, "output_type": "latent"}
     _compare(expected, ours(conditions=known, **call, generator=_seed()).frames)
+
+
+def _within(blocks):
+    """Blocks of a public model as blocks of one that has two."""
+    return [_within(entry) if isinstance(entry, (list, tuple)) else entry % 2 for entry in blocks]
+
+
+@pytest.mark.parametrize("num_steps", [30, 11])
+@pytest.mark.parametrize(
+    ("name", "config"), [("ltx-2b-0.9.5", "ltxv-2b-0.9.5"), ("ltx-13b-0.9.8-dev", "ltxv-13b-0.9.8-dev")]
+)
+def test_the_preset_original_is_the_makers_configuration(original, single_file, ltx_folders, name, config, num_steps):
+    """Their configuration file in their code, our preset in ours: numbers, and lists by noise level."""
+    stated = yaml.safe_load((Path(CODE) / "configs" / f"{config}.yaml").read_text())
+    stated = {**stated, **stated.get("first_pass", {})}
+    names = ("guidance_scale", "stg_scale", "rescaling_scale", "guidance_timesteps", "cfg_star_rescale")
+    guidance = {key: stated[key] for key in names if key in stated}
+    preset = {**CATALOG[name].defaults["presets"]["original"]}
+    assert (stated["num_inference_steps"], stated["stg_mode"]) == (preset["num_inference_steps"], preset["stg_mode"])
+    assert stated["skip_block_list"] == json.loads(json.dumps(preset["stg_blocks"]))
+    file = single_file()
+    theirs, ours, text = _theirs(original, file), _ours(file, ltx_folders["0.9.5"]), _text()
+    expected = theirs(
+        **CALL, **_as_theirs(text), **_FIXED, **guidance, num_inference_steps=num_steps,
+        skip_block_list=_within(stated["skip_block_list"]), skip_layer_strategy=_strategy(), generator=_seed(),
+    ).images  # fmt: skip
+    presets = {"original": {**preset, "stg_blocks": _within(preset["stg_blocks"])}}
+    ours.register_to_config(defaults={**ours.config.defaults, "presets": presets})
+    call = {**CALL, **text, "num_inference_steps": num_steps, "output_type": "latent"}
+    _compare(expected, ours(**call, preset="original", generator=_seed()).frames)
+    plain = ours(**call, generator=_seed()).frames
+    assert (plain - expected).abs().max() > 0.01

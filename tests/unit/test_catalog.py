@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vgen.catalog import CATALOG, REPOSITORY, entry_named, entry_of_file, generic_defaults
-from vgen.errors import CheckpointError
+from vgen.catalog import CATALOG, REPOSITORY, entry_named, entry_of_file, generic_defaults, preset_settings
+from vgen.errors import CheckpointError, RequestError
 from vgen.hub import find_entry, find_text_encoder, model_defaults, resolve_model
+from vgen.passes import preset_named
 from vgen.steps import settle_steps
 
 NAME = "ltx-2b-0.9.8-distilled"
@@ -44,6 +45,34 @@ def _write(file: Path) -> Path:
     }
     save_file(tensors, file)
     return file
+
+
+def test_the_makers_own_guidance_is_a_preset() -> None:
+    """Values of Lightricks' configurations; a rescaling_scale of 1 there is none, 0 here."""
+    for name in ("ltx-2b-0.9.0", "ltx-2b-0.9.1", "ltx-2b-0.9.5", "ltx-2b-0.9.6-dev"):
+        found = preset_settings("original", CATALOG[name].defaults)
+        assert found == {
+            "num_inference_steps": 40, "guidance_scale": 3.0, "guidance_rescale": 0.7, "stg_scale": 1.0,
+            "stg_blocks": (19,), "stg_mode": "attention_values",
+        }  # fmt: skip
+        assert "stg_scale" not in CATALOG[name].defaults  # the default is guidance alone
+    for name in ("ltx-13b-0.9.7-dev", "ltx-13b-0.9.8-dev"):
+        found = preset_settings("original", CATALOG[name].defaults)
+        first = preset_named("dev").first_pass
+        lists = ("guidance_sigmas", "guidance_scale", "guidance_rescale", "stg_scale")
+        assert {len(found[field]) for field in (*lists, "stg_blocks")} == {7}
+        assert all(list(found[field]) == first[field] for field in lists)
+        assert [list(blocks) for blocks in found["stg_blocks"]] == first["stg_blocks"]
+        assert found["cfg_star"] is first["cfg_star"] is True
+    for name, entry in CATALOG.items():
+        if "distilled" in name:
+            assert preset_settings("original", entry.defaults) == {}
+    assert preset_settings(None, {}) == {} == preset_settings("original", generic_defaults("0.9.5", [1.0, 0.5]))
+    assert preset_settings("original", generic_defaults("0.9.0"))["stg_blocks"] == (19,)
+    with pytest.raises(RequestError, match=r"preset='orignal' is not one of this model: it has original\."):
+        preset_settings("orignal", CATALOG["ltx-2b-0.9.5"].defaults)
+    with pytest.raises(RequestError, match="it has none: leave preset out"):
+        preset_settings("original", {"num_inference_steps": 3})
 
 
 def test_every_version_is_there() -> None:

@@ -179,6 +179,45 @@ def test_whatever_is_asked_is_resolved_or_refused(fields: dict[str, Any]) -> Non
         assert found.width % 8 == 0
 
 
+_LISTS = {
+    "guidance_sigmas": [1.0, 0.9],
+    "guidance_scale": [1.0, 6.0],
+    "guidance_rescale": [0.0, 0.5],
+    "stg_scale": [0.0, 4.0],
+    "stg_blocks": [[], [2, 3]],
+    "stg_mode": "attention_values",
+    "cfg_star": True,
+    "num_inference_steps": 30,
+}
+
+
+def test_a_preset_goes_before_the_models_defaults() -> None:
+    """And behind what was asked; the metadata holds its values, so that the clip can be made without it."""
+    presets = {"original": {"guidance_scale": 4.0, "stg_scale": 1.0, "stg_blocks": [19]}, "lists": _LISTS}
+    defaults = {**DEFAULTS, "presets": presets}
+
+    def resolve(**fields: Any) -> ResolvedRequest:
+        return GenerateRequest.create(prompt="a", seed=1, **fields).resolve(defaults, STRIDES)
+
+    plain, found = resolve(), resolve(preset="original")
+    assert (plain.guidance_scale, plain.stg_scale, plain.stg_blocks, plain.num_branches) == (3.0, None, None, 2)
+    assert (found.guidance_scale, found.stg_scale, found.stg_blocks, found.stg_mode, found.num_branches) == (
+        4.0, 1.0, (19,), "attention_values", 3,
+    )  # fmt: skip
+    asked = resolve(preset="original", guidance_scale=2, stg_blocks="5", num_inference_steps=7)
+    assert (asked.guidance_scale, asked.stg_blocks, asked.num_inference_steps) == (2.0, (5,), 7)
+    assert resolve(preset="original", stg_scale=0).num_branches == 2
+    lists = resolve(preset="lists")
+    assert (lists.num_inference_steps, lists.guidance_scale, lists.stg_blocks) == (30, (1.0, 6.0), ((), (2, 3)))
+    assert (lists.guidance_sigmas, lists.cfg_star, lists.num_branches) == ((1.0, 0.9), True, 3)
+    for request in (found, asked, lists):
+        assert ResolvedRequest.from_metadata(json.loads(json.dumps(request.to_metadata()))) == request
+    with pytest.raises(RequestError, match="preset='best' is not one of this model: it has lists, original"):
+        resolve(preset="best")
+    with pytest.raises(RequestError, match="this model was distilled with its guidance"):
+        GenerateRequest.create(prompt="a", preset="original").resolve({**defaults, "distilled": True}, STRIDES)
+
+
 def test_foreign_metadata_is_refused() -> None:
     with pytest.raises(RequestError, match="seed is missing"):
         ResolvedRequest.from_metadata({"prompt": "x"})

@@ -263,7 +263,8 @@ def call_settings(request: ResolvedRequest) -> dict[str, Any]:
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "guidance_rescale": request.guidance_rescale,
-        **_given(request, "sigmas", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength", "input_crf"),
+        **_given(request, "sigmas", "guidance_sigmas", "cfg_star", "stg_scale", "stg_blocks", "stg_mode"),
+        **_given(request, "denoise_strength", "input_crf"),
         **_given(request, "draft_steps", "guidance_interval", "step_cache"),
         "vae_memory": request.vae_memory or ("auto" if request.memory is None else None),  # None: as planned
     }

@@ -45,7 +45,7 @@ def plan_memory(request: ResolvedRequest, folder: Path, *, keep_text: bool) -> A
     pictures = _GIVEN_LATER.get(request.task, 0) + len(request.keyframes or ())
     work = Work(
         shape,
-        branches=1 + (request.guidance_scale > 1) + bool(request.stg_scale),
+        branches=request.num_branches,
         text_tokens=int(ModelParts(request.model, folder).defaults.get("max_sequence_length") or 128),
         extra_tokens=pictures * shape.height * shape.width // sizes.transformer.config.patch_size**2,
         encodes=request.task != "generate",

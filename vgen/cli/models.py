@@ -30,6 +30,10 @@ def models(
         table.add_row(row["name"], row["size"], *sizes, row["licence"] + (" *" if row["fp8"] else ""), here)
     Console().print(table)
     typer.echo("memory: all weights in bfloat16, text encoder included; the clip itself comes on top.")
+    typer.echo(
+        "defaults of dev models: guidance alone (2B 3, 13B 5); --preset original takes the guidance of their makers, "
+        "slower. Distilled models: as their makers made them."
+    )
     typer.echo("*: FP8 weights for Lightricks' own kernels; their layout is not read here.")
 
 
@@ -52,13 +56,13 @@ def _rows() -> list[dict[str, Any]]:
         size = sum(file.stat().st_size for file in files)
         rows.append(
             {"name": name, "version": "", "size": "", "file_bytes": size, "memory_bytes": size}
-            | {"licence": "Apache-2.0", "fp8": False, "path": None if folder is None else str(folder)}
+            | {"licence": "Apache-2.0", "fp8": False, "presets": [], "path": None if folder is None else str(folder)}
         )
     for entry in CATALOG.values():
         path = find_entry(entry)
         rows.append(
             {"name": entry.name, "version": entry.version, "size": entry.size.upper(), "file_bytes": entry.file_bytes}
             | {"memory_bytes": entry.memory_bytes, "licence": entry.licence, "fp8": entry.fp8}
-            | {"path": None if path is None else str(path)}
+            | {"presets": sorted(entry.defaults.get("presets", {})), "path": None if path is None else str(path)}
         )
     return rows

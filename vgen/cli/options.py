@@ -75,6 +75,13 @@ _REQUEST_OPTIONS: dict[str, Any] = {
             rich_help_panel=_MODEL,
         ),
     ],
+    "preset": _text(
+        "--preset",
+        metavar="NAME",
+        help="Settings by name; original: the guidance that the model's makers use, slower.",
+        panel=_SAMPLING,
+        default="the model's defaults",
+    ),
     "negative_prompt": _text(
         "--negative-prompt", metavar="TEXT", help="What to keep away from.", panel=_SAMPLING, default=_OF_MODEL
     ),

@@ -47,7 +47,7 @@ def leads() -> bool:
 
 def layout_for(request: ResolvedRequest) -> Layout:
     """The grid of processes that a request asks for."""
-    num_branches = 1 + (request.guidance_scale > 1) + bool(request.stg_scale)
+    num_branches = request.num_branches
     return choose_layout(request.parallel or "auto", count(), num_branches)
 
 

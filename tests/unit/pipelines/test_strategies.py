@@ -4,7 +4,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from vgen.catalog import CATALOG
 from vgen.diffusion.guidance import ClassifierFreeGuidance, ComposedGuidance, SpatioTemporalGuidance, StepState
+from vgen.diffusion.guidance.values import at_step
 from vgen.diffusion.schedules import LTX_DISTILLED, flow_sigmas, linear_quadratic
 from vgen.errors import RequestError
 from vgen.pipelines.conventions import NATIVE, ORIGINAL
@@ -48,6 +50,21 @@ def test_spatiotemporal_guidance_is_added():
         guidance_of(_settings(stg_scale=1.0))
 
 
+def test_a_preset_goes_before_the_models_defaults():
+    model = {
+        "guidance_scale": 5.0,
+        "presets": {"original": {"stg_scale": 1.0, "stg_blocks": [1], "guidance_scale": 3.0}},
+    }
+    found = _settings(model, preset="original")
+    assert (found.guidance_scale, found.stg_scale, found.stg_blocks) == (3.0, 1.0, [1])
+    assert _settings(model).guidance_scale == 5.0
+    assert _settings(model, preset="original", guidance_scale=2.0).guidance_scale == 2.0
+    with pytest.raises(RequestError, match="preset='other' is not one of this model: it has original"):
+        _settings(model, preset="other")
+    with pytest.raises(RequestError, match="distilled for plain Euler steps"):
+        _settings({**model, "distilled": True, "guidance_scale": 3.0}, preset="original")
+
+
 def test_lists_by_sigma():
     lists = {"guidance_scale": [1.0, 8.0], "stg_scale": [0.0, 4.0], "stg_blocks": [[], [1, 2]]}
     guidance = guidance_of(_settings(**lists, guidance_sigmas=[1.0, 0.9]))
@@ -64,6 +81,30 @@ def test_lists_by_sigma():
     assert largest_scale(_settings(**lists)) == 8.0
     with pytest.raises(RequestError, match="2 sigmas for 3 values"):
         guidance_of(_settings(guidance_scale=[1.0, 2.0, 3.0], guidance_sigmas=[1.0, 0.9]))
+
+
+@pytest.mark.parametrize("num_steps", [8, 20, 30, 40, 60])
+@pytest.mark.parametrize("options", [{}, SHIFTING])
+def test_lists_by_sigma_are_mapped_as_in_the_original(num_steps, options):
+    """Each step takes the first entry whose noise level is not above its own, else the last."""
+    preset = CATALOG["ltx-13b-0.9.8-dev"].defaults["presets"]["original"]
+    levels = preset["guidance_sigmas"]
+    scheduler = _schedule(FlowMatchEulerDiscreteScheduler(**options), 4000, ORIGINAL, num_inference_steps=num_steps)
+    guidance = guidance_of(_settings(**{**preset, "num_inference_steps": num_steps}))
+    met = set()
+    for index, timestep in enumerate(scheduler.timesteps):
+        sigma = timestep / 1000
+        reached = [place for place, level in enumerate(levels) if level <= sigma + 1e-6]
+        entry = reached[0] if reached else len(levels) - 1
+        step = StepState(index, num_steps, sigma, torch.zeros(1))
+        assert at_step(guidance.rescale, step) == preset["guidance_rescale"][entry]
+        names = [branch.name for branch in guidance.branches(step)]
+        wanted = ["uncond"] * (preset["guidance_scale"][entry] > 1) + ["cond"]
+        assert names == wanted + ["perturbed"] * (preset["stg_scale"][entry] > 0)
+        if "perturbed" in names:
+            assert guidance.branches(step)[-1].skip_layers.blocks == preset["stg_blocks"][entry]
+        met.add(entry)
+    assert num_steps < 20 or options or met == set(range(7))
 
 
 def test_a_schedule_by_hand_is_used_as_it_is():
