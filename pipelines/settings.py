@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vgen.catalog import preset_settings
 from vgen.diffusion.guidance import Guidance
 from vgen.errors import RequestError
 from vgen.lossy import StepCache
+from vgen.resolve import preset_settings
 from vgen.steps import check_guidance, settle_steps
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import CheckpointError, RequestError
+from vgen.errors import CheckpointError
 
 REPOSITORY = "Lightricks/LTX-Video"
 """Holds all single files, and a text encoder and tokenizer in folders."""
@@ -189,24 +189,6 @@ def entry_of_file(path: Path) -> CatalogEntry | None:
 def entry_of_repository(repository: str) -> CatalogEntry | None:
     """The entry whose diffusers folder is this hub repository, or None."""
     return next((entry for entry in _ENTRIES if entry.folder == repository), None)
-
-
-def preset_settings(name: str | None, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a preset says for a model: settings that go before its defaults.
-
-    Args:
-        name: of the preset; None: none.
-        defaults: of the model; `presets` holds its settings by name.
-    Raises:
-        RequestError: the model has no preset of that name.
-    """
-    if name is None:
-        return {}
-    known = defaults.get("presets") or {}
-    if not isinstance(name, str) or name not in known:
-        have = f"it has {', '.join(sorted(known))}." if known else "it has none: leave preset out."
-        raise RequestError(f"preset={name!r:.80} is not one of this model: {have}")
-    return dict(known[name])
 
 
 def generic_defaults(generation: str, allowed_inference_steps: Any = None) -> dict[str, Any]:

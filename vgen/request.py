@@ -14,7 +14,6 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from vgen.catalog import preset_settings
 from vgen.errors import RequestError
 from vgen.fields import (
     MAX_SEED,
@@ -35,7 +34,7 @@ from vgen.fields import (
 from vgen.layouts import WAYS
 from vgen.lossy import LossyFields
 from vgen.passes import PLAIN, preset_for, preset_named
-from vgen.resolve import check_amount, frames_to_keep, frames_to_restyle, settle_guidance
+from vgen.resolve import check_amount, frames_to_keep, frames_to_restyle, preset_settings, settle_guidance
 from vgen.steps import check_guidance, settle_steps, skipped_steps
 from vgen.story import Segment
 from vgen.tasks import NEEDED, TASKS, TASKS_OF

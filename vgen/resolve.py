@@ -71,6 +71,24 @@ def frames_to_restyle(
     return min(most, defaults["num_frames"])
 
 
+def preset_settings(name: str | None, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a preset says for a model: settings that go before its defaults.
+
+    Args:
+        name: of the preset; None: none.
+        defaults: of the model; `presets` holds its settings by name.
+    Raises:
+        RequestError: the model has no preset of that name.
+    """
+    if name is None:
+        return {}
+    known = defaults.get("presets") or {}
+    if not isinstance(name, str) or name not in known:
+        have = f"it has {', '.join(sorted(known))}." if known else "it has none: leave preset out."
+        raise RequestError(f"preset={name!r:.80} is not one of this model: {have}")
+    return dict(known[name])
+
+
 def settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any], preset: Mapping[str, Any]) -> None:
     """Fill in spatiotemporal guidance where it is on, and refuse it without blocks; and what only presets say."""
     values |= {field: preset[field] for field in ("guidance_sigmas", "cfg_star") if field in preset}
@@ -84,7 +102,8 @@ def settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any], preset:
     for field, last in (("stg_blocks", None), ("stg_mode", SKIP_MODES[0])):
         values[field] = values[field] if values[field] is not None else defaults.get(field, last)
     if values["stg_blocks"] is None:
+        shown = f"{scale:g}" if isinstance(scale, (int, float)) else repr(scale)
         raise RequestError(
-            f"stg_scale={scale!r} needs stg_blocks: the transformer blocks that are perturbed, for instance one in the "
+            f"stg_scale={shown} needs stg_blocks: the transformer blocks that are perturbed, for instance one in the "
             "middle; or stg_scale=0, which is off."
         )

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vgen.catalog import CATALOG, REPOSITORY, entry_named, entry_of_file, generic_defaults, preset_settings
+from vgen.catalog import CATALOG, REPOSITORY, entry_named, entry_of_file, generic_defaults
 from vgen.errors import CheckpointError, RequestError
 from vgen.hub import find_entry, find_text_encoder, model_defaults, resolve_model
 from vgen.passes import preset_named
+from vgen.resolve import preset_settings
 from vgen.steps import settle_steps
 
 NAME = "ltx-2b-0.9.8-distilled"
