@@ -32,7 +32,7 @@ def plan_on_video(task: str, video: str, options: JobOptions, fields: Mapping[st
     used, stride = job.request.num_frames, job.model.strides.temporal
     if used < clip.num_in_file:
         most = (clip.num_in_file - 1) // stride * stride + 1
-        more = f"--num-frames takes up to {most:,}; " if most > used else ""
+        more = f"--num-frames takes up to {most:,}. " if most > used else ""
         job.notes.append(
             f"{video}: the first {used} of its {clip.num_in_file:,} frames are used. {more}What comes after them can "
             "be cut off and made on its own."

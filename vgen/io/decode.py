@@ -41,31 +41,37 @@ class StrictFrames:
     Args:
         path: file, for messages.
         opened, stream: from `demux.open_video`.
-        deadline: of `time.monotonic`, after which it is given up.
+        time_limit: seconds of decoding after which it is given up; what is done with the frames does not count.
     Attributes:
         num_decoded: frames so far.
         num_cut: packets at the start that need what was cut off.
     Raises:
-        MediaError: on the way, damage or the deadline.
+        MediaError: on the way, damage, or the time limit was reached.
     """
 
-    def __init__(self, path: Path, opened: InputContainer, stream: VideoStream, deadline: float) -> None:
-        self.path, self.opened, self.stream, self.deadline = path, opened, stream, deadline
+    def __init__(self, path: Path, opened: InputContainer, stream: VideoStream, time_limit: float) -> None:
+        self.path, self.opened, self.stream, self.time_limit = path, opened, stream, time_limit
         self.num_decoded = self.num_cut = 0
         self._first: Packet[VideoStream] | None = None
         self._after_a_cut = False
 
     def __iter__(self) -> Iterator[VideoFrame]:
         alpha = _alpha_decoder(self.path, self.stream)
-        for packet in self.opened.demux(self.stream):
-            if time.monotonic() > self.deadline:
-                raise MediaError(f"{self.path} takes too long to decode; it was given up. Cut a shorter clip first.")
+        packets, spent = self.opened.demux(self.stream), 0.0
+        while True:
+            started = time.monotonic()
+            packet = next(packets, None)
+            if packet is None:
+                return
             if packet.is_corrupt:
                 raise MediaError(f"{self.path} is damaged: the data at tick {packet.pts} is incomplete.")
             self._look_at(packet)
             frames = self._decode(packet)
             if alpha is not None:
                 frames = alpha.decode(packet if packet.size else None)
+            spent += time.monotonic() - started
+            if spent > self.time_limit:
+                raise MediaError(f"{self.path} takes too long to decode; it was given up. Cut a shorter clip first.")
             for frame in frames:
                 if frame.is_corrupt:
                     raise MediaError(f"{self.path} is damaged: a frame at tick {frame.pts} does not decode.")

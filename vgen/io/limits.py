@@ -16,7 +16,7 @@ MAX_DECODED_BYTES = 2 * 1024**3
 """Most bytes of decoded RGB frames that one read returns."""
 
 READ_SECONDS = 120.0
-"""Longest time that one read may take."""
+"""Longest time that decoding in one read may take."""
 
 MAX_FRAME_RATE = 1000.0
 """Highest frame rate that is written; GIF has its own, lower limit."""

@@ -55,7 +55,7 @@ def read_video(
         path: mp4, mov, webm, mkv or avi file, animated gif, webp or png, or a folder of png files.
         max_frames: read only this many frames from the start; None reads all of them, up to the limits of
             `vgen.io.limits`.
-        time_limit: seconds after which reading is given up.
+        time_limit: seconds of decoding after which reading is given up.
         fit: applied to each picture, uint8 [H, W, 3], as it is read, so that only pictures of its size are held.
         background: RGB behind transparent places; white by default.
     Raises:
@@ -67,26 +67,26 @@ def read_video(
     if max_frames is not None and max_frames < 1:
         raise RequestError(f"max_frames={max_frames} must be 1 or more.")
     stream = FootageStream(path, time_limit, background)
-    declared, size, limit = stream.outline.num_frames, (0, 0), 0
-    frames: list[np.ndarray] = []
-    finished = True
-    for picture in stream:
+    declared, finished = stream.outline.num_frames, True
+    for place, picture in enumerate(stream):
         fitted = picture if fit is None else fit(picture)
-        if not frames:
+        if not place:
             size = picture.shape[:2]
             limit = frame_limit(stream.path, fitted.shape[1], fitted.shape[0], max_frames, declared)
-        frames.append(fitted)
-        enough = max_frames is None or len(frames) > MAX_FRAMES
-        if len(frames) > limit and (enough or stream.settle()[0].num_frames > limit):
+            frames = np.empty((min(declared or 64, limit) + 1, *fitted.shape), np.uint8)
+        elif place == len(frames):
+            frames = np.concatenate([frames, np.empty_like(frames)])
+        frames[place] = fitted
+        enough = max_frames is None or place >= MAX_FRAMES
+        if place >= limit and (enough or stream.settle()[0].num_frames > limit):
             finished = False
             break  # what comes later changes nothing of what is wanted, or there is too much
     rate, notes = stream.settle()
-    height, width = frames[0].shape[:2]
     wanted = min(rate.num_frames, max_frames or rate.num_frames)
-    frame_limit(stream.path, width, height, wanted, 0)
+    frame_limit(stream.path, frames.shape[2], frames.shape[1], wanted, 0)
+    shown = frames[:wanted] if rate.keeps_all else frames[rate.chosen(wanted)]
     in_file = rate.num_frames if finished else max(declared, rate.num_frames)
-    chosen = np.stack([frames[index] for index in rate.chosen(wanted)])
-    return VideoClip(chosen, rate.frames_per_second, notes, size, in_file, stream.outline.has_sound)
+    return VideoClip(shown, rate.frames_per_second, notes, size, in_file, stream.outline.has_sound)
 
 
 def measure_video(path: Path) -> tuple[int, int, int]:

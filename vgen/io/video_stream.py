@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 STREAM_SECONDS = 3600.0
-"""Longest time that going through one file may take."""
+"""Longest time that decoding one file may take."""
 
 MAX_RESAMPLED = 10_000_000
 """Most frames of one clip: timestamps that lie absurdly far apart give no more."""
@@ -80,7 +79,7 @@ class FootageStream:
 
     Args:
         path: mp4, mov, webm, mkv or avi file, animated gif, webp or png, or a folder of png files.
-        time_limit: seconds after which it is given up.
+        time_limit: seconds of decoding after which it is given up.
         background: RGB behind transparent places.
     Attributes:
         outline: what is known before the first frame.
@@ -124,7 +123,7 @@ class FootageStream:
         with open_video(self.path, self.container) as (opened, stream):
             pixels = FramePixels(self.path, stream, self.background)
             self._times, self._notes = pixels.times, pixels.notes
-            frames = StrictFrames(self.path, opened, stream, time.monotonic() + self.time_limit)
+            frames = StrictFrames(self.path, opened, stream, self.time_limit)
             yield from pixels.convert(frames)
             known = [seconds for seconds in self._times if seconds is not None]
             frames.check_count(known or [0.0], self.outline.stated_rate or 0.0)
