@@ -64,6 +64,7 @@ _StgBlocks = Annotated[tuple[int, ...], BeforeValidator(index_list("stg_blocks",
 _StgMode = Annotated[str, BeforeValidator(choice("stg_mode", SKIP_MODES))]
 _Draft = Annotated[int, BeforeValidator(whole_number("draft_steps", 0, 1000))]
 _Strength = Annotated[float, BeforeValidator(number("denoise_strength", 0.001, 1.0))]
+_Enlarging = Annotated[int, BeforeValidator(whole_number("scale", 1, 16))]
 _Keep = Annotated[int, BeforeValidator(whole_number("keep_frames", 1, 1_000_000))]
 _Crf = Annotated[int, BeforeValidator(whole_number("input_crf", 0, 51))]
 _VaeMemory = Annotated[int, BeforeValidator(memory_amount("vae_memory"))]
@@ -137,6 +138,9 @@ class _Job(LossyFields):
     )
     parallel: _Parallel | None = Field(
         default=None, description="How several processes share a clip; auto if left out."
+    )
+    scale: _Enlarging | None = Field(
+        default=None, description="Each pixel is written as a square of so many pixels; undone when it is read."
     )
     allow_untrained: bool | None = Field(
         default=None, description="Make sizes and lengths that the model was not trained for."

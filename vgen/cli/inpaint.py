@@ -58,10 +58,13 @@ def read_white(mask: str, job: Job, clip: VideoClip) -> np.ndarray:
 
     from vgen.cli.jobs import fit_picture
     from vgen.errors import RequestError
+    from vgen.io.enlarged import shrink
     from vgen.io.masks import read_mask_file
 
     count, (height, width) = len(clip.frames), clip.size
     found = read_mask_file(mask, max_frames=count)
+    if clip.scale > 1 and found.white.shape[1:] == (height * clip.scale, width * clip.scale):  # drawn over the file
+        found = found._replace(white=np.stack([shrink(white, clip.scale) for white in found.white]))
     if found.white.shape[1:] != (height, width):
         raise RequestError(
             f"mask={mask!r} is {found.white.shape[2]} x {found.white.shape[1]} and the video {width} x {height}: make "

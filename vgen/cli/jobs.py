@@ -86,7 +86,8 @@ def plan(request: GenerateRequest, model: Model, output: str, overwrite: bool, v
     processes.check(resolved)
     if request.seed is None:
         resolved = resolved.model_copy(update={"seed": processes.agree(resolved.seed)})
-    check_output_size(output, resolved.height, resolved.width, resolved.frame_rate)
+    scale = resolved.scale or 1
+    check_output_size(output, scale * resolved.height, scale * resolved.width, resolved.frame_rate)
     check_limits(resolved, model.folder, model.strides)
     find_text_encoder(model.folder, resolved.text_encoder)
     if resolved.step_cache is not None and resolved.step_cache.startswith("magcache"):
@@ -249,7 +250,7 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
     frames = frames if finish is None else finish(frames)
     display.tell(Progress("writing", what=job.output))
     metadata = request.to_metadata(model_hash(job.model.folder), versions(), contents(request, job.model.folder))
-    path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite)
+    path = write_video(job.output, frames, request.frame_rate, metadata, job.overwrite, request.scale or 1)
     report(path, job, frames, time.monotonic() - started)
 
 
@@ -297,9 +298,10 @@ def report(path: Path, job: Job, frames: Sized, seconds: float) -> None:
     files = [path] if path.is_file() else list(path.iterdir())
     size = sum(file.stat().st_size for file in files)
     say_notes(job)
+    enlarged = f", written {request.scale} times as large" if (request.scale or 1) > 1 else ""
     display.say(
         f"{os.fspath(job.output)}: {counted(len(frames), 'frame')} of {request.width} x {request.height} at "
-        f"{request.frame_rate:g} fps, {size / 1000:.1f} kB, made in {seconds:.1f} s, "
+        f"{request.frame_rate:g} fps{enlarged}, {size / 1000:.1f} kB, made in {seconds:.1f} s, "
         f"seed {request.seed}, model {request.model}"
     )
 

@@ -80,7 +80,7 @@ def make_long(
         return
     display.tell(Progress("writing", what=job.output))
     metadata = job.request.to_metadata(hashed, versions(), used)
-    path = write_video(job.output, take.frames, request.frame_rate, metadata, job.overwrite)
+    path = write_video(job.output, take.frames, request.frame_rate, metadata, job.overwrite, request.scale or 1)
     report(path, job, take.frames, time.monotonic() - started)
     take.remove()
 
@@ -123,7 +123,7 @@ def _plan(
     import hashlib
 
     return {
-        "request": {**job.request.model_dump(mode="json"), "seed": seed},
+        "request": {**job.request.model_dump(mode="json", exclude={"scale", "allow_untrained"}), "seed": seed},
         "parts": [list(part) for part in parts],
         "windows": windows,
         "given": [None if frames is None else hashlib.sha256(frames.tobytes()).hexdigest() for frames in given],

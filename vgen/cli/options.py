@@ -130,6 +130,13 @@ _REQUEST_OPTIONS: dict[str, Any] = {
         panel=_SIZE,
         default="that of the model",
     ),
+    "scale": _text(
+        "--scale",
+        metavar="N",
+        help="Write each pixel as N x N of them, 1 to 16; undone when the file is given back in.",
+        panel=_SIZE,
+        default="1",
+    ),
     "allow_untrained": Annotated[
         bool | None,
         typer.Option(

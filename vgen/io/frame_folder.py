@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import MediaError
+from vgen.io.comment import dump_comment, load_comment
+from vgen.io.enlarged import WrittenSize
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vgen.io.take import FramesOnDisk
+    from vgen.io.enlarged import Frames
 
 METADATA_FILE = "metadata.json"
 _PICTURES = {".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".exr"}
@@ -82,7 +84,7 @@ def folder_rate(path: Path) -> float | None:
 
 
 def folder_pictures(path: Path, background: tuple[int, int, int]) -> Iterator[np.ndarray]:
-    """The frames of a folder, uint8 [H, W, 3] each.
+    """The frames of a folder as they are stored, uint8 [H, W, 3] each.
 
     Args:
         path: folder of PNG files of one size.
@@ -92,7 +94,7 @@ def folder_pictures(path: Path, background: tuple[int, int, int]) -> Iterator[np
     """
     import numpy as np
 
-    from vgen.io.images import read_image
+    from vgen.io.images import as_rgb, open_picture
 
     files = frame_files(path)
     declared = read_facts(path).get("num_frames")
@@ -100,11 +102,27 @@ def folder_pictures(path: Path, background: tuple[int, int, int]) -> Iterator[np
         raise MediaError(f"{path} holds {len(files)} frames, its {METADATA_FILE} says {declared}.")
     size: tuple[int, int] | None = None
     for file in files:
-        picture = read_image(file, background)
+        with open_picture(file) as opened:
+            picture = as_rgb(opened, background, str(file))
         size = size or picture.size
         if picture.size != size:
             raise MediaError(f"{file} is {picture.width} x {picture.height}, the first frame {size[0]} x {size[1]}.")
         yield np.asarray(picture)
+
+
+def folder_metadata(path: Path) -> dict[str, Any] | None:
+    """The request in a folder's metadata.json, or what its first frame says of it; None if neither does.
+
+    Raises:
+        MediaError: one of them is damaged.
+    """
+    from vgen.io.images import comment_of, open_picture
+
+    found = read_facts(path).get("metadata")
+    if isinstance(found, dict) and found:
+        return found
+    with open_picture(frame_files(path)[0]) as opened:
+        return load_comment(comment_of(opened))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -125,9 +143,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_folder(
-    path: Path, frames: np.ndarray | FramesOnDisk, frame_rate: float, metadata: Mapping[str, Any] | None
-) -> None:
+def write_folder(path: Path, frames: Frames, frame_rate: float, metadata: Mapping[str, Any] | None) -> None:
     """Fill an existing, empty folder.
 
     Args:
@@ -136,16 +152,20 @@ def write_folder(
         frame_rate: frames per second.
         metadata: kept in metadata.json.
     """
-    from PIL import Image
+    from PIL import Image, PngImagePlugin
 
+    written = WrittenSize.read(metadata)
+    facts = PngImagePlugin.PngInfo()
+    if written is not None and metadata is not None:  # a frame may be given back in by itself
+        facts.add_text("comment", dump_comment({**written._asdict(), "model_hash": metadata["model_hash"]}))
     for index, frame in enumerate(frames):
         with (path / f"{index:04d}.png").open("wb") as stream:
-            Image.fromarray(frame).save(stream, "PNG")
+            Image.fromarray(frame).save(stream, "PNG", pnginfo=facts)
             stream.flush()
             os.fsync(stream.fileno())
-    facts = {"frame_rate": frame_rate, "num_frames": len(frames), "metadata": dict(metadata or {})}
+    content = {"frame_rate": frame_rate, "num_frames": len(frames), "metadata": dict(metadata or {})}
     with (path / METADATA_FILE).open("w", encoding="ascii") as stream:
-        json.dump(facts, stream, indent=1, allow_nan=False)
+        json.dump(content, stream, indent=1, allow_nan=False)
         stream.flush()
         os.fsync(stream.fileno())
 

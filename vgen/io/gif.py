@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from vgen.io.animation import open_animation
+from vgen.io.images import comment_of
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from vgen.io.take import FramesOnDisk
+    from vgen.io.enlarged import Frames
 
 MAX_GIF_RATE = 50.0
 """GIF counts hundredths of a second, and players slow down delays below two of them."""
@@ -24,11 +23,10 @@ def read_gif_comment(path: Path) -> str | None:
         MediaError: damaged.
     """
     with open_animation(path, "GIF") as picture:
-        comment = picture.info.get("comment")
-    return comment.decode("latin-1") if isinstance(comment, bytes) else comment
+        return comment_of(picture)
 
 
-def write_gif(stream: BinaryIO, frames: np.ndarray | FramesOnDisk, frame_rate: float, comment: str | None) -> None:
+def write_gif(stream: BinaryIO, frames: Frames, frame_rate: float, comment: str | None) -> None:
     """Write a looping GIF.
 
     Args:

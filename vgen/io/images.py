@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from vgen.errors import MediaError, RequestError
+from vgen.io.comment import load_comment
 from vgen.io.contact_sheet import contact_sheet
 from vgen.io.containers import local_file
 from vgen.io.demux import check_picture_size
+from vgen.io.enlarged import WrittenSize
 from vgen.types import FitMode
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ _ORIENTATION = 0x0112
 def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Image.Image:
     """Read a picture: upright, RGB, 8 bits.
 
-    `as_rgb` states the rule. Of an animated file the first frame is taken.
+    `as_rgb` states the rule. Of an animated file the first frame is taken. A frame that `write_video` enlarged has its
+    own size again.
 
     Args:
         path: local png, jpeg, webp, gif, bmp, tiff or ppm file.
@@ -45,8 +48,18 @@ def read_image(path: str | Path, background: tuple[int, int, int] = WHITE) -> Im
         MediaError: missing, not a picture, damaged or truncated, or above `limits.MAX_PICTURE_PIXELS` (known from
             the header, before anything of that size is allocated).
     """
+    import numpy as np
+    from PIL import Image
+
     with open_picture(path) as opened:
-        return as_rgb(opened, background, str(path))
+        picture, written = as_rgb(opened, background, str(path)), WrittenSize.read(load_comment(comment_of(opened)))
+    return picture if written is None else Image.fromarray(written.undo(np.asarray(picture)))
+
+
+def comment_of(picture: Image.Image) -> str | None:
+    """The comment of an opened file, or None."""
+    found = picture.info.get("comment")
+    return found.decode("latin-1") if isinstance(found, bytes) else found
 
 
 @contextmanager

@@ -83,12 +83,13 @@ def read_metadata(path: str | Path) -> dict[str, Any] | None:
 
 
 def _probe_folder(path: Path) -> VideoInfo:
-    from vgen.io.frame_folder import frame_files, read_facts
-    from vgen.io.images import read_image
+    from vgen.io.frame_folder import folder_metadata, frame_files, read_facts
+    from vgen.io.images import open_picture
 
     files, facts = frame_files(path), read_facts(path)
-    width, height = read_image(files[0]).size
-    rate, metadata = facts.get("frame_rate"), facts.get("metadata")
+    with open_picture(files[0]) as opened:
+        width, height = opened.size
+    rate = facts.get("frame_rate")
     return VideoInfo(
         FOLDER.name,
         "png",
@@ -96,7 +97,7 @@ def _probe_folder(path: Path) -> VideoInfo:
         width,
         len(files),
         float(rate) if isinstance(rate, (int, float)) else None,
-        metadata if isinstance(metadata, dict) and metadata else None,
+        folder_metadata(path),
     )
 
 

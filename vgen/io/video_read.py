@@ -28,6 +28,7 @@ class VideoClip(NamedTuple):
         size: (height, width) of the file's pictures, upright, before `fit`.
         num_in_file: frames that the file has, of which only the first may have been asked for.
         has_sound: whether it has a sound track, which is not read.
+        scale: how much the file's pictures were enlarged when this package wrote them; undone.
     """
 
     frames: np.ndarray
@@ -36,6 +37,7 @@ class VideoClip(NamedTuple):
     size: tuple[int, int] = (0, 0)
     num_in_file: int = 0
     has_sound: bool = False
+    scale: int = 1
 
 
 def read_video(
@@ -86,7 +88,7 @@ def read_video(
     frame_limit(stream.path, frames.shape[2], frames.shape[1], wanted, 0)
     shown = frames[:wanted] if rate.keeps_all else frames[rate.chosen(wanted)]
     in_file = rate.num_frames if finished else max(declared, rate.num_frames)
-    return VideoClip(shown, rate.frames_per_second, notes, size, in_file, stream.outline.has_sound)
+    return VideoClip(shown, rate.frames_per_second, notes, size, in_file, stream.outline.has_sound, stream.scale)
 
 
 def measure_video(path: Path) -> tuple[int, int, int]:
@@ -97,7 +99,7 @@ def measure_video(path: Path) -> tuple[int, int, int]:
     """
     container = identify(path)
     if container.demuxer is None:
-        pictures = [picture.shape[:2] for picture in FootageStream(path)]
+        pictures = [picture.shape[:2] for picture in FootageStream(path).as_stored()]
         return len(pictures), *pictures[0]
     with open_video(path, container) as (opened, stream):
         context = stream.codec_context

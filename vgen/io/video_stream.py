@@ -12,10 +12,12 @@ from vgen.io.animation import Animation, measure_animation
 from vgen.io.containers import AVI, FOLDER, Container, identify, local_file
 from vgen.io.decode import StrictFrames
 from vgen.io.demux import open_video
+from vgen.io.enlarged import WrittenSize
 from vgen.io.frame_folder import folder_pictures, folder_rate, frame_files
 from vgen.io.frame_pixels import FramePixels
 from vgen.io.images import WHITE
 from vgen.io.limits import MAX_FRAMES
+from vgen.io.probe import read_metadata
 from vgen.io.timing import ASSUMED_RATE, FrameRate, constant_rate, nominal_rate
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class FootageStream:
         background: RGB behind transparent places.
     Attributes:
         outline: what is known before the first frame.
+        scale: how much the pictures were enlarged when this package wrote the file; undone.
     Raises:
         MediaError: missing, not a video, empty, damaged, truncated, HDR; names file and cause.
     """
@@ -95,11 +98,18 @@ class FootageStream:
         self.time_limit = time_limit
         self.background = background
         self.outline = _outline(self.path, self.container)
+        self._written = WrittenSize.read(read_metadata(self.path))
+        self.scale = 1 if self._written is None else self._written.scale
         self._times: list[float | None] = []
         self._notes: list[str] = []
         self._single_rate: float | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        for picture in self.as_stored():
+            yield picture if self._written is None else self._written.undo(picture)
+
+    def as_stored(self) -> Iterator[np.ndarray]:
+        """The pictures in the file's own size."""
         if self.container is FOLDER:
             self._times, self._notes = [], []
             if folder_rate(self.path) is None:

@@ -12,12 +12,14 @@ from vgen.errors import MediaError, OutputError, ShapeError
 from vgen.io.atomic import part_of
 from vgen.io.comment import dump_comment
 from vgen.io.demux import import_av
+from vgen.io.enlarged import Enlarged
 from vgen.io.output import OutputKind, check_output, check_output_size
 from vgen.io.video_read import measure_video
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from vgen.io.enlarged import Frames
     from vgen.io.take import FramesOnDisk
 
 BT709 = 1
@@ -38,6 +40,7 @@ def write_video(
     frame_rate: float,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    scale: int = 1,
 ) -> Path:
     """Write a clip as mp4 (H.264), webm (VP9), gif, or a folder of PNG, by the ending of `path`.
 
@@ -50,6 +53,8 @@ def write_video(
         frame_rate: frames per second.
         metadata: JSON object kept as the file's comment (metadata.json in a folder); see `read_metadata`.
         overwrite: replace what is there.
+        scale: each pixel is written as a square of so many pixels; undone by reading where `metadata` is an output's
+            and says it, see `vgen.io.enlarged`.
     Returns:
         `path` as a Path.
     Raises:
@@ -58,27 +63,28 @@ def write_video(
         RequestError: `metadata` is not JSON.
     """
     _check_frames(frames)
+    stored: Frames = frames if scale == 1 else Enlarged(frames, scale)
     kind = check_output(path, overwrite)
-    check_output_size(path, frames.shape[1], frames.shape[2], frame_rate)
+    check_output_size(path, stored.shape[1], stored.shape[2], frame_rate)
     comment = None if metadata is None else dump_comment(metadata)
     target = Path(path)
-    with part_of(target, overwrite=overwrite, folder=kind is OutputKind.FOLDER, bytes_needed=frames.nbytes) as part:
+    with part_of(target, overwrite=overwrite, folder=kind is OutputKind.FOLDER, bytes_needed=stored.nbytes) as part:
         if kind is OutputKind.FOLDER:
             from vgen.io.frame_folder import write_folder
 
-            write_folder(part, frames, frame_rate, metadata)
+            write_folder(part, stored, frame_rate, metadata)
         elif kind is OutputKind.GIF:
             from vgen.io.gif import write_gif
 
             with part.open("wb") as stream:
-                write_gif(stream, frames, frame_rate, comment)
+                write_gif(stream, stored, frame_rate, comment)
         else:
-            _encode(part, kind, frames, frame_rate, comment)
-        _check_written(target, part, frames)
+            _encode(part, kind, stored, frame_rate, comment)
+        _check_written(target, part, stored)
     return target
 
 
-def _check_frames(frames: np.ndarray | FramesOnDisk) -> None:
+def _check_frames(frames: Frames) -> None:
     shape, dtype = getattr(frames, "shape", None), getattr(frames, "dtype", None)
     if shape is None or len(shape) != 4 or shape[3] != 3 or str(dtype) != "uint8":
         raise ShapeError(f"frames must be uint8 [frames, height, width, 3]; got {dtype} {shape}.")
@@ -86,9 +92,7 @@ def _check_frames(frames: np.ndarray | FramesOnDisk) -> None:
         raise ShapeError(f"frames has shape {tuple(shape)}: a clip needs at least one frame and one pixel.")
 
 
-def _encode(
-    part: Path, kind: OutputKind, frames: np.ndarray | FramesOnDisk, frame_rate: float, comment: str | None
-) -> None:
+def _encode(part: Path, kind: OutputKind, frames: Frames, frame_rate: float, comment: str | None) -> None:
     """Encode to `part`; 4:2:0, BT.709, limited range, and tagged so."""
     import numpy as np
 
@@ -124,7 +128,7 @@ def _encode(
         raise OutputError(f"{part} could not be encoded by {encoder}: {error.strerror or error}.") from None
 
 
-def _check_written(target: Path, part: Path, frames: np.ndarray | FramesOnDisk) -> None:
+def _check_written(target: Path, part: Path, frames: Frames) -> None:
     try:
         found = (*measure_video(part), 3)
     except MediaError as error:
