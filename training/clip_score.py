@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
 from vgen.errors import CheckpointError
+from vgen.pipelines.text import quietly
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _CHUNK = 32
@@ -32,7 +33,8 @@ class ClipScore:
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         check_clip_folder(folder)
         try:
-            self.model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            with quietly():
+                self.model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise CheckpointError(f"clip_model={str(folder)!r} cannot be loaded: {error}") from None

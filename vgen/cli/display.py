@@ -38,7 +38,8 @@ class Display:
 
     def __init__(self, stream: TextIO, terminal: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
-        self._bar: Any = _new_bar(stream) if terminal else None
+        self._terminal = terminal
+        self._bar: Any = None  # in a terminal from the first phase on
         self._part: tuple[str, int, int] | None = None
         self._first_part = 1
         self._last = Progress("loading")
@@ -67,7 +68,8 @@ class Display:
             self._num_steps = progress.num_steps
         new = self._is_new or (progress.phase, progress.what) != (before.phase, before.what)
         self._last, self._is_new = progress, False
-        if self._bar is not None:
+        if self._terminal:
+            self._bar = _new_bar(self._stream) if self._bar is None else self._bar
             total = progress.num_steps or None
             self._bar.update(
                 0, description=self._label(), total=total, completed=progress.step, detail=self._detail(now)
@@ -77,7 +79,7 @@ class Display:
         if (new and in_first) or now - self._said >= _LINE_EVERY:
             detail = self._detail(now) or (counted(progress.num_steps, "step") if progress.num_steps else "")
             line = f"{self._label()}: {detail}" if detail else self._label()
-            print(f"vgen: {line}", file=self._stream, flush=True)
+            print(line, file=self._stream, flush=True)
             self._said = now
 
     @contextmanager
@@ -150,19 +152,19 @@ def set_part(name: str, number: int, count: int) -> None:
         _shown.set_part(name, number, count)
 
 
-def say(text: str) -> None:
-    """Print a line to stdout."""
+def say(text: str, err: bool = False) -> None:
+    """Print a line to stdout, or to stderr."""
     if _shown is None:
-        typer.echo(text)
+        typer.echo(text, err=err)
         return
     with _shown.paused():
-        typer.echo(text)
+        typer.echo(text, err=err)
 
 
 def starting(what: str) -> None:
     """Say on stderr, at once, what takes a while to begin; of several processes the first says it."""
     if processes.leads():
-        typer.echo(f"vgen: {what}", err=True)
+        typer.echo(what, err=True)
 
 
 def _spoken(seconds: float) -> str:

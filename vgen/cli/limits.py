@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
-from vgen.cli import processes
+from vgen.cli import display, processes
 from vgen.errors import UntrainedWarning
 from vgen.limits import model_scheduler, model_trained
 from vgen.steps import check_shift
@@ -54,7 +52,7 @@ def notes_of_warnings() -> Iterator[None]:
             show(message, category, *rest, **named)
         elif str(message) not in said and processes.leads():
             said.add(str(message))
-            typer.echo(f"note: {message}", err=True)
+            display.say(f"note: {message}", err=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UntrainedWarning)

@@ -72,7 +72,7 @@ def generate_all(path: str, options: JobOptions) -> None:
     folder = _check_folder(options, len(lines))
     jobs, faults = _plan_all(lines, folder, options)
     for fault in faults:
-        typer.echo(f"vgen: {path}, {fault}", err=True)
+        display.say(f"vgen: {path}, {fault}", err=True)
     if not jobs:
         raise RequestError(f"--prompts {path}: none of its {counted(len(lines), 'prompt')} can be used.")
     prompts = [job.request.prompt for job in jobs]

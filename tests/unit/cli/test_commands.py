@@ -64,7 +64,7 @@ def picture(tmp_path: Path) -> Path:
 def test_generate(tmp_path: Path, paper_model: Path, pipeline: RecordingPipeline, run_cli: Run) -> None:
     output = tmp_path / "clip.mp4"
     done = run_cli("generate", "a red circle", "-o", output, "--model", paper_model, "--seed", 7, "--steps", 3)
-    assert (done.code, done.err) == (0, f"vgen: writing {output}\n")
+    assert (done.code, done.err) == (0, f"writing {output}\n")
     assert pipeline.loaded == ["TextToVideoPipeline"]
     call = pipeline.calls[0]
     assert (call["prompt"], call["num_inference_steps"], call["guidance_scale"]) == ("a red circle", 3, 2.5)

@@ -16,7 +16,7 @@ Run = Callable[..., Any]
 def test_both_ways(tmp_path: Path, ltx_random: Callable[[str], Path], run_cli: Run) -> None:
     folder, file, again = ltx_random("0.9.5"), tmp_path / "ltx.safetensors", tmp_path / "again"
     done = run_cli("convert", folder, file)
-    assert done.code == 0 and done.err.startswith("vgen: converting "), done.err
+    assert done.code == 0 and done.err.startswith("converting "), done.err
     assert f"ltx.safetensors: {file.stat().st_size / 1e6:.1f} MB" in done.out
     assert "no place in it" in done.out
     refused = run_cli("convert", folder, file)
@@ -26,7 +26,7 @@ def test_both_ways(tmp_path: Path, ltx_random: Callable[[str], Path], run_cli: R
     assert run_cli("convert", folder, file, "--overwrite").code == 0
     assert file.read_bytes() == before
     done = run_cli("convert", file, again, "--text-encoder", folder)
-    assert done.code == 0 and done.err.startswith("vgen: converting "), done.err
+    assert done.code == 0 and done.err.startswith("converting "), done.err
     assert resolve_model(again) == again
     assert (again / "tokenizer" / "tokenizer_config.json").is_file()
     (again / "stale").touch()

@@ -29,7 +29,7 @@ class Clock:
 
 
 def _lines(stream: io.StringIO) -> list[str]:
-    said = [line.removeprefix("vgen: ") for line in stream.getvalue().splitlines()]
+    said = stream.getvalue().splitlines()
     stream.truncate(0)
     stream.seek(0)
     return said
@@ -151,11 +151,11 @@ def test_a_command_says_its_phases_on_stderr_and_its_result_on_stdout(
     assert done.code == 0, done.err
     lines = [line for line in done.err.splitlines() if "step " not in line]
     assert lines == [
-        f"vgen: loading {tiny_pipeline_folder}",
-        "vgen: encoding",
-        "vgen: denoising: 5 steps",
-        "vgen: decoding",
-        f"vgen: writing {output}",
+        f"loading {tiny_pipeline_folder}",
+        "encoding",
+        "denoising: 5 steps",
+        "decoding",
+        f"writing {output}",
     ]
     assert done.out.startswith(f"{output}: ") and done.out.count("\n") == 1
     assert display._shown is None
@@ -182,7 +182,7 @@ def test_the_first_word_comes_before_torch_is_imported(tmp_path: Path) -> None:
     ):
         done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (7, ""), done.stderr
-        assert re.fullmatch(r"vgen: (loading|reading) \S.*\n", done.stderr), (words, done.stderr)
+        assert re.fullmatch(r"(loading|reading) \S.*\n", done.stderr), (words, done.stderr)
 
 
 def test_pipelines_of_commands_have_no_bar_of_their_own(tiny_pipeline_folder: Path) -> None:

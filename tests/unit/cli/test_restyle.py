@@ -48,7 +48,7 @@ def video(tmp_path: Path) -> Path:
 def test_restyle(tmp_path: Path, paper_model: Path, calls: list[dict[str, Any]], video: Path, run_cli: Run) -> None:
     output = tmp_path / "clip.mp4"
     done = run_cli("restyle", video, "a red circle", "-o", output, "--model", paper_model, "--strength", 0.5)
-    assert (done.code, done.err) == (0, f"vgen: reading {video}\nvgen: writing {tmp_path / 'clip.mp4'}\n")
+    assert (done.code, done.err) == (0, f"reading {video}\nwriting {tmp_path / 'clip.mp4'}\n")
     (call,) = calls
     assert (call["class"], call["prompt"], call["denoise_strength"]) == ("VideoToVideoPipeline", "a red circle", 0.5)
     assert (call["video"].shape, call["num_frames"]) == ((9, 64, 64, 3), 9)

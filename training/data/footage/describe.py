@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from vgen.errors import CheckpointError, RequestError, VgenError
+from vgen.pipelines.text import quietly
 from vgen.training.data.footage.buckets import Bucket, Sample
 from vgen.training.data.footage.captions import Describe
 from vgen.training.data.footage.pixels import read_samples
@@ -73,10 +74,13 @@ def load_local(folder: Path, loader: str, kind: str, device: str) -> tuple[Any, 
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: give the folder of a {kind} of transformers.")
     try:
-        model = getattr(transformers, loader).from_pretrained(
-            folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quietly():
+            model = getattr(transformers, loader).from_pretrained(
+                folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
+            processor = transformers.AutoProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except ImportError as error:
         raise VgenError(f"The processor in {folder} needs a package that is not here: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:

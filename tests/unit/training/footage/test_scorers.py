@@ -67,6 +67,7 @@ def test_clips_below_the_limit_are_dropped_and_come_back(run_cli, data, clip_fol
     words = ("data", "filter", data.folder, "--model", clip_folder, "--device", "cpu", "--at-least")
     done = run_cli(*words, "-1")
     assert done.code == 0 and "0 clips left out" in done.out, done.err
+    assert done.err == f"loading {clip_folder}\n", "no bar of a library"
     scores = {line.split(": ")[0]: float(line.split(": ")[1]) for line in done.out.splitlines()[:2]}
     low, high = sorted(scores.values())
     assert low < high
