@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class VideoCondition:
         reference: an image that says how things look and is no frame of the clip; it has no frame_index.
         fit: how frames and mask of another size are brought to that of the clip: "cover" fills it and cuts what stands
             over, "contain" shows all and fills the rest with black, "stretch" changes the shape; None refuses them.
+        name: what errors call it, for instance "image"; by default its place among the conditions.
     """
 
     frames: Any
@@ -39,6 +41,7 @@ class VideoCondition:
     mask: Any = None
     reference: bool = False
     fit: FitMode | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ def read_conditions(
         name = f"conditions[{index}]"
         if not isinstance(condition, VideoCondition):
             raise RequestError(f"{name} is a {type(condition).__name__}: it must be a VideoCondition.")
-        given.append(_read(condition, name, shape, strides, prefix_latent_frames))
+        given.append(_read(condition, condition.name or name, shape, strides, prefix_latent_frames))
     _refuse_overlap(given)
     return given
 
@@ -106,8 +109,8 @@ def _read(
 ) -> GivenPixels:
     pixels, mask = read_fitted(condition, shape, name)
     frames = len(pixels)
-    if not 0 <= condition.strength <= 1:
-        raise RequestError(f"{name}.strength={condition.strength} must be in [0, 1]; 1 is exactly this.")
+    if not isinstance(condition.strength, Real) or not 0 <= condition.strength <= 1:
+        raise RequestError(f"{name}.strength={condition.strength!r} must be a number in [0, 1]; 1 is exactly this.")
     start = _start(condition, name, frames, shape, strides, prefix_latent_frames)
     pixels = pixels.permute(1, 0, 2, 3)[None] * 2 - 1
     strength = torch.tensor([float(condition.strength)])
@@ -127,14 +130,15 @@ def read_fitted(condition: VideoCondition, shape: VideoShape, name: str = "condi
         RequestError: see `read_frames` and `read_mask`; or another size, and no `fit`.
     """
     check_fit(condition.fit)
-    frames = read_frames(condition.frames, f"{name}.frames")
+    frames_name = condition.name or f"{name}.frames"
+    frames = read_frames(condition.frames, frames_name)
     own = VideoShape(len(frames), *frames.shape[2:])
     mask = None if condition.mask is None else read_mask(condition.mask, own, f"{name}.mask")
     if (own.height, own.width) == (shape.height, shape.width):
         return frames, mask
     if condition.fit is None:
         raise ShapeError(
-            f"{name}.frames is {own.height}x{own.width} and the clip {shape.height}x{shape.width} (height x width): "
+            f"{frames_name} is {own.height}x{own.width} and the clip {shape.height}x{shape.width} (height x width): "
             "pass fit='cover' (or 'contain', 'stretch') to have it fitted, or generate at its size."
         )
     frames = fit_frames(frames, shape.height, shape.width, condition.fit)
@@ -150,6 +154,8 @@ def _start(
     prefix_latent_frames: int | None,
 ) -> int:
     """The frame at which a condition starts."""
+    if not isinstance(condition.frame_index, Integral):
+        raise RequestError(f"{name}.frame_index={condition.frame_index!r} must be a whole number; -1 is the last.")
     if condition.reference:
         if frames > 1 or condition.frame_index:
             raise RequestError(
@@ -222,13 +228,14 @@ def _hard(given: GivenPixels, start: int, end: int) -> Tensor:
     return certain & (given.mask[:, :, start - given.frame_index : end - given.frame_index] == 1)
 
 
-def per_prompt(material: Any, num_prompts: int, name: str) -> list[Any]:
-    """Split `image=` and the like into one for all prompts (a list of one) or one a prompt.
+def per_prompt(material: Any, num_prompts: int, name: str, **fields: Any) -> list[VideoCondition]:
+    """Split `image=` and the like into one condition for all prompts (a list of one) or one per prompt.
 
     Args:
         material: an image, a list of images, or a batch (array [P, H, W, 3], tensor [P, 3, H, W]).
         num_prompts: P.
         name: what errors call it.
+        **fields: of the conditions.
     Raises:
         RequestError: neither one nor `num_prompts`.
     """
@@ -239,4 +246,5 @@ def per_prompt(material: Any, num_prompts: int, name: str) -> list[Any]:
             f"{name} holds {counted(len(images), 'image')} for {counted(num_prompts, 'prompt')}: give one, as "
             f"{name}[0], or one per prompt."
         )
-    return images
+    names = [name] if len(images) == 1 else [f"{name}[{index}]" for index in range(len(images))]
+    return [VideoCondition(image, name=entry, **fields) for image, entry in zip(images, names, strict=True)]

@@ -6,7 +6,7 @@ from typing import Any
 
 from vgen.errors import RequestError
 from vgen.pipelines.base import BasePipeline
-from vgen.pipelines.conditioning import VideoCondition, per_prompt
+from vgen.pipelines.conditioning import per_prompt
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import with_settings
 from vgen.types import FitMode
@@ -43,6 +43,5 @@ class ImageToVideoPipeline(BasePipeline):
         if image is None:
             raise RequestError("image is not given: pass the first frame, or use TextToVideoPipeline.")
         given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
-        images = per_prompt(image, self.fill_settings(given).num_prompts, "image")
-        first = [VideoCondition(entry, fit=fit) for entry in images]
+        first = per_prompt(image, self.fill_settings(given).num_prompts, "image", fit=fit)
         return self._generate(given, first if len(first) == 1 else [[entry] for entry in first])

@@ -6,7 +6,7 @@ from typing import Any
 
 from vgen.errors import RequestError
 from vgen.pipelines.base import BasePipeline
-from vgen.pipelines.conditioning import VideoCondition, per_prompt
+from vgen.pipelines.conditioning import per_prompt
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.settings import with_settings
 from vgen.types import FitMode
@@ -51,7 +51,7 @@ class InterpolationPipeline(BasePipeline):
         given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
         filled = self.fill_settings(given)
         firsts, lasts = (
-            [VideoCondition(image, index, fit=fit) for image in per_prompt(images, filled.num_prompts, name)]
+            per_prompt(images, filled.num_prompts, name, frame_index=index, fit=fit)
             for images, index, name in ((first, 0, "first"), (last, -1, "last"))
         )
         if len(firsts) == len(lasts) == 1:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
+from vgen.errors import RequestError
 from vgen.pipelines.base import BasePipeline
 from vgen.pipelines.conditioning import VideoCondition
 from vgen.pipelines.output import VideoPipelineOutput
@@ -45,6 +47,10 @@ class MaskedPredictionPipeline(BasePipeline):
         """
         if isinstance(conditions, VideoCondition):
             conditions = [conditions]
+        if not isinstance(conditions, (list, tuple, NoneType)):
+            raise RequestError(
+                f"conditions is a {type(conditions).__name__}: give VideoCondition(frames), or a list of conditions."
+            )
         given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
         return self._generate(given, _with_fit(conditions or (), fit))
 

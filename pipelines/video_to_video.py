@@ -6,13 +6,14 @@ from typing import Any
 
 from torch import Tensor
 
+from vgen.diffusion.tokens import token_strides
 from vgen.errors import RequestError, ShapeError
 from vgen.pipelines.base import BasePipeline
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.pixels import check_fit, read_frames
 from vgen.pipelines.settings import GenerationSettings, with_settings
-from vgen.types import FitMode, VideoShape
+from vgen.types import FitMode, Strides, VideoShape
 from vgen.wording import counted
 
 
@@ -58,6 +59,7 @@ class VideoToVideoPipeline(BasePipeline):
         size = {"height": height, "width": width} if fit is None else {}
         given = {"num_frames": frames, **size, **given}
         filled = self.fill_settings(given)
+        _check_size(filled, clips[0], token_strides(self.vae.strides, self.patch_size), fit)
         self.check_inputs(filled)
         return self._generate(given, clip=self._read(clips, filled, fit))
 
@@ -70,7 +72,7 @@ class VideoToVideoPipeline(BasePipeline):
                     "leave num_frames out."
                 )
         shape = VideoShape(settings.num_frames, settings.height, settings.width)
-        conditions = [[VideoCondition(clip, fit=fit)] for clip in clips]
+        conditions = [[VideoCondition(clip, fit=fit, name="video")] for clip in clips]
         if len(clips) not in (1, settings.num_prompts):
             raise RequestError(
                 f"video holds {counted(len(clips), 'clip')} for {counted(settings.num_prompts, 'prompt')}: "
@@ -78,6 +80,16 @@ class VideoToVideoPipeline(BasePipeline):
             )
         per_prompt = conditions if len(clips) > 1 else conditions[0]
         return read_conditions(per_prompt, shape, self.vae.strides, settings.num_prompts, None)[0]
+
+
+def _check_size(settings: GenerationSettings, clip: Tensor, strides: Strides, fit: FitMode | None) -> None:
+    """Refuse the clip's own size where the model cannot make it, with the way out."""
+    own = tuple(clip.shape[2:]) == (settings.height, settings.width)
+    try:
+        VideoShape(1, settings.height, settings.width).check(strides)
+    except ShapeError as error:
+        hint = " Or pass fit='cover': it brings video to height and width." if own and fit is None else ""
+        raise ShapeError(f"{error}{hint}") from None
 
 
 def _clips(video: Any) -> list[tuple[Any, str]]:

@@ -189,6 +189,25 @@ def test_a_condition_that_says_how_it_is_fitted_keeps_it(pipe) -> None:
     torch.testing.assert_close(frames[3], torch.from_numpy(fitted.copy()).movedim(-1, 0) / 255, rtol=0, atol=1e-6)
 
 
+def test_errors_call_what_was_given_by_its_name(pipe) -> None:
+    small = np.zeros((9, 40, 44, 3), np.uint8)
+    call = {"prompt": ["a", "b"]}
+    for cls, own, message in (
+        (ImageToVideoPipeline, {"image": small[0]}, "image is 40x44 and the clip 32x32"),
+        (ImageToVideoPipeline, {"image": small[:2]}, r"image\[0\] is 40x44"),
+        (ImageToVideoPipeline, {"image": "first.png"}, "image is a str"),
+        (ImageToVideoPipeline, {"image": small[None]}, r"image \(1, 9, 40, 44, 3\) is a batch .* image\[0\]"),
+        (InterpolationPipeline, {"first": np.ones((32, 32, 3)), "last": small[0] + 7.0}, "last holds values from 7"),
+        (VideoToVideoPipeline, {"video": small}, r"width=44 does not fit .*; use .* Or pass fit='cover'"),
+        (VideoToVideoPipeline, {"video": [small, "b.mp4"]}, r"video\[1\] is a str"),
+        (VideoToVideoPipeline, {"video": small, "height": 32, "width": 32}, "video is 40x44 and the clip 32x32"),
+        (MaskedPredictionPipeline, {"conditions": small}, r"conditions is a ndarray: give VideoCondition\(frames\)"),
+        (MaskedPredictionPipeline, {"conditions": [VideoCondition(small)]}, r"conditions\[0\]\.frames is 40x44"),
+    ):
+        with pytest.raises(RequestError, match=f"^{message}"):
+            cls.from_pipe(pipe)(**call, **own)
+
+
 def test_a_batch_for_as_many_prompts_is_one_clip_each(pipe) -> None:
     again = VideoToVideoPipeline.from_pipe(pipe)
     again.set_progress_bar_config(disable=True)

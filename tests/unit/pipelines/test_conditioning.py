@@ -170,6 +170,8 @@ BAD = {
     "reference with a place": (VideoCondition(_clip(1), 4, reference=True), "leave frame_index out"),
     "reference of a clip": (VideoCondition(_clip(5), reference=True), "a reference is one image"),
     "strength": (VideoCondition(_clip(1), strength=1.5), "strength=1.5"),
+    "text for a number": (VideoCondition(_clip(1), strength="1"), "strength='1' must be a number"),
+    "half a frame": (VideoCondition(_clip(1), 1.5), "frame_index=1.5 must be a whole number"),
     "not a number": (VideoCondition(_clip(1), strength=float("nan")), "strength=nan"),
     "kind": (_clip(1), "must be a VideoCondition"),
 }
