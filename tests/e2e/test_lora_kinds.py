@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vgen.engine.offload import offload_blocks
 from vgen.errors import CheckpointError, RequestError
 from vgen.io.ltx_keys import TRANSFORMER_KEYS
 from vgen.pipelines import TextToVideoPipeline
@@ -240,6 +241,23 @@ def test_a_scale_of_the_call(pipe) -> None:
     torch.testing.assert_close(_latents(pipe), whole, rtol=0, atol=0)
     pipe.set_adapters("a", 0.5)
     torch.testing.assert_close(_latents(pipe), half, rtol=0, atol=1e-5)
+
+
+def test_changes_come_and_go_with_offloaded_blocks(ltx_folders) -> None:
+    """All kinds at once, in blocks that are copied to the device; fused on the host, they are seen at the next call."""
+    pipe = TextToVideoPipeline.from_pretrained(ltx_folders["0.9.5"])
+    pipe.set_progress_bar_config(disable=True)
+    for number, kind in enumerate(("difference", "norm", "LoHa", "DoRA by rows", "plain, with its bias")):
+        module, tensors, _, _ = KINDS[kind]
+        pipe.load_lora_weights({f"transformer.{module}.{key}": value for key, value in tensors.items()}, f"n{number}")
+    pipe.set_adapters([f"n{number}" for number in range(5)], [0.5] * 5)
+    expected = _latents(pipe)
+    offload = offload_blocks(pipe.transformer, pipe.transformer.transformer_blocks, "cpu", prefetch=True)
+    torch.testing.assert_close(_latents(pipe), expected, rtol=0, atol=1e-5)
+    assert offload.num_copies == 2  # two blocks, two places
+    pipe.fuse_lora()
+    torch.testing.assert_close(_latents(pipe), expected, rtol=0, atol=1e-4)
+    assert offload.num_copies == 4
 
 
 HADA_TEXT = {name: value[:32] if name.endswith("_a") else value for name, value in HADA.items()}

@@ -154,6 +154,30 @@ def test_two_threads_cannot_share_a_transformer(pipeline):
     assert torch.equal(_generate(pipeline), plain)
 
 
+def test_two_threads_with_a_model_each_do_not_disturb_each_other(pipeline, make_native_components):
+    other = TextToVideoPipeline(**make_native_components())
+    other.set_progress_bar_config(disable=True)
+    pipelines, found = (pipeline, other), {}
+    expected = [_generate(one, prompt="a" * index, height=32 + 8 * index) for index, one in enumerate(pipelines, 1)]
+    meet = threading.Barrier(2, timeout=60)
+
+    def wait(*_):  # both are within their loops at every step
+        meet.wait()
+        return {}
+
+    def call(index):
+        found[index] = _generate(
+            pipelines[index - 1], prompt="a" * index, height=32 + 8 * index, callback_on_step_end=wait
+        )
+
+    threads = [threading.Thread(target=call, args=(index,)) for index in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert torch.equal(found[1], expected[0]) and torch.equal(found[2], expected[1])
+
+
 def test_after_an_error_nothing_is_left(pipeline):
     dit = pipeline.transformer
     loop = denoising(dit, torch.tensor([1.0]), 2, 8, closed=True)
