@@ -163,6 +163,9 @@ def _changes(described: dict[str, Any], recipe: Recipe, accelerator: Accelerator
     before, now = described.get("recipe"), recipe.model_dump(mode="json", by_alias=True)
     harmless = {"output_dir", "every", "checkpoint", "trackers", "num_threads", "device", "sharding"}
     if before is not None:
+        for content in (before, now):  # where the data lies does not matter; what it holds has a fingerprint
+            for key in ("folder", "cache"):
+                content.get("data", {}).pop(key, None)
         changed = sorted(name for name in now if name not in harmless and before.get(name, now[name]) != now[name])
         if changed:
             notes.append(f"the recipe changed since that checkpoint was written: {', '.join(changed)}")

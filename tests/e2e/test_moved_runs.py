@@ -61,6 +61,7 @@ def test_a_run_goes_on_where_it_lies(run_cli: Command, clip: Path, tmp_path: Pat
     more = ["--set", "stages.0.steps=3"]
     done = _fine(run_cli("train", "resume", copied, *more))
     assert "resuming at step 2 of 3" in done.out and f"The run is in {copied}" in " ".join(done.out.split())
+    assert "the recipe changed since that checkpoint was written: stages" in done.out, "the data is the same elsewhere"
     assert _state(moved) == before and not first.exists(), "only the copy was trained"
     _fine(run_cli("train", "run", moved / "recipe.yaml", "stages.0.steps=3"))
     assert not first.exists()

@@ -103,6 +103,18 @@ def test_a_stopped_chain_goes_on_with_the_recipe_that_was_stopped(
     assert not any(link.is_done for link in other), "another recipe is another model"
 
 
+def test_a_chain_that_was_moved_is_still_done(tmp_path: Path) -> None:
+    for link in read_chain(embedded_chain(), tmp_path / "before", tiny=True):
+        link.export.mkdir(parents=True)
+        made = {"steps": link.recipe.total_steps, "recipe_sha256": chain.recipe_hash(link.recipe)}
+        (link.export / TRAINING).write_text(json.dumps(made))
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert all(link.is_done for link in read_chain(embedded_chain(), tmp_path / "after", tiny=True))
+    third = read_chain(embedded_chain(), tmp_path / "after", tiny=True)[2]
+    other = load_recipe(third.path, [*third.changes, f"objective.vae={tmp_path / 'after' / 'sprites_vae' / 'export'}"])
+    assert chain.recipe_hash(other) != chain.recipe_hash(third.recipe), "another model among the runs counts"
+
+
 def test_the_record_counts_the_time_of_all_starts(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     rows = [{"seconds": 5.0}, {"seconds": 9.0}, {"validation/loss": 1.0}, {"seconds": 2.0}, {"seconds": 4.5}]

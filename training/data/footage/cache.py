@@ -71,14 +71,13 @@ class CacheIndex:
         """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            if "dtype" not in content:
-                raise RequestError(f"{file} was written by an earlier version: run `vgen data cache` again.")
+            earlier = "dtype" not in content
             samples = tuple(
                 Sample(**{**row, "bucket": Bucket(*row["bucket"]), "frames": tuple(row["frames"])})
                 for row in content.pop("samples")
             )
             dropped = tuple(Dropped(**row) for row in content.pop("dropped"))
-            return cls(**{**content, "data": file.parents[2], "samples": samples, "dropped": dropped})
+            index = cls(**{**content, "data": file.parents[2], "samples": samples, "dropped": dropped})
         except FileNotFoundError:
             raise RequestError(
                 f"{file} is not there: run `vgen data cache` (again, if it was interrupted); if the "
@@ -86,6 +85,9 @@ class CacheIndex:
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{file} cannot be read: {error}; run `vgen data cache` again.") from None
+        if earlier:
+            raise RequestError(f"{file} was written by an earlier version: run `vgen data cache` again.")
+        return index
 
     def latents_file(self, sample: Sample) -> Path:
         """Where a sample's latents lie, with the weight that its mask gives them."""

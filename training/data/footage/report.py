@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vgen.training.data.footage.records import Clip, DataSet, Dropped, write_bytes, write_text
 from vgen.wording import counted
 
+_OF_FOLDER = r"(?<=-\d{6})-[0-9a-f]{8}$"  # of an id, see `ingest.decide`
 _GAP, _TEXT, _SHEET_ROWS = 2, 15, 24
 _STYLE = (
     "body{font:15px system-ui,sans-serif;margin:2em;max-width:70em}td{padding:.3em .8em .3em 0;vertical-align:top}"
@@ -29,7 +31,8 @@ def save_thumbnails(folder: Path, clip_id: str, pictures: Sequence[np.ndarray]) 
 
 
 def _thumbnail(folder: Path, clip_id: str) -> Path:
-    return folder / "thumbnails" / f"{clip_id}.jpg"
+    """Where a shot's thumbnails lie; a second file of the same name and content, named by its folder, has the same."""
+    return folder / "thumbnails" / f"{re.sub(_OF_FOLDER, '', clip_id)}.jpg"
 
 
 def write_report(data: DataSet, notes: Sequence[str]) -> bool:
@@ -64,7 +67,11 @@ def _page(data: DataSet, notes: Sequence[str]) -> str:
 
 
 def _row(folder: Path, entry: Clip | Dropped) -> str:
-    picture = f'<img src="thumbnails/{entry.id}.jpg" alt="">' if _thumbnail(folder, entry.id).is_file() else ""
+    picture = (
+        f'<img src="thumbnails/{_thumbnail(folder, entry.id).name}" alt="">'
+        if _thumbnail(folder, entry.id).is_file()
+        else ""
+    )
     where = f"{html.escape(Path(entry.source).name)}, {counted(entry.num_frames, 'frame')} from {entry.start}"
     if isinstance(entry, Clip):
         top, left, height, width = entry.crop

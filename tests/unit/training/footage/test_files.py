@@ -101,6 +101,8 @@ def test_the_same_file_twice_keeps_both_captions(tmp_path: Path) -> None:
     made = _ingest(root, tmp_path / "ds")
     names = [clip.id for clip in made.data.clips]
     assert len(set(names)) == 3 and [clip.folder for clip in made.data.clips] == ["a", "b", "."]
+    page = (tmp_path / "ds" / "report.html").read_text()
+    assert all(name in page for name in names) and page.count('<img src="thumbnails/') == 3
     texts = {clip.id: f"caption of {clip.folder}" for clip in made.data.clips}
     give_captions(made.data, lambda clip: [texts[clip.id]], lambda text: None)
     assert {clip.id: made.data.captions(clip) for clip in made.data.clips} == {name: (texts[name],) for name in names}
