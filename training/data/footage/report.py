@@ -67,11 +67,8 @@ def _page(data: DataSet, notes: Sequence[str]) -> str:
 
 
 def _row(folder: Path, entry: Clip | Dropped) -> str:
-    picture = (
-        f'<img src="thumbnails/{_thumbnail(folder, entry.id).name}" alt="">'
-        if _thumbnail(folder, entry.id).is_file()
-        else ""
-    )
+    strip = _thumbnail(folder, entry.id)
+    picture = f'<img src="thumbnails/{strip.name}" alt="">' if strip.is_file() else ""
     where = f"{html.escape(Path(entry.source).name)}, {counted(entry.num_frames, 'frame')} from {entry.start}"
     if isinstance(entry, Clip):
         top, left, height, width = entry.crop
