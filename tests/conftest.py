@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -14,6 +15,16 @@ import pytest
 # A suite in the background has SIGINT ignored, and the commands that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Of several test processes each keeps to its share of the cores (read by torch when it is first imported).
+if (_workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `-n auto` means here: a process per core, of at most 8 (each takes about 1.5 GB)."""
+    return min(8, os.cpu_count() or 1)
+
 
 LTX_GENERATIONS = ("0.9.0", "0.9.1", "0.9.5")
 

@@ -63,6 +63,7 @@ def test_its_strides_are_8_by_8_by_4(pipeline: TextToVideoPipeline) -> None:
     assert tuple(pipeline.vae.strides) == (4, 8, 8)
 
 
+@pytest.mark.slow
 def test_it_obeys_where_random_weights_do_not(folder: Path) -> None:
     """The same measurement, with the shipped transformer and with a freshly initialised one."""
     shipped = TextToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
@@ -98,6 +99,7 @@ def test_evaluate_prints_and_writes_every_score(folder: Path, tmp_path: Path, ca
     assert "prediction" not in printed
 
 
+@pytest.mark.slow
 def test_evaluate_scores_what_is_known_in_part(
     folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +138,7 @@ def test_evaluate_measures_what_is_named_and_nothing_else(
             evaluate_model(folder, budget=budget, tasks=wrong)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_elsewhere_and_with_workers(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,6 +267,7 @@ def test_ltx_takes_the_same_way_and_diffusers_reads_the_lora(run_cli, footage, t
     assert (latents["theirs", True] - latents["theirs", False]).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_one_clip_and_the_vae_and_the_whole_transformer(run_cli, data, footage, tmp_path, tiny_pipeline_folder) -> None:
     model = tiny_pipeline_folder
     run = tmp_path / "one"
@@ -287,6 +288,7 @@ def test_one_clip_and_the_vae_and_the_whole_transformer(run_cli, data, footage, 
     )
 
 
+@pytest.mark.slow
 def test_the_embedded_model_learns_two_clips(run_cli, footage, tmp_path) -> None:
     """Loss at fixed quantiles, likeness to the footage, scale 0 and fusing, with the model of the package."""
     folder, run, file = tmp_path / "ds", tmp_path / "run", tmp_path / "my.safetensors"

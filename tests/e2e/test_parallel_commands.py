@@ -43,6 +43,7 @@ def frames(folder: Path) -> np.ndarray:
     return read_video(str(folder)).frames.astype(int)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_clips_of_one(run_cli, tmp_path):
     """Tokens in parts; branches, a given picture and a seed that one draws; windows; and a process that fails."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "p.png")

@@ -149,6 +149,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     processes = [
         subprocess.Popen(

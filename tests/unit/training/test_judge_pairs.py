@@ -50,6 +50,7 @@ def _swapped(key: AnswerKey, *names: str) -> AnswerKey:
     )
 
 
+@pytest.mark.slow
 def test_rendered_clips_are_read_right() -> None:
     wrong = [clip.key for clip in _clips(200) if not score(clip.frames, clip.key).joint]
     assert len(wrong) <= 6, wrong

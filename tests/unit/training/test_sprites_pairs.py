@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from vgen.training.data.sprites import AnswerKey, SpriteClip, SpriteWorld, answer_prompts, caption, vocabulary_corpus
 from vgen.training.data.sprites.captions import FORMS, SEEN_FORMS, TEST_FORMS
@@ -237,9 +238,15 @@ def test_everyday_prompts_are_among_the_captions(relation: str, pattern: str) ->
     assert any(re.match(pattern, text) for text in _many(_key(relation), 3000))
 
 
+@cache
+def _fitted(tiers: tuple[int, ...]) -> PreTrainedTokenizerFast:
+    """Fitting one takes seconds."""
+    return sprite_tokenizer(tiers=tiers)
+
+
 def test_captions_are_plain_sentences_that_fit_the_text_encoder() -> None:
     corpus = list(vocabulary_corpus(1500, tiers=(3,)))
-    tokenizer = sprite_tokenizer(tiers=(3,))
+    tokenizer = _fitted((3,))
     prompts = [prompt for prompt, _ in answer_prompts("test", 3, 300)]
     for text in (*corpus, *prompts):
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |\{|\}| ,|^ | $", text), text
@@ -252,7 +259,6 @@ def test_captions_are_plain_sentences_that_fit_the_text_encoder() -> None:
 
 def test_the_tokenizer_is_that_of_the_embedded_model_unless_there_are_two_objects() -> None:
     assert list(vocabulary_corpus(40)) == list(vocabulary_corpus(40, tiers=(1, 2)))
-    usual = sprite_tokenizer(tiers=(2, 2)).backend_tokenizer.to_str()
-    assert usual == sprite_tokenizer().backend_tokenizer.to_str()
-    pairs = sprite_tokenizer(tiers=(1, 2, 3))
-    assert "▁colliding" in pairs.get_vocab() and "▁colliding" not in sprite_tokenizer().get_vocab()
+    usual = sprite_tokenizer()
+    assert usual.backend_tokenizer.to_str() == sprite_tokenizer(tiers=(2, 2)).backend_tokenizer.to_str()
+    assert "▁colliding" in _fitted((3,)).get_vocab() and "▁colliding" not in usual.get_vocab()
