@@ -8,6 +8,7 @@ import sys
 
 PROGRAM = """
 import sys
+import pytest
 import torch
 import torch.distributed as dist
 from diffusers import FirstBlockCacheConfig
