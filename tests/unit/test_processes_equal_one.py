@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
-import pytest
 import torch
 import torch.distributed as dist
 from diffusers import FirstBlockCacheConfig
