@@ -1,7 +1,8 @@
 """How often clips of the lossy ways are right: `python docs/judge_lossy.py int8 taylorseer:3` (see docs/speed.md).
 
-Prints, for the exact way and each that is named, the share of prompts of the test split (tier 1, seen) whose clip shows
-colour, shape and motion as asked, and how many times as fast the calls are, by processor time.
+Prints the model's hash and defaults. Then, for the exact way and each that is named, the share of prompts of the test
+split (tier 1, seen) whose clip shows colour, shape and motion as asked, and how many times as fast the calls are, by
+processor time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 
 from vgen.bench import lossy
 from vgen.engine.cache import measure_magnitudes
+from vgen.hub import model_defaults, model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
 from vgen.training.data.sprites.world import answer_prompts
 from vgen.training.judge import score
@@ -46,6 +48,8 @@ def main() -> None:
     arguments = parser.parse_args()
     asked = answer_prompts("test", 1, arguments.prompts, "seen")
     texts, exact = [text for text, _ in asked], 0.0
+    folder = resolve_model(arguments.model)
+    print(f"{arguments.model}, hash {model_hash(folder)[:12]}, by default {model_defaults(folder)}")
     made("exact", texts[:BATCH], arguments.model)  # what is compiled or loaded once does not count
     for way in ("exact", *arguments.ways):
         clips, seconds = made(way, texts, arguments.model)
