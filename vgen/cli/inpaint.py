@@ -77,7 +77,10 @@ def read_white(mask: str, job: Job, clip: VideoClip) -> np.ndarray:
         )
     job.notes += [f"{mask}: {note}" for note in found.notes]
     if not found.is_picture and found.num_in_file != clip.num_in_file:
-        job.notes.append(f"{mask}: it has {found.num_in_file} frames and the video {clip.num_in_file}; frame by frame.")
+        job.notes.append(
+            f"{mask}: it has {counted(found.num_in_file, 'frame')} and the video {clip.num_in_file:,}; the first "
+            f"{count} of both are used, one by one."
+        )
     job.notes.append(f"{mask}: {found.white.mean() / 2.55:.0f} % of the pixels are painted anew.")
     fitted = [fit_picture(np.repeat(white[..., None], 3, axis=-1), job.request)[..., 0] for white in found.white]
     return np.stack(fitted).repeat(count if found.is_picture else 1, axis=0)

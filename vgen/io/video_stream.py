@@ -19,6 +19,7 @@ from vgen.io.images import WHITE
 from vgen.io.limits import MAX_FRAMES
 from vgen.io.probe import read_metadata
 from vgen.io.timing import ASSUMED_RATE, FrameRate, constant_rate, nominal_rate
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +140,7 @@ class FootageStream:
             frames.check_count(known or [0.0], self.outline.stated_rate or 0.0)
             if frames.num_cut:
                 self._notes.append(
-                    f"{frames.num_cut} frames at the start need others that were cut off; they are left out."
+                    f"{counted(frames.num_cut, 'frame')} at the start left out: what they need was cut off."
                 )
 
     def settle(self) -> tuple[FrameRate, tuple[str, ...]]:
@@ -160,7 +161,8 @@ class FootageStream:
             if backwards is not None and self.container is not AVI:  # whose timestamps are those of decoding
                 notes.append(f"The timestamps run backwards after frame {backwards + 1}; they were ignored.")
             elif times:
-                notes.append(f"{len(self._times) - len(times)} frames have no timestamp; all timestamps were ignored.")
+                missing = counted(len(self._times) - len(times), "frame")
+                notes.append(f"The timestamps of {missing} are missing; all were ignored.")
             rate = outline.nominal_rate or stated or ASSUMED_RATE
             times = [place / rate for place in range(len(self._times))]
         nominal = outline.nominal_rate or nominal_rate(np.diff(times), outline.tick, stated)

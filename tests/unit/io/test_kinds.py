@@ -15,6 +15,7 @@ from vgen.errors import MediaError
 from vgen.io.probe import probe
 from vgen.io.video import read_video
 from vgen.io.video_stream import FootageStream
+from vgen.wording import counted
 
 WIDE, HIGH = 1280, 720
 
@@ -237,7 +238,7 @@ def test_pictures_that_need_what_was_cut_off_are_left_out(
     count = _cut(tmp_path / "whole.mp4", tmp_path / name, 100, **({"use_editlist": "0"} if "mp4" in name else {}))
     found = read_video(tmp_path / name)
     assert 0 < count - len(found.frames) <= 7
-    said = f"{count - len(found.frames)} frames at the start need others that were cut off; they are left out."
+    said = f"{counted(count - len(found.frames), 'frame')} at the start left out: what they need was cut off."
     assert found.notes == (said,)
     assert np.abs(found.frames.astype(int) - whole.frames[-len(found.frames) :]).max() <= 1
 

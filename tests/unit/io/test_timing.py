@@ -141,6 +141,14 @@ def test_timestamps_that_start_again_are_ignored_and_said(tmp_path: Path, encode
     assert any("The timestamps run backwards after frame" in note for note in found.notes)
 
 
+def test_timestamps_that_are_missing_are_ignored_and_said(tmp_path: Path, encode_raw: Encode) -> None:
+    stream = _through(encode_raw(tmp_path / "a.mp4", _greys(9), time_base=Fraction(1, 25)))
+    stream._times[3] = None
+    settled, notes = stream.settle()
+    assert (settled.frames_per_second, settled.keeps_all) == (25.0, True)
+    assert notes == ("The timestamps of 1 frame are missing; all were ignored.",)
+
+
 def test_training_reads_the_same_frames(tmp_path: Path, encode_raw: Encode) -> None:
     ticks = [*range(10), 20, *range(24, 30)]
     path = encode_raw(tmp_path / "a.mp4", _greys(17), pts=ticks, time_base=Fraction(1, 25))

@@ -159,14 +159,14 @@ def plan_samples(clips: Sequence[Clip], geometry: Geometry) -> tuple[list[Sample
 
 
 def _resampled(clip: Clip, wanted: float | None) -> tuple[float, list[int]]:
-    """The frame rate of a clip's samples, and its frames at that rate: at each instant the one shown then."""
+    """The frame rate of a clip's samples, and its frames at that rate: at each instant the nearest."""
     if clip.kind == "image":
         return wanted or 1.0, [clip.start]
     if wanted is None or wanted >= clip.frame_rate:
         return clip.frame_rate, list(range(clip.start, clip.start + clip.num_frames))
     step = clip.frame_rate / wanted
     count = math.floor((clip.num_frames - 1) / step + 1e-6) + 1
-    return wanted, [clip.start + math.floor(place * step + 1e-6) for place in range(count)]
+    return wanted, [clip.start + math.floor(place * step + 0.5) for place in range(count)]
 
 
 def _windows(frames: list[int], length: int, most: int) -> Iterable[list[int]]:

@@ -43,6 +43,11 @@ def test_frames_are_those_shown_at_the_new_rate() -> None:
     assert samples[0].bucket.num_frames == 17 and samples[0].bucket.frame_rate == 8.0
 
 
+def test_frames_at_the_new_rate_are_the_nearest() -> None:
+    samples, _ = _plan(replace(CLIP, start=0, num_frames=64, frame_rate=30.0))
+    assert [sample.frames for sample in samples] == [(0, 4, 8, 11, 15, 19, 23, 26, 30, 34, 38, 41, 45, 49, 53, 56, 60)]
+
+
 def test_slow_footage_keeps_its_rate_and_windows_do_not_overlap() -> None:
     samples, _ = _plan(replace(CLIP, frame_rate=6.0))
     assert [sample.frames for sample in samples] == [tuple(range(10, 27)), tuple(range(33, 50))]
