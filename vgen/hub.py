@@ -255,7 +255,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the model's makers chose for the parameters that a caller leaves out.
+    """What holds for the parameters that a caller leaves out, see `vgen.catalog.CatalogEntry.defaults`.
 
     Args:
         folder: a model's folder or single file, from `resolve_model`.
@@ -287,7 +287,7 @@ def _defaults_of_repository(file: Path) -> Mapping[str, Any]:
 
 
 def file_defaults(file: SingleFile, entry: CatalogEntry | None = None) -> dict[str, Any]:
-    """What the makers of a single file's model chose, see `model_defaults`.
+    """The defaults of a single file's model, see `model_defaults`.
 
     Args:
         file: opened.

@@ -7,6 +7,8 @@ import threading
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 
 from vgen.engine import session
 from vgen.engine.autotune import combination_key
@@ -121,6 +123,67 @@ def test_a_callback_may_write_weights(pipeline, offloaded):
     torch.testing.assert_close(_generate(pipeline, callback_on_step_end=double), expected, atol=1e-5, rtol=0)
     assert (expected - plain).abs().max() > 1e-3
     assert not pipeline.transformer.weights_fixed
+
+
+def _with_lora(pipe):
+    """Two adapters of which the first counts, in layers that a loop keeps results of and in others."""
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))
+        layers = ["attn1.to_q", "attn2.to_k", "attn2.to_v", "time_embed.linear"]
+        pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False), name)
+    pipe.transformer.set_adapter("a")
+
+
+def _merge(pipe):
+    for module in pipe.transformer.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+
+
+def _write_data(pipe):
+    for parameter in pipe.transformer.parameters():
+        parameter.data.copy_(parameter * 1.1)
+
+
+WAYS = {
+    "peft's merge": _merge,
+    "fuse_lora": lambda pipe: pipe.fuse_lora(),
+    "fuse and unload": lambda pipe: (pipe.fuse_lora(), pipe.unload_lora_weights()),
+    "fuse, unfuse": lambda pipe: (pipe.fuse_lora(), pipe.unfuse_lora()),
+    "set_adapters": lambda pipe: pipe.set_adapters(["a", "b"], [0.5, -1.0]),
+    "delete_adapters": lambda pipe: pipe.delete_adapters("a"),
+    "disable_lora": lambda pipe: pipe.disable_lora(),
+    "writing data": _write_data,
+    "load_state_dict": lambda pipe: pipe.transformer.load_state_dict(
+        {name: value * 1.1 for name, value in pipe.transformer.state_dict().items()}
+    ),
+    "to": lambda pipe: pipe.transformer.to(torch.bfloat16).to(torch.float32),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("when", ["between calls", "in a callback"])
+def test_every_way_to_change_weights_is_seen(pipeline, make_native_components, way, when):
+    """Against the same on a model of its own, without what a loop keeps or moves."""
+    plain = type(pipeline)(**make_native_components())
+    plain.set_progress_bar_config(disable=True)
+    found = []
+    for pipe, off in ((plain, ["hoisting", "fused_qkv"]), (pipeline, [])):
+        _with_lora(pipe)
+
+        def change(*given, pipe=pipe):
+            if not given or given[1] == 0:  # between calls, or after the first step
+                WAYS[way](pipe)
+            return {}
+
+        with parts.without(*off):
+            first = _generate(pipe)
+            if when == "between calls":
+                change()
+            found.append(_generate(pipe, callback_on_step_end=change if when == "in a callback" else None))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
+    same = way in ("fuse, unfuse", "peft's merge", "fuse_lora", "fuse and unload")
+    assert (found[1] - first).abs().max() < 1e-4 if same else (found[1] - first).abs().max() > 1e-4
 
 
 def test_a_callback_cannot_call_its_own_pipeline(pipeline):

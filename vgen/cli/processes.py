@@ -47,8 +47,7 @@ def leads() -> bool:
 
 def layout_for(request: ResolvedRequest) -> Layout:
     """The grid of processes that a request asks for."""
-    num_branches = request.num_branches
-    return choose_layout(request.parallel or "auto", count(), num_branches)
+    return choose_layout(request.parallel or "auto", count(), request.num_branches)
 
 
 def check(request: ResolvedRequest) -> None:

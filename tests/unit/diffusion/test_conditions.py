@@ -73,6 +73,20 @@ def test_a_soft_prefix_starts_at_its_own_sigma():
     torch.testing.assert_close(start[:, : 2 * FRAME], 0.75 * pack(given) + 0.25 * noise[:, : 2 * FRAME])
 
 
+@pytest.mark.parametrize("strength", [0.001, 0.3, 0.6, 0.9, 1.0])
+def test_a_clip_to_start_from_is_mixed_with_what_is_given(strength):
+    """(1 - s) of the noised clip and s of what is given in place; (1 - s) of its own noise in extra tokens."""
+    given, later, fresh = _latents(1), _latents(1, 1), _latents(1, 2)
+    conditions = _arrange(KnownLatents(given, strength=strength), KnownLatents(later, 16, strength, noise=fresh))
+    noise, clip = (torch.randn(1, SHAPE.num_tokens, CHANNELS) for _ in range(2))
+    start = conditions.start(noise, clip, torch.tensor(0.4))
+    noised = 0.6 * clip + 0.4 * noise
+    expected = noised.clone()
+    expected[:, :FRAME] = (1 - strength) * noised[:, :FRAME] + strength * pack(given)
+    extra = (1 - strength) * pack(fresh) + strength * pack(later)
+    torch.testing.assert_close(start, torch.cat([extra, expected], dim=1))
+
+
 def test_a_later_frame_becomes_extra_tokens_in_front():
     given = _latents(1)
     conditions = _arrange(KnownLatents(given, frame_index=16), batch=2)
