@@ -310,11 +310,12 @@ def _defer_text_encoder(
     cache: TextCache,
 ) -> None:
     """Put `DeferredText` in the place of text encoder and tokenizer."""
-    also = [name for name in (*_TEXT, "variant", "quantization_config", "device_map") if components.get(name)]
+    also = [name for name in (*_TEXT, "quantization_config", "device_map") if components.get(name)]
     if also or isinstance(dtype, dict):
         raise RequestError(f"text_cache cannot be given together with {also[0] if also else 'a dtype for each part'}.")
     components.update(dict.fromkeys(_TEXT))
-    components["deferred_text"] = DeferredText(find_text_encoder(model, given), dtype, cache)
+    variant = components.get("variant")
+    components["deferred_text"] = DeferredText(find_text_encoder(model, given, variant), dtype, cache, variant)
 
 
 def _name_by_folder(pipeline: Any, folder: Path, given: Mapping[str, Any]) -> None:

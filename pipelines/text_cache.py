@@ -127,6 +127,7 @@ class DeferredText:
         folder: has text_encoder/ and tokenizer/.
         dtype: of the encoder; None keeps what is stored.
         cache: of what was encoded before.
+        variant: of the encoder's weights, see `vgen.io.weight_files.find_weights`.
         way: what of the encoder is on the device: "dropped": all of it; "blocks": two blocks; "host": nothing.
         texts_at_once: encoded as one batch; None: all.
         quantize: of `vgen.lossy.TEXT_QUANTIZATIONS`, or None; what was encoded otherwise is not taken for it.
@@ -136,24 +137,25 @@ class DeferredText:
     folder: Path
     dtype: torch.dtype | None
     cache: TextCache
+    variant: str | None = None
     way: str = field(default="dropped", init=False)
     texts_at_once: int | None = field(default=None, init=False)
     quantize: str | None = field(default=None, init=False)
     loads: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        check_text_encoder(self.folder)
+        check_text_encoder(self.folder, self.variant)
 
     @cached_property
     def identity(self) -> str:
         """Says which encoder and tokenizer these are, by their content."""
-        parts = (model_hash(self.folder / "text_encoder"), model_hash(self.folder / "tokenizer"), str(self.dtype))
-        return "|".join(parts)
+        encoder = model_hash(self.folder / "text_encoder", self.variant)
+        return "|".join((encoder, model_hash(self.folder / "tokenizer"), str(self.dtype)))
 
     def load(self) -> tuple[T5EncoderModel, PreTrainedTokenizerBase]:
         """Encoder and tokenizer as they are stored, on the CPU."""
         self.loads += 1
-        return load_text_encoder(self.folder, self.dtype)
+        return load_text_encoder(self.folder, self.dtype, self.variant)
 
     def encode(
         self, texts: Sequence[str], max_sequence_length: int, *, masked: bool, device: torch.device | str

@@ -338,12 +338,15 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
     return strides
 
 
-def model_hash(folder: str | os.PathLike[str]) -> str:
+def model_hash(folder: str | os.PathLike[str], variant: str | None = None) -> str:
     """A SHA-256 over a model's weights, configurations and tokenizer: the same folder content, the same hash.
 
     Every file counts whole; large ones are read once, see `vgen.io.content_hash`. What a folder states about its
     training (`vgen.trained`) changes nothing that is computed, and does not count.
 
+    Args:
+        folder: of a model or component, or a single file.
+        variant: of the weights that are loaded; the others do not count.
     Returns:
         64 hexadecimal digits.
     Raises:
@@ -351,7 +354,7 @@ def model_hash(folder: str | os.PathLike[str]) -> str:
     """
     root, total = Path(folder), hashlib.sha256()
     try:
-        found = [root] if root.is_file() else _model_files(root)
+        found = [root] if root.is_file() else _model_files(root, variant)
         for file, digest in zip(found, content_hashes(found), strict=True):
             name, size = "" if file == root else f"{file.relative_to(root).as_posix()}\0", file.stat().st_size
             if name == "model_index.json\0" and STATEMENT in (index := read_json(file)):
@@ -368,7 +371,7 @@ def _as_diffusers_writes(index: Mapping[str, Any]) -> bytes:
     return f"{json.dumps(index, indent=2, sort_keys=True)}\n".encode()
 
 
-def _model_files(root: Path) -> list[Path]:
+def _model_files(root: Path, variant: str | None) -> list[Path]:
     """Those of a folder that decide what the model computes.
 
     Single files of other models on its top level do not, nor weights that are not loaded: see `vgen.io.weight_files`.
@@ -382,5 +385,5 @@ def _model_files(root: Path) -> list[Path]:
         and file.is_file()
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
         and not (whole and file.parent == root and file.suffix == ".safetensors")
-        and not is_idle(file, loaded)
+        and not is_idle(file, loaded, variant)
     ]

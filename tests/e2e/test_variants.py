@@ -18,6 +18,7 @@ from vgen.io.weight_files import find_weights, variants_in
 from vgen.models import CausalVideoVAE, LatentUpsampler, VideoDiT
 from vgen.pipelines import LatentUpsamplePipeline, TextToVideoPipeline, load_upsampler
 from vgen.pipelines.parts import ModelParts
+from vgen.pipelines.text_cache import TextCache
 
 NAME = "diffusion_pytorch_model"
 
@@ -161,3 +162,21 @@ def test_the_only_variant_counts_where_none_is_named(pipe, tmp_path) -> None:
     assert text_encoder_bytes(tmp_path / "model") == sum(
         file.stat().st_size for file in (tmp_path / "model" / "text_encoder").glob("*.safetensors")
     )
+
+
+def test_a_text_encoder_of_a_variant_is_cached_as_such(pipe, tiny_pipeline_folder, tmp_path) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "model"))
+    weights = load_file(folder / "text_encoder" / "model.safetensors")
+    other = {key: value.flip(0).contiguous() for key, value in weights.items()}
+    save_file(other, folder / "text_encoder" / "model.fp16.safetensors", metadata={"format": "pt"})
+    clean, half = model_hash(tiny_pipeline_folder), model_hash(folder, "fp16")
+    assert model_hash(folder) == clean != half
+    cache = TextCache(tmp_path / "cache")
+    encoded = []
+    for variant in (None, "fp16", None):
+        expected = TextToVideoPipeline.from_pretrained(folder, variant=variant).encode_prompt("a", None, False)
+        found = TextToVideoPipeline.from_pretrained(folder, variant=variant, text_cache=cache)
+        encoded.append(found.encode_prompt("a", None, False).prompt_embeds)
+        torch.testing.assert_close(encoded[-1], expected.prompt_embeds, rtol=0, atol=1e-5)
+    assert (encoded[0] - encoded[1]).abs().max() > 0.01
+    assert found.deferred_text.loads == 0

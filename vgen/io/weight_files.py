@@ -101,18 +101,19 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     return list(find_weights(folder, variant).files)
 
 
-def is_idle(file: Path, chosen: dict[Path, set[str]]) -> bool:
-    """Whether a file holds weights, or an index of them, that are not loaded where no variant is asked for.
+def is_idle(file: Path, chosen: dict[Path, set[str]], variant: str | None = None) -> bool:
+    """Whether a file holds weights, or an index of them, that are not loaded.
 
     Args:
         file: any.
         chosen: what is loaded by folder; filled in here, for the next file of the same folder.
+        variant: see `find_weights`.
     """
     if _FILE.fullmatch(file.name) is None:
         return False
     if file.parent not in chosen:
         try:
-            found = find_weights(file.parent)
+            found = find_weights(file.parent, variant)
             chosen[file.parent] = {path.name for path in (*found.files, *([found.index] if found.index else []))}
         except CheckpointError:
             chosen[file.parent] = {path.name for path in file.parent.iterdir()}
