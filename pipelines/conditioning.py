@@ -159,15 +159,15 @@ def _start(
     if condition.reference:
         if frames > 1 or condition.frame_index:
             raise RequestError(
-                f"{name} is a reference of {frames} frames at frame_index={condition.frame_index}: a reference is one "
-                "image and no frame of the clip; give one, and leave frame_index out."
+                f"{name} is a reference of {counted(frames, 'frame')} at frame_index={condition.frame_index}: a "
+                "reference is one image and no frame of the clip; give one, and leave frame_index out."
             )
         return REFERENCE_FRAME
     start = condition.frame_index + (shape.num_frames if condition.frame_index < 0 else 0)
     if not 0 <= start < shape.num_frames:
         raise RequestError(
-            f"{name}.frame_index={condition.frame_index} lies outside the clip of {shape.num_frames} frames: "
-            f"use {-shape.num_frames} to {shape.num_frames - 1}."
+            f"{name}.frame_index={condition.frame_index} lies outside the clip of "
+            f"{counted(shape.num_frames, 'frame')}: use {-shape.num_frames} to {shape.num_frames - 1}."
         )
     try:
         VideoShape(frames, shape.height, shape.width).check(strides)
@@ -175,15 +175,15 @@ def _start(
         raise ShapeError(f"{name}.frames: {error}") from None
     if start + frames > shape.num_frames:
         raise ShapeError(
-            f"{name} has {frames} frames from frame {start} and the clip ends with frame {shape.num_frames - 1}: "
-            f"start it at {shape.num_frames - frames} or earlier, or give fewer frames."
+            f"{name} has {counted(frames, 'frame')} from frame {start} and the clip ends with frame "
+            f"{shape.num_frames - 1}: start it at {shape.num_frames - frames} or earlier, or give fewer frames."
         )
     latent_frames = (frames - 1) // strides.temporal + 1
     if prefix_latent_frames is not None and start and latent_frames > prefix_latent_frames and start % strides.temporal:
         below = start // strides.temporal * strides.temporal
         raise ShapeError(
-            f"{name}.frame_index={start} does not fit temporal stride {strides.temporal}: a clip of {frames} frames "
-            f"must start at a multiple of it; use {below} or {below + strides.temporal}."
+            f"{name}.frame_index={start} does not fit temporal stride {strides.temporal}: a clip of "
+            f"{counted(frames, 'frame')} must start at a multiple of it; use {below} or {below + strides.temporal}."
         )
     return start
 

@@ -35,6 +35,7 @@ from vgen.pipelines.weight_changes import (
     shape_fault,
     update_rank,
 )
+from vgen.wording import counted
 
 logger = logging.getLogger(__name__)
 
@@ -288,7 +289,7 @@ def _check_shapes(
             wrong.append(f"{module} {fault}")
     if wrong:
         raise CheckpointError(
-            f"{source} does not fit this transformer in {len(wrong)} layers: {'; '.join(wrong[:5])}. "
+            f"{source} does not fit this transformer in {counted(len(wrong), 'layer')}: {'; '.join(wrong[:5])}. "
             "Use the model that it was trained on."
         )
 

@@ -24,6 +24,7 @@ from vgen.models.empty import empty_model
 from vgen.models.fusing import move_together
 from vgen.pipelines.text import empty_text_encoder
 from vgen.types import LatentShape, VideoShape
+from vgen.wording import counted
 
 _SMALLER = (0.75, 0.5, 0.375, 0.25)
 """Sides of the sizes that are tried as a remedy, as shares."""
@@ -136,7 +137,8 @@ def _with_remedy(
         if plan is None:
             continue
         pixels = VideoShape.of_latent(smaller.shape, sizes.vae.strides)
-        remedy = f" {pixels.width} x {pixels.height} x {pixels.num_frames} frames would take {plan.peak / 1e9:.2f} GB."
+        size = f"{pixels.width} x {pixels.height} x {counted(pixels.num_frames, 'frame')}"
+        remedy = f" {size} would take {plan.peak / 1e9:.2f} GB."
         break
     else:
         remedy = " Smaller sizes do not fit either: it is the weights and the runtime that need it."

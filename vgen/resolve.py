@@ -7,6 +7,7 @@ from typing import Any
 
 from vgen.errors import RequestError, ShapeError
 from vgen.types import SKIP_MODES, Strides, VideoShape
+from vgen.wording import counted
 
 MAX_VIDEO_BYTES = 16e9
 """Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
@@ -65,7 +66,9 @@ def frames_to_restyle(
         return asked
     most = (video_frames - 1) // stride * stride + 1
     if asked is not None and asked > video_frames:
-        raise RequestError(f"num_frames={asked} and the video has {video_frames} frames: use {most} or fewer.")
+        raise RequestError(
+            f"num_frames={asked} and the video has {counted(video_frames, 'frame')}: use {most} or fewer."
+        )
     if asked is not None or defaults.get("num_frames") is None:
         return asked if asked is not None else most
     return min(most, defaults["num_frames"])

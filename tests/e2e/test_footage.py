@@ -124,6 +124,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run_cli, data, tmp_path, tiny
     assert all(torch.equal(value, state[1][name]) for name, value in state[0].items())
     again = run_cli(*_train(data, tiny_pipeline_folder, tmp_path / "whole", "--rank", 2))
     assert again.code == 2 and "another recipe" in again.err
+    longer = run_cli(*_train(data, tiny_pipeline_folder, tmp_path / "whole", "--seed", 3, "--tasks",
+                             "text=1,first=1,prefix=1,other=1", "--steps", 8))  # fmt: skip
+    assert longer.code == 2 and f"`vgen train resume {tmp_path / 'whole'} --set stages.0.steps=8`" in longer.err
+    _fine(run_cli("train", "resume", tmp_path / "whole", "--set", "stages.0.steps=8"))
+    assert (tmp_path / "whole" / "checkpoints" / "step-00000008").is_dir(), "what the message says is the way"
 
 
 def test_a_killed_cache_loses_nothing(run_cli, footage, tmp_path, tiny_pipeline_folder) -> None:

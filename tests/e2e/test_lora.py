@@ -132,7 +132,7 @@ def test_what_does_not_fit(pipe, tmp_path, caplog) -> None:
     with pytest.raises(CheckpointError, match="fits no layer"):
         pipe.load_lora_weights(odd, "b")
     wide = {f"transformer.proj_in.lora_{x}.weight": torch.zeros(2, 2) for x in "AB"}
-    with pytest.raises(CheckpointError, match="does not fit this transformer in 1 layers: proj_in takes"):
+    with pytest.raises(CheckpointError, match="does not fit this transformer in 1 layer: proj_in takes"):
         pipe.load_lora_weights(wide, "b")
     with pytest.raises(RequestError, match="names none"):
         pipe.save_lora(tmp_path, "c")

@@ -34,8 +34,8 @@ def plan_on_video(task: str, video: str, options: JobOptions, fields: Mapping[st
         most = (clip.num_in_file - 1) // stride * stride + 1
         more = f"--num-frames takes up to {most:,}. " if most > used else ""
         job.notes.append(
-            f"{video}: the first {used} of its {clip.num_in_file:,} frames are used. {more}What comes after them can "
-            "be cut off and made on its own."
+            f"{video}: {used:,} of its {clip.num_in_file:,} frames are used, from the first on. {more}What comes "
+            "after them can be cut off and made on its own."
         )
     say_video(job, video, clip)
     return job, clip._replace(frames=clip.frames[:used])

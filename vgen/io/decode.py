@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgen.errors import MediaError
 from vgen.io.demux import LENIENT, import_av
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -121,7 +122,8 @@ class StrictFrames:
         promised = min(self.stream.frames, shown) - self.num_cut
         if self.num_decoded < promised:
             raise MediaError(
-                f"{self.path} is damaged: {self.num_decoded} frames decode of the {promised} that it promises."
+                f"{self.path} is damaged: {counted(self.num_decoded, 'frame')} can be decoded of the "
+                f"{promised} that it promises."
             )
         stated = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", self.stream.metadata.get("DURATION", ""))
         if stated and rate:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vgen.errors import MediaError
 from vgen.io.comment import dump_comment, load_comment
 from vgen.io.enlarged import WrittenSize
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,7 @@ def folder_pictures(path: Path, background: tuple[int, int, int]) -> Iterator[np
     files = frame_files(path)
     declared = read_facts(path).get("num_frames")
     if isinstance(declared, int) and declared != len(files):
-        raise MediaError(f"{path} holds {len(files)} frames, its {METADATA_FILE} says {declared}.")
+        raise MediaError(f"{path} holds {counted(len(files), 'frame')}, its {METADATA_FILE} says {declared}.")
     size: tuple[int, int] | None = None
     for file in files:
         with open_picture(file) as opened:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vgen.errors import MediaError
 from vgen.io.colours import UNSTATED, assumed_matrix, check_tone
 from vgen.io.demux import import_av
+from vgen.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ class FramePixels:
             picture = self._rgb(frame)
             if size is not None and picture.shape != size:
                 raise MediaError(
-                    f"{self.path} changes its frame size after {len(self.times)} frames; that is not read."
+                    f"{self.path} changes its frame size after {counted(len(self.times), 'frame')}; that is not read."
                 )
             size = picture.shape
             self.times.append(float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else None)

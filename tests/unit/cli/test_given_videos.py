@@ -94,7 +94,7 @@ def test_what_is_said_before_a_model_is_loaded(
     assert "moves 3.75 times slower. --frame-rate 30 keeps its speed" in said
     assert "v40.mp4: its sound is not kept." in said
     if command in ("restyle", "inpaint", "outpaint"):
-        assert "the first 17 of its 40 frames are used. --num-frames takes up to 37" in said
+        assert "17 of its 40 frames are used, from the first on. --num-frames takes up to 37" in said
     if command == "predict":
         assert "the clip starts with its first 5 frames of 40" in said
 

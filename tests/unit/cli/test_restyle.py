@@ -53,7 +53,7 @@ def test_restyle(tmp_path: Path, paper_model: Path, calls: list[dict[str, Any]],
     assert (call["class"], call["prompt"], call["denoise_strength"]) == ("VideoToVideoPipeline", "a red circle", 0.5)
     assert (call["video"].shape, call["num_frames"]) == ((9, 64, 64, 3), 9)
     assert call["video"][:, 0, 0, 0].tolist() == list(range(0, 180, 20))
-    assert "the first 9 of its 11 frames are used. What comes after" in done.out
+    assert "9 of its 11 frames are used, from the first on. What comes after" in done.out
     assert "100 x 50 was scaled and cut to 64 x 64 (--fit cover)" in done.out
     assert "runs at 12 frames per second and the clip at 8" in done.out
     metadata = read_metadata(output)
