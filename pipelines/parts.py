@@ -78,9 +78,14 @@ class ModelParts:
         return model_hash(self.place if self.place.is_file() else self.place / "vae")[:16]
 
     @cached_property
+    def model_hash(self) -> str:
+        """Says which model this is, by its content."""
+        return model_hash(self.place)
+
+    @cached_property
     def identity(self) -> str:
         """Says which model this is with its text encoder, by their content."""
-        parts = f"{model_hash(self.place)}|{self.text(TextCache()).identity}"
+        parts = f"{self.model_hash}|{self.text(TextCache()).identity}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def load_vae(self) -> CausalVideoVAE:

@@ -82,9 +82,11 @@ def fine_tune(
         data: and all others: options of `vgen train lora` and `vgen train full`.
         chosen: what else a FineTune takes.
     """
+    from dataclasses import replace
     from pathlib import Path
 
     starting(f"reading {data}")
+    from vgen.pipelines.parts import lasting_name
     from vgen.training.data.footage.cache import CacheIndex, find_index
     from vgen.training.data.footage.commands import shares
     from vgen.training.data.footage.records import DataSet
@@ -97,7 +99,7 @@ def fine_tune(
         small_buckets=small_buckets, seed=seed, device=device, mixed_precision=precision,
         gradient_checkpointing=gradient_checkpointing, optimizer=optimizer, **chosen,
     )  # fmt: skip
-    index = CacheIndex.open(place)
+    index = replace(CacheIndex.open(place), model=lasting_name(model))
     if preset is not None:
         asked = _fitted(asked, preset, index)
     recipe = fine_tune_recipe(folder.name, folder.resolve(), place, index, asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -199,14 +200,16 @@ def test_processes_share_the_caching(cache: LatentCache) -> None:
 
 
 def test_fingerprint_follows_what_is_cached(cache: LatentCache, tiny_vae: CausalVideoVAE, tmp_path: Path) -> None:
-    def fingerprint(weights: str = "weights-1", data: SpritesConfig = DATA, count: int = 6) -> str:
-        config = LatentCacheConfig(groups={1: 4, 5: count})
+    def fingerprint(weights: str = "weights-1", data: SpritesConfig = DATA, count: int = 6, **more: Any) -> str:
+        config = LatentCacheConfig(groups={1: 4, 5: count}, **more)
         return LatentCache(config, SpriteClips(data), tiny_vae, weights, tmp_path).fingerprint
 
     assert fingerprint() == cache.fingerprint
     others = {fingerprint("weights-2"), fingerprint(data=DATA.model_copy(update={"tier": 2})), fingerprint(count=7)}
-    assert len(others) == 3
+    others.add(fingerprint(encode_dtype="bfloat16"))
+    assert len(others) == 4
     assert cache.fingerprint not in others
+    assert fingerprint(batch=1, workers=2) == cache.fingerprint, "these change no result"
 
 
 def test_pixels_round_trip() -> None:

@@ -47,6 +47,11 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> FilePrompts:
     return FilePrompts(path)
 
 
+def test_a_file_of_prompts_has_one_per_line(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa\u2028b\r\n\r\nc\u0085d\n".encode())
+    assert FilePrompts(tmp_path / "prompts.txt").texts == ["a\u2028b", "c\u0085d"]
+
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trajectories, "SHARD", 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +328,32 @@ def test_a_wrong_file_of_pairs_is_refused(tmp_path: Path, text: str, message: st
         read_pair_file(path)
     with pytest.raises(RequestError, match="cannot be read"):
         read_pair_file(tmp_path / "other.jsonl")
+
+
+def test_pairs_are_known_by_the_content_of_their_clips(pipeline: TextToVideoPipeline, tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    path = _write_pairs(tmp_path / "first", count=2, frames=5)
+
+    def fingerprint(path: Path) -> str:
+        return PairFile(read_pair_file(path), ClipMaker(pipeline, PairsConfig(num_frames=9))).fingerprint
+
+    before = fingerprint(path)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    path = tmp_path / "moved" / path.name
+    assert fingerprint(path) == before
+    clip = Path(read_pair_file(path)[0]["chosen"])
+    content, status = bytearray(clip.read_bytes()), clip.stat()
+    content[-1] ^= 1
+    clip.write_bytes(content)
+    os.utime(clip, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint(path) != before, "of the same size and time, and another clip"
+
+
+def test_a_prompt_with_a_separator_of_lines_is_one_pair(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    line = {"prompt": "a\u2028b\u0085c", "chosen": "a.mp4", "rejected": "a.mp4"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [pair["prompt"] for pair in read_pair_file(tmp_path / "pairs.jsonl")] == [line["prompt"]]
 
 
 def test_clips_that_are_too_short_and_too_many_held_out_are_refused(

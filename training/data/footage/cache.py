@@ -7,6 +7,7 @@ nothing. cache/KEY/index.json says which samples there are; it is written last.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from torch import Tensor
 from vgen.errors import RequestError
 from vgen.io.atomic import part_of
 from vgen.models import CausalVideoVAE
-from vgen.pipelines.parts import ModelParts, lasting_name
+from vgen.pipelines.parts import ModelParts
 from vgen.pipelines.text_cache import TextCache
 from vgen.training.data.footage.buckets import Bucket, Geometry, Sample, plan_samples
 from vgen.training.data.footage.captions import NO_CAPTION
@@ -40,7 +41,7 @@ class CacheIndex:
 
     Attributes:
         data: the data set's folder.
-        model: name or folder.
+        model: name or folder where it lay; `model_hash` says which one it is.
         text_encoder: folder, or None: the model's own.
         vae_hash: of the weights that made the latents.
         max_sequence_length: of captions, in tokens.
@@ -49,6 +50,7 @@ class CacheIndex:
         samples: in the order of the clips.
         dropped: clips without a sample, and why.
         dtype: that latents were computed in.
+        model_hash: see `vgen.hub.model_hash`.
     """
 
     data: Path
@@ -61,6 +63,7 @@ class CacheIndex:
     samples: tuple[Sample, ...]
     dropped: tuple[Dropped, ...]
     dtype: str = "float32"
+    model_hash: str = ""
 
     @classmethod
     def open(cls, file: Path) -> CacheIndex:
@@ -71,7 +74,7 @@ class CacheIndex:
         """
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            earlier = "dtype" not in content
+            earlier = "model_hash" not in content
             samples = tuple(
                 Sample(**{**row, "bucket": Bucket(*row["bucket"]), "frames": tuple(row["frames"])})
                 for row in content.pop("samples")
@@ -86,7 +89,10 @@ class CacheIndex:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{file} cannot be read: {error}; run `vgen data cache` again.") from None
         if earlier:
-            raise RequestError(f"{file} was written by an earlier version: run `vgen data cache` again.")
+            raise RequestError(
+                f"{file} was written by an earlier version: run `vgen data cache` again; a run that was begun with it "
+                "goes on with --set data.cache=KEY, the folder that this names."
+            )
         return index
 
     def latents_file(self, sample: Sample) -> Path:
@@ -144,14 +150,14 @@ def fill_cache(
     kind, dtype = torch.device(device).type, "bfloat16" if bfloat16 else "float32"
     index = CacheIndex(
         data.folder, parts.name, parts.text_encoder_folder, parts.vae_hash, length, kind, asdict(geometry),
-        tuple(samples), tuple(dropped), dtype,
+        tuple(samples), tuple(dropped), dtype, parts.model_hash,
     )  # fmt: skip
     written = _encode_samples(data, index, parts, device, say, bfloat16)
     texts = sorted({text for clip in data.clips for text in data.captions(clip)} | {""})
     with torch.no_grad():
         text = parts.text(text_cache(data.folder))
         text.encode(texts, length, masked=parts.convention.mask_text_encoder, device=device)
-    key = content_key(parts.vae_hash, asdict(geometry), length, *(["bfloat16"] if bfloat16 else []))
+    key = f"c{content_key(parts.identity, asdict(geometry), length, dtype)}"  # never reads as a number in YAML
     place = data.folder / "cache" / key / INDEX
     write_text(place, _as_json(index))
     return place, index, written
@@ -208,14 +214,15 @@ def find_index(data: Path, model: str, cache: str | None = None) -> Path:
 
     Args:
         data: folder of the data set.
-        model: name or folder, as given to `vgen data cache`.
+        model: name or folder; it may lie elsewhere than when it was given to `vgen data cache`.
         cache: key of the cache, where there are several.
     Raises:
         RequestError: there is none, or several.
     """
-    model = lasting_name(model)
-    files = sorted((data / "cache").glob(f"{cache or '*'}/{INDEX}"))
-    files = [file for file in files if CacheIndex.open(file).model == model]
+    wanted, files = ModelParts.find(model).model_hash, []
+    for file in sorted((data / "cache").glob(f"{cache or '*'}/{INDEX}")):
+        with contextlib.suppress(RequestError):  # of an earlier version, or damaged
+            files += [file] if CacheIndex.open(file).model_hash == wanted else []
     if not files:
         raise RequestError(
             f"{data} holds nothing for model {model!r}: run `vgen data cache {data} --model {model}` first."

@@ -14,7 +14,7 @@ from PIL import Image
 from vgen.errors import MediaError, RequestError
 from vgen.pipelines.parts import ModelParts
 from vgen.training.config import FootageConfig
-from vgen.training.data.footage.cache import CacheIndex, fill_cache
+from vgen.training.data.footage.cache import CacheIndex, fill_cache, find_index
 from vgen.training.data.footage.captions import caption, same_text
 from vgen.training.data.footage.commands import geometry_for
 from vgen.training.data.footage.ingest import WHOLE, ingest
@@ -129,8 +129,26 @@ def test_the_footage_may_be_put_away(project: Project) -> None:
 def test_a_cache_of_an_earlier_version_is_refused(project: Project) -> None:
     place, _, _ = project.cache()
     content = json.loads(place.read_text())
-    del content["dtype"]
+    del content["dtype"], content["model_hash"]
     place.write_text(json.dumps(content))
     with pytest.raises(RequestError, match="was written by an earlier version: run `vgen data cache` again"):
         project.source(place)
     assert project.cache()[2] == 0
+
+
+def test_models_that_share_a_vae_have_caches_of_their_own(project: Project, tmp_path: Path) -> None:
+    model = project.parts.place
+    place, _, _ = project.cache()
+    tuned = shutil.copytree(model, tmp_path / "tuned")
+    file = tuned / "transformer" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RequestError, match=r"holds nothing for model .*tuned"):
+        find_index(project.folder, str(tuned))
+    project.parts = ModelParts.find(tuned)
+    other, _, written = project.cache()
+    assert written == 0 and other != place, "the same latents, in an index of its own"
+    assert (find_index(project.folder, str(model)), find_index(project.folder, str(tuned))) == (place, other)
+    moved = tuned.rename(tmp_path / "moved")
+    assert find_index(project.folder, str(moved)) == other
