@@ -130,7 +130,8 @@ def evaluate_model(
 
 
 def _about(folder: str | Path, about: dict[str, Any], command: str | None, budget: Budget, seed: int) -> dict[str, Any]:
-    """What the page says of an evaluation before anything is measured."""
+    """What the page says of an evaluation before anything is measured; the folder may hold its limits, limits.md."""
+    limits = Path(folder) / "limits.md"
     return {
         "model": Path(folder).name,
         "hash": about["model"],
@@ -144,6 +145,7 @@ def _about(folder: str | Path, about: dict[str, Any], command: str | None, budge
         "budget": budget._asdict(),
         "seed": seed,
         "training": read_record(Path(folder)),
+        "limits": limits.read_text(encoding="utf-8") if limits.is_file() else None,
     }
 
 

@@ -52,6 +52,8 @@ def render(report: dict[str, Any]) -> str:
         parts += [*_by_motion(tier["text_to_video"]), ""] if "text_to_video" in tier else []
     if "guidance" in report:
         parts += [*_guidance(report["guidance"]), ""]
+    if report.get("limits"):
+        parts += ["## Known limits", "", report["limits"].rstrip(), ""]
     shares = _WILSON if report.get("intervals_of_shares") == "wilson" else "bootstrap over clips, also of shares"
     return "\n".join([*parts, _READING.format(shares=shares), ""])
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from vgen.errors import RequestError
-from vgen.training.evaluate import report_from
+from vgen.hub import resolve_model
+from vgen.training.evaluate import QUICK, _about, report_from
 from vgen.training.score_report import render
 
 SCORES = Path(__file__).parents[3] / "docs" / "scores" / "sprites-256.json"
@@ -26,6 +27,17 @@ TRAINING: dict[str, Any] = {
 @pytest.fixture
 def scores() -> dict[str, Any]:
     return json.loads(SCORES.read_text())
+
+
+def test_the_known_limits_of_the_shipped_model_stand_on_its_page(scores: dict[str, Any]) -> None:
+    folder = resolve_model("sprites")
+    limits = (folder / "limits.md").read_text()
+    assert scores["limits"] == limits
+    assert _about(folder, {"model": "", "vgen": ""}, None, QUICK, 0)["limits"] == limits
+    page = render(scores)
+    assert f"## Known limits\n\n{limits.rstrip()}\n\n## How to read it" in page
+    assert page == (folder / "README.md").read_text() == SCORES.with_suffix(".md").read_text()
+    assert "Known limits" not in render({**scores, "limits": None})
 
 
 def _row(page: str, name: str, tier: int = 1) -> list[str]:
