@@ -242,11 +242,18 @@ def _run_elsewhere(words: list[str]) -> None:
     starts = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
     assert words[0] in starts, f"{words[0]} cannot be run here: mark the block with what it needs"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["PET_STANDALONE"] = "1"  # torchrun takes a free port, since other tests start it too
     run = subprocess.run([*starts[words[0]], *words[1:]], env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in RUN}))
+LONG = ("docs/fine_tuning.md", "docs/parallel.md")  # they start several processes
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in sorted({block.page for block in RUN})],
+)
 def test_blocks_run(page: str, folder: Path, run_cli: Callable[..., Any]) -> None:
     blocks = [block for block in BLOCKS if block.page == page and not block.needs]
     for block in blocks:
