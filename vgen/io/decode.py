@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import MediaError
-from vgen.io.demux import LENIENT, import_av
+from vgen.io.demux import LENIENT, STRICT, import_av
 from vgen.wording import counted
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _WHOLE_START = {"h264": lambda header: header & 31 == 5, "hevc": lambda header: header >> 1 & 63 in (19, 20)}
 """By codec, whether a NAL unit with this first byte starts a stream that needs nothing before it."""
 
-_HARMLESS_AFTER_A_CUT = "mmco: unref short failure"
-"""H.264 lets go of a picture that was cut off; nothing that is shown depends on it."""
+_AFTER_A_CUT = {"h264": LENIENT, "hevc": STRICT}
+"""`err_detect` by codec. H.264 may let go of a picture that was cut off; strict decoding calls that damage."""
 
 
 class StrictFrames:
@@ -67,7 +67,7 @@ class StrictFrames:
             if packet.is_corrupt:
                 raise MediaError(f"{self.path} is damaged: the data at tick {packet.pts} is incomplete.")
             self._look_at(packet)
-            frames = self._decode(packet)
+            frames = self.stream.codec_context.decode(packet if packet.size else None)
             if alpha is not None:
                 frames = alpha.decode(packet if packet.size else None)
             spent += time.monotonic() - started
@@ -87,27 +87,9 @@ class StrictFrames:
             self._first = packet
             self._after_a_cut = _starts_after_a_cut(self.stream.codec_context, bytes(packet))
             if self._after_a_cut:
-                self.stream.codec_context.options = {"err_detect": LENIENT}
-                self.stream.codec_context.thread_count = 1  # what it logs is only caught in this thread
+                self.stream.codec_context.options = {"err_detect": _AFTER_A_CUT[self.stream.codec_context.name]}
         elif self._after_a_cut and not packet.is_discard and packet.pts is not None and self._first.pts is not None:
             self.num_cut += packet.pts < self._first.pts
-
-    def _decode(self, packet: Packet[VideoStream]) -> list[VideoFrame]:
-        data = packet if packet.size else None
-        if not self._after_a_cut:
-            return self.stream.codec_context.decode(data)
-        import av.logging
-
-        av.logging.set_level(av.logging.ERROR)
-        try:
-            with av.logging.Capture() as logged:
-                frames = self.stream.codec_context.decode(data)
-        finally:
-            av.logging.set_level(None)
-        for _, _, words in logged:
-            if _HARMLESS_AFTER_A_CUT not in words:
-                raise MediaError(f"{self.path} is damaged: at tick {packet.pts} {words.strip()}.")
-        return frames
 
     def check_count(self, times: list[float], rate: float) -> None:
         """The whole stream was read: were all frames there that the file promises?

@@ -20,7 +20,7 @@ STRICT = "crccheck+bitstream+buffer+explode"
 """`err_detect`: a decoder left to itself paints over damage and says nothing."""
 
 LENIENT = "crccheck+bitstream+buffer"
-"""`err_detect` where some of what a decoder complains of is known to be harmless; it is listened to instead."""
+"""`err_detect` where it is harmless that something is missing; frames of H.264 that do not decode are still marked."""
 
 
 def import_av() -> Any:

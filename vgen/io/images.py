@@ -121,8 +121,6 @@ def as_rgb(picture: Image.Image, background: tuple[int, int, int] = WHITE, name:
         found = Image.alpha_composite(below, found.convert("RGBA"))
     if found.mode != "RGB":
         found = found.convert("RGB")
-    if found is not picture:
-        found.info = {}  # a profile or an orientation must not be applied again
     return found
 
 

@@ -158,8 +158,9 @@ class FootageStream:
         stated = self._single_rate or outline.stated_rate
         backwards = next((place for place, (a, b) in enumerate(pairwise(times)) if b < a), None)
         if len(times) < len(self._times) or backwards is not None:
-            if backwards is not None and self.container is not AVI:  # whose timestamps are those of decoding
-                notes.append(f"The timestamps run backwards after frame {backwards + 1}; they were ignored.")
+            if backwards is not None:
+                if self.container is not AVI:  # whose timestamps are those of decoding
+                    notes.append(f"The timestamps run backwards after frame {backwards + 1}; they were ignored.")
             elif times:
                 missing = counted(len(self._times) - len(times), "frame")
                 notes.append(f"The timestamps of {missing} are missing; all were ignored.")

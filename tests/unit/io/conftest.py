@@ -46,9 +46,10 @@ def encode_raw() -> Callable[..., Path]:
         pts: list[int] | None = None,
         time_base: Fraction = Fraction(1, 8),
         context: dict[str, Any] | None = None,
+        options: dict[str, str] | None = None,
     ) -> Path:
         with av.open(str(path), "w") as container:
-            stream = container.add_stream(codec, rate=8, options={"crf": "4"})
+            stream = container.add_stream(codec, rate=8, options={"crf": "4", **(options or {})})
             stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pix_fmt
             stream.codec_context.thread_count = 1
             stream.codec_context.time_base = time_base

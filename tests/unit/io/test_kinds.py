@@ -250,7 +250,7 @@ def test_damage_after_a_cut_is_refused(tmp_path: Path) -> None:
     content, rng = (tmp_path / "cut.mp4").read_bytes(), np.random.default_rng(0)
     start, end = content.find(b"mdat") + 4, content.find(b"moov")
     refused = 0
-    for share in np.linspace(0.1, 0.9, 9):
+    for share in np.linspace(0.05, 0.95, 19):
         damaged = bytearray(content)
         place = start + int(share * (end - start))
         damaged[place : place + 60] = rng.integers(0, 255, 60, dtype=np.uint8).tobytes()
@@ -259,7 +259,7 @@ def test_damage_after_a_cut_is_refused(tmp_path: Path) -> None:
             read_video(tmp_path / "damaged.mp4")
         except MediaError as error:
             refused += "is damaged" in str(error)
-    assert refused >= 5, "some damage gives another valid stream; most of it does not"
+    assert refused >= 12, "some damage gives another valid stream; most of it does not"
 
 
 def test_memory_is_that_of_the_fitted_pictures(
