@@ -120,7 +120,7 @@ def evaluate_model(
             scores[f"tier {tiers[0]}"]["field"] = chosen
     found["device"] = " and ".join(ledger.places) if {*ledger.places} - {place} else str(device)
     found |= {"seconds": round(ledger.clock() - began, 1), "scores": scores}
-    Console().print(table(found))
+    Console(markup=False).print(table(found))
     if output is not None:
         write_text(Path(output), json.dumps(found, indent=1) + "\n")
     if report is not None:

@@ -55,7 +55,7 @@ class Journal:
         self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = {}
         self._began = time.perf_counter()
-        self.console = Console(quiet=silent)
+        self.console = Console(quiet=silent, markup=False)
         self._progress: Progress | None = None
         if not silent:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Show a line, above the bar where there is one."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def _show(self, step: int, means: dict[str, float], rates: dict[str, float], now: float) -> None:
         summary = " ".join(f"{name} {value:.4f}" for name, value in list(means.items())[:_SHOWN_MEANS])

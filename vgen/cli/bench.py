@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -112,7 +113,7 @@ def bench(
         clock=clock,
         say=lambda line: typer.echo(line, err=True),
     )
-    Console(width=None if Console().is_terminal else 160).print(reports.tables(found))
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(reports.tables(found))
     if output is not None:
         Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
@@ -151,7 +152,7 @@ def _tune(work: Scenario, device: str, rounds: int, seed: int) -> None:
         seed=seed,
         say=lambda line: typer.echo(line, err=True),
     )
-    Console(width=None if Console().is_terminal else 160).print(table(found))
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table(found))
 
 
 @app.command("compare")
@@ -164,7 +165,7 @@ def compare(
 
     from vgen.bench import report as reports
 
-    Console().print(reports.compared(reports.read(first), reports.read(second), (first, second)))
+    Console(markup=False).print(reports.compared(reports.read(first), reports.read(second), (first, second)))
 
 
 @app.command("list")

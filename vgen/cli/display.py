@@ -190,7 +190,7 @@ def _new_bar(stream: TextIO) -> Any:
             return Text(str(task.description if self.text_format == "label" else task.fields["detail"]))
 
     columns: tuple[ProgressColumn, ...] = (Plain("label"), BarColumn(bar_width=30), Plain("detail"))
-    console = Console(file=stream, force_terminal=True)
+    console = Console(file=stream, force_terminal=True, markup=False)
     bar = Progress(*columns, console=console, transient=True, refresh_per_second=_REFRESHES, redirect_stdout=False)
     bar.add_task("starting", total=None, detail="")
     bar.start()

@@ -28,7 +28,7 @@ def models(
         sizes = [_said(row[key]) for key in ("file_bytes", "memory_bytes")]
         here = "no" if row["path"] is None else "yes"
         table.add_row(row["name"], row["size"], *sizes, row["licence"] + (" *" if row["fp8"] else ""), here)
-    Console().print(table)
+    Console(markup=False).print(table)
     typer.echo("memory: all weights in bfloat16, text encoder included; the clip itself comes on top.")
     typer.echo(
         "defaults of dev models: guidance alone (2B 3, 13B 5); --preset original takes the guidance of their makers, "

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from vgen.cli import app
 from vgen.request import DENOISE_STRENGTH
 from vgen.wording import counted
 
+ROOT = Path(__file__).resolve().parents[3]
 CLIPS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle")
 
 
@@ -67,3 +73,23 @@ def test_an_unknown_option_with_brackets_is_named_whole(run_cli: Callable[..., A
 @pytest.mark.parametrize(("count", "shown"), [(0, "0 frames"), (1, "1 frame"), (2, "2 frames"), (1200, "1,200 frames")])
 def test_plural(count: int, shown: str) -> None:
     assert counted(count, "frame") == shown
+
+
+def test_what_is_printed_is_not_taken_for_markup() -> None:
+    """Names of files and of models stand in titles and cells, and may hold brackets."""
+    made = [
+        (path, node)
+        for top in ("vgen/cli", "vgen/bench", "training")
+        for path in sorted((ROOT / top).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Console"
+    ]
+    assert len(made) > 4
+    for path, node in made:
+        markup = [word.value for word in node.keywords if word.arg == "markup"]
+        assert [getattr(value, "value", None) for value in markup] == [False], f"{path}:{node.lineno}"
+    table = Table(title="[old]/a.json")
+    table.add_column("[new]/b.json")
+    table.add_row("[F, H, W] [bold]x")
+    Console(file=(stream := io.StringIO()), markup=False).print(table)
+    assert all(text in stream.getvalue() for text in ("[old]/a.json", "[new]/b.json", "[F, H, W] [bold]x"))
