@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -79,3 +80,9 @@ def test_pins_fit_the_ranges_of_pyproject(extra: str) -> None:
 def test_torch_is_pinned() -> None:
     """Otherwise pip replaces a CPU build that is installed already by the newest one, with gigabytes of CUDA."""
     assert "torch" in _pins("constraints.txt")
+
+
+def test_readme_fetches_the_pinned_torch() -> None:
+    """With another CPU build than the pinned one, the next command of the README would replace it by the CUDA build."""
+    named = set(re.findall(r"torch(?:==| )(\d+\.\d+\.\d+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert named == {_pins("constraints.txt")["torch"]}
