@@ -34,7 +34,8 @@ from vgen.pipelines import (
 from vgen.types import VideoShape
 
 _FRESH = """
-import sys, vgen
+import importlib.util, sys, vgen
+assert importlib.util.find_spec("diffusers").loader is not None
 assert "diffusers" not in sys.modules and "torch" not in sys.modules
 import diffusers
 assert "vgen.pipelines" not in sys.modules

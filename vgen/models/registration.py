@@ -30,7 +30,8 @@ class _WhenDiffusersIsImported:
         """The spec of diffusers from whoever finds it, with a loader that does one thing more."""
         if fullname != "diffusers":
             return None
-        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        finders = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+        others = (finder.find_spec(fullname, path, target) for finder in finders)
         spec = next((spec for spec in others if spec is not None), None)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
