@@ -112,10 +112,7 @@ def as_rgb(picture: Image.Image, background: tuple[int, int, int] = WHITE, name:
     """
     from PIL import Image
 
-    try:
-        found = _to_srgb(eight_bits(upright(picture), name))
-    except (OSError, SyntaxError, EOFError) as error:
-        raise MediaError(f"{name} is damaged or truncated: {error}.") from None
+    found = _to_srgb(eight_bits(upright(picture, name), name))
     if found.mode in ("RGBA", "LA"):
         below = Image.new("RGBA", found.size, (*background, 255))
         found = Image.alpha_composite(below, found.convert("RGBA"))
@@ -124,10 +121,19 @@ def as_rgb(picture: Image.Image, background: tuple[int, int, int] = WHITE, name:
     return found
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; `picture` itself if it has none."""
+def upright(picture: Image.Image, name: str) -> Image.Image:
+    """Load a picture and apply its EXIF orientation; `picture` itself if it has none.
+
+    Raises:
+        MediaError: damaged, truncated or closed.
+    """
     from PIL import ImageOps
 
+    try:
+        picture.load()
+    except (OSError, SyntaxError, ValueError, EOFError, AssertionError) as error:  # the last where its file was closed
+        cause = str(error) or "its file was closed before it was loaded"
+        raise MediaError(f"{name} is damaged or truncated: {cause}.") from None
     try:
         turned = picture.getexif().get(_ORIENTATION, 1) in range(2, 9)
     except (SyntaxError, ValueError, struct.error):

@@ -30,7 +30,7 @@ def mask_values(picture: Image.Image, name: str = "the mask") -> np.ndarray:
     """
     import numpy as np
 
-    found = eight_bits(upright(picture), name)
+    found = eight_bits(upright(picture, name), name)
     grey = np.asarray(found.convert("L"), np.float32)
     if found.mode in ("RGBA", "LA"):
         grey = grey * (np.asarray(found.getchannel("A"), np.float32) / np.float32(255))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import struct
 import zlib
@@ -138,6 +139,23 @@ def test_masks_have_one_rule(tmp_path: Path) -> None:
     assert mask_values(Image.open(tmp_path / "a.png"))[0].tolist() == [1, 1, 0]
     with pytest.raises(MediaError, match="mask\\[0\\] has floating-point pixels"):
         mask_values(Image.fromarray(np.ones((2, 2), np.float32)), "mask[0]")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+@pytest.mark.parametrize("read", [as_rgb, mask_values])
+def test_pictures_from_python_that_cannot_be_loaded(kind: str, read: Callable[..., object]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).save(content, kind)
+    with pytest.raises(MediaError, match=r"image\[1\] is damaged or truncated"):
+        read(Image.open(io.BytesIO(content.getvalue()[:3000])) if kind != "TIFF" else _closed(content), name="image[1]")
+    with pytest.raises(MediaError, match=r"its file was closed|closed file|damaged"):
+        read(_closed(content))
+
+
+def _closed(content: io.BytesIO) -> Image.Image:
+    with Image.open(io.BytesIO(content.getvalue())) as picture:
+        return picture
 
 
 def test_nothing_to_change_is_not_copied() -> None:
