@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -90,6 +91,9 @@ def test_what_is_written_is_never_taken_as_footage(tmp_path: Path) -> None:
     assert inside.others == {} and again.others["of a data set"] >= 6
     other = _ingest(root, tmp_path / "other")
     assert _names(other, root) == ["a.png"], "neither is another data set that lies inside"
+    for name in ("dataset.json", "clips.jsonl"):
+        (root / "ds" / name).unlink()  # as an interrupt leaves it
+    assert _names(_ingest(root, root / "ds"), root) == ["a.png"]
     (tmp_path / "link").symlink_to(root / "ds")
     assert _names(_ingest(root, tmp_path / "link"), root) == ["a.png"]
 
@@ -126,10 +130,8 @@ def test_any_name_survives(tmp_path: Path, name: str) -> None:
 
 
 def test_records_of_an_earlier_version_name_whole_paths(tmp_path: Path) -> None:
-    import json
-
     root = tmp_path / "in"
-    _picture(root / "a.png")
+    _picture(root / "a\u2028b.png")
     made = _ingest(root, tmp_path / "ds")
     for name in ("clips.jsonl", "dataset.json"):
         file = tmp_path / "ds" / name
@@ -137,7 +139,7 @@ def test_records_of_an_earlier_version_name_whole_paths(tmp_path: Path) -> None:
         content.pop("seen_from_here", None)
         if "source" in content:
             content["source"] = str(root / content["source"])
-        file.write_text(json.dumps(content))
+        file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     assert DataSet.open(tmp_path / "ds").clips == made.data.clips
     shutil.move(tmp_path / "ds", tmp_path / "moved")
     assert DataSet.open(tmp_path / "moved").clips == made.data.clips
