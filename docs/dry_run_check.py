@@ -1,8 +1,8 @@
-"""What `vgen train run --dry-run` tells, and what a run then takes.
+"""What `vgen train run --dry-run` estimates, what it says with `--measure`, and what a run then takes.
 
 python docs/dry_run_check.py NAME|RECIPE.yaml FOLDER
 
-Told and measured in a process each, seconds as processor time, so that others on the machine do not count; the steps of
+Each in a process of its own, seconds as processor time, so that others on the machine do not count; the steps of
 a run are those after the first. NAME is one of the recipes below, none of which the estimate was fitted to.
 """
 
@@ -78,16 +78,23 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def told(recipe: str, changes: list[str]) -> None:
+def told(recipe: str, changes: list[str], measure: bool = False) -> None:
     """Print what the dry run says."""
     from vgen.engine.allocator import keep_freed_memory
     from vgen.training.config import load_recipe
     from vgen.training.dry_run import dry_run
 
     keep_freed_memory()
-    estimate = dry_run(load_recipe(recipe, changes), clock=time.process_time)
+    estimate = dry_run(load_recipe(recipe, changes), clock=time.process_time, measure=measure)
     step = estimate.training / load_recipe(recipe, changes).total_steps
-    print(f"told: {estimate.peak / 2**30:.2f} GiB, {step:.3g} s a step", flush=True)
+    print(
+        f"{'--measure' if measure else 'estimated'}: {estimate.peak / 2**30:.2f} GiB, {step:.3g} s a step", flush=True
+    )
+
+
+def told_from_steps(recipe: str, changes: list[str]) -> None:
+    """Print what the dry run says with --measure."""
+    told(recipe, changes, measure=True)
 
 
 def measured(recipe: str, changes: list[str]) -> None:
@@ -123,11 +130,11 @@ def measured(recipe: str, changes: list[str]) -> None:
     run_recipe(recipe, changes)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     step = (began[-1] - began[1]) / (len(began) - 2)
-    print(f"measured: {peak:.2f} GiB, {step:.3g} s a step", flush=True)
+    print(f"the run: {peak:.2f} GiB, {step:.3g} s a step", flush=True)
 
 
 def main() -> None:
-    """Tell, then measure."""
+    """Estimate, measure steps, then train."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "recipe.yaml"
@@ -137,7 +144,7 @@ def main() -> None:
     recipe.write_text(yaml.safe_dump(content))
     changes = [f"output_dir={folder / 'run'}"]
     context = multiprocessing.get_context("spawn")
-    for work in (told, measured):
+    for work in (told, told_from_steps, measured):
         process = context.Process(target=work, args=(str(recipe), changes))
         process.start()
         process.join()

@@ -11,11 +11,14 @@ from typing import Any, Final, NamedTuple
 
 import torch
 import yaml
+from torch import nn
 
 from vgen.errors import RequestError
 from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
 from vgen.training.control import Control
 from vgen.training.dry_run import Estimate, dry_run
+from vgen.training.model_sources import ConfigSource
+from vgen.training.objectives.making import made_by
 from vgen.training.provenance import read_record, recipe_hash
 from vgen.training.run import build_accelerator, build_objective, run_recipe, sources_of
 from vgen.wording import counted
@@ -117,12 +120,18 @@ def run_chain(links: Sequence[Link], say: Callable[[str], None], resume: bool = 
     return True
 
 
-def dry_run_chain(links: Sequence[Link], say: Callable[[str], None]) -> list[Estimate]:
+def dry_run_chain(links: Sequence[Link], say: Callable[[str], None], measure: bool = False) -> list[Estimate]:
     """What each recipe takes, and all together; untrained models stand in for what is not there yet.
 
     Recipes that are done count with nothing.
+
+    Args:
+        links: of `read_chain`.
+        say: gets the lines to show.
+        measure: see `dry_run`.
     """
     estimates: list[Estimate] = []
+    models = ConfigSource()
     with TemporaryDirectory() as name:
         stand_ins: dict[Path, Path] = {}
         for number, link in enumerate(links, 1):
@@ -135,19 +144,34 @@ def dry_run_chain(links: Sequence[Link], say: Callable[[str], None]) -> list[Est
                 if place in stand_ins
             ]
             recipe = load_recipe(link.path, [*link.changes, *replaced])
-            estimate = dry_run(recipe)
+            estimate = dry_run(recipe, measure=measure, models=models)
             estimates.append(estimate)
             say(f"recipe {number} of {len(links)}: {recipe.name}, {counted(recipe.total_steps, 'step')}")
             for line in estimate.lines():
                 say(f"  {line}")
-            if link is not links[-1] and not link.export.is_dir():
+            if measure and link is not links[-1] and not link.export.is_dir():
                 stand_ins[link.export] = _stand_in(link, [*link.changes, *replaced], Path(name))
-            _release()
+            if measure:
+                _release()
     if estimates:
         peak = max(estimate.peak for estimate in estimates)
         hours = sum(estimate.seconds for estimate in estimates) / 3600
         say(f"together: memory {peak / 2**30:.2f} GiB a process, time {hours:.3g} h")
     return estimates
+
+
+def configs_next_to(path: Path) -> ConfigSource:
+    """Models from configurations; those that are not there yet from the recipes next to one, which make them."""
+
+    def make(place: Path) -> dict[str, nn.Module] | None:
+        for file in sorted(path.parent.glob("*.yaml"), key=lambda file: file.stem != place.parent.name):
+            recipe = None if is_chain(file) else load_recipe(file)
+            if recipe is not None and recipe.run_folder / "export" == place:
+                return made_by(recipe, models)
+        return None
+
+    models = ConfigSource(make)
+    return models
 
 
 def tiny_changes(recipe: Recipe) -> list[str]:

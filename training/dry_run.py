@@ -1,7 +1,9 @@
-"""What a run will take, told before it starts: memory by what it is for, and time by what it is spent on.
+"""What a run will take, before it starts: memory by what it is for, and time by what it is spent on.
 
-Memory is rehearsed without content (`vgen.training.estimate`). Time is measured: a few micro-batches of every kind in
-the recipe run for real, on this machine, with real batches (latents not cached yet hold zeros); nothing is kept.
+Memory is rehearsed without content (`vgen.training.estimate`). Time is counted: operations and memory traffic on shapes
+alone, at rates that this machine shows in a fraction of a second (`vgen.training.counted_time`); models that earlier
+recipes make need not be there. Or it is measured: a few micro-batches of every kind in the recipe run for real, with
+real batches (latents not cached yet hold zeros); nothing is kept.
 """
 
 from __future__ import annotations
@@ -12,34 +14,44 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Final, NamedTuple
 
 import psutil
 import torch
+from accelerate import Accelerator
+from torch import nn
 
 from vgen.engine.memory import decoding_peak, encoding_peak
+from vgen.engine.offload import resident_bytes, weight_bytes
 from vgen.models import CausalVideoVAE
-from vgen.training.config import Recipe
+from vgen.training.config import FineTuneObjectiveConfig, Recipe
 from vgen.training.control import Control
+from vgen.training.counted_time import CountedTime, described
 from vgen.training.data.plan import PREFETCHED, Batch, BatchPlan, Source, workers_of
 from vgen.training.data.shards import CachedBatches
 from vgen.training.estimate import MemoryEstimate, memory_of, peak_bytes
 from vgen.training.memory_rehearsal import canvas_of, process_peak
-from vgen.training.meter import Meter, example_batches, peak_memory, shape_key
+from vgen.training.meter import example_batches, peak_memory
+from vgen.training.model_sources import LOADED, ConfigSource, ModelSource
 from vgen.training.objectives.base import QUANTILES, Objective
 from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.flow import FlowObjective
-from vgen.training.objectives.tasks import CACHED_TASKS
+from vgen.training.objectives.making import made_by
+from vgen.training.objectives.tasks import CACHED_TASKS, most_tokens_beside
 from vgen.training.objectives.vae import VaeObjective
 from vgen.training.parts import build_parts, checkpoint_activations
 from vgen.training.precision import autocasts
-from vgen.training.timing import Kind, Probe
+from vgen.training.timing import Kind, Probe, steps_of
+from vgen.training.work import Machine
 from vgen.types import VideoShape
 
-_LONGEST_MICRO_BATCH = 10.0
-"""Seconds; where one would take longer, fewer rows are measured."""
-_USUAL_UTILISATION = 0.3
-_BACKWARD = 3
+_BACKWARD: Final = 3
 """Forward and backward together in forwards."""
+_HOLES: Final = 0.25
+"""What a CPU's heap loses between the tensors of a step, as a share of them."""
+
+
+_peaks: dict[str, tuple[int, int]] = {}
 
 
 @dataclass
@@ -51,6 +63,8 @@ class Estimate:
         base: bytes of everything else: libraries, frozen weights, cached data, batches loaded ahead.
         seen: most bytes held while micro-batches were timed: a run holds no less.
         process: most bytes of a process on a CPU, with what its heap loses between blocks; None where not known.
+        holes: of the heap, where the process is not known.
+        measured: whether the seconds are those of real micro-batches.
         encodes_in_step: whether some tasks encode what they give in the step itself.
         elsewhere: most bytes above `base` and the weights while encoding, validating or exporting.
         caching, training, validation: seconds.
@@ -63,6 +77,8 @@ class Estimate:
     elsewhere: int
     seen: int = 0
     process: int | None = None
+    holes: int = 0
+    measured: bool = False
     encodes_in_step: bool = False
     caching: float = 0.0
     training: float = 0.0
@@ -78,7 +94,7 @@ class Estimate:
         held = self.memory.weights + self.memory.optimizer + self.memory.ema
         # What a step that encodes has used is not given back before its forward: measured, the two add up.
         in_step = self.memory.total + (self.elsewhere if self.encodes_in_step else 0)
-        return max(self.base + max(in_step, held + self.elsewhere), self.seen)
+        return max(self.base + self.holes + max(in_step, held + self.elsewhere), self.seen)
 
     @property
     def seconds(self) -> float:
@@ -101,60 +117,161 @@ class Estimate:
         for (num_frames, crop, size), seconds in self.steps.items():
             cut = f" cropped to {crop}" if crop else ""
             shown.append(f"  a step of {size} x {num_frames} frames{cut}: {seconds:.3g} s")
+        if not self.measured:
+            shown.append("time is estimated from FLOPs and memory traffic; --measure runs real steps (minutes)")
         return shown
 
 
-def dry_run(recipe: Recipe, clock: Callable[[], float] = time.perf_counter) -> Estimate:
+class _Rehearsal(NamedTuple):
+    """What a dry run is made of."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    plan: BatchPlan
+    objective: Objective
+    source: Source
+    examples: dict[Kind, Batch]
+
+
+def dry_run(
+    recipe: Recipe,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    measure: bool = False,
+    models: ConfigSource | None = None,
+) -> Estimate:
     """Estimate what `recipe` takes; trains nothing and writes nothing that stays.
 
     Args:
         recipe: of the run.
         clock: what seconds are read from.
+        measure: run real micro-batches of every kind, on the models as they are.
+        models: knows those that are not there yet; what the recipe makes is added. Not used where it is measured.
     Raises:
-        RequestError: the recipe is wrong; CheckpointError: what it starts from is missing.
+        RequestError: the recipe is wrong, or what it starts from is missing.
     """
     from vgen.training.run import build_accelerator, build_objective
 
     if recipe.num_threads is not None:
         torch.set_num_threads(recipe.num_threads)
+    known = models or ConfigSource()
+    source_of_models: ModelSource = LOADED if measure else known
     with TemporaryDirectory() as name:
         folder = Path(name)
         accelerator = build_accelerator(recipe, folder)
         plan = BatchPlan(recipe.stages, recipe.seed, accelerator.process_index, accelerator.num_processes)
-        objective, source = build_objective(recipe, folder, Control(folder), accelerator, blank=True)
-        examples = example_batches(plan, source)
-        memory = _memory(recipe, objective, examples, accelerator.num_processes)
-        before = _held(accelerator.device)  # after the rehearsal, which loads the libraries that a run loads, too
-        ahead = PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in examples.values())
-        cache = source.cache if isinstance(source, CachedBatches) else None
-        data = (cache.nbytes if cache else 0) + (ahead if workers_of(source) else 0)
-        estimate = Estimate(memory, max(0, before - _weights(objective)) + data, _elsewhere(objective))
-        estimate.encodes_in_step = _encodes_in_step(objective)
-        estimate.caching = cache.missing_seconds(clock) if cache else 0.0
-        parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, accelerator, plan, source)
-        probe = Probe(recipe, parts, plan, source, clock)
-        _time_training(recipe, probe, estimate, examples)
-        if accelerator.device.type == "cpu":
-            estimate.process = process_peak(
-                recipe, objective, source, plan, examples.values(), probe, encodes=estimate.caching > 0
-            )
-        estimate.seen = peak_memory(accelerator.device)
+        built = recipe if measure else _countable(recipe)
+        objective, source = build_objective(
+            built, folder, Control(folder), accelerator, blank=True, models=source_of_models
+        )
+        run = _Rehearsal(recipe, accelerator, plan, objective, source, example_batches(plan, source))
+        estimate = _held_by(run, weights_are_there=measure)
+        if measure:
+            _measure(run, estimate, clock)
+        else:
+            _count(run, estimate, clock)
+            known.add(recipe.run_folder / "export", made_by(built, known))
     return estimate
 
 
-def _memory(recipe: Recipe, objective: Objective, examples: dict[Kind, Batch], world: int) -> MemoryEstimate:
-    largest = max(examples.values(), key=lambda batch: sum(value.numel() for value in batch.values()))
-    device = "cuda" if next(objective.parameters()).device.type == "cuda" else "cpu"
+def _countable(recipe: Recipe) -> Recipe:
+    """The recipe without what changes how its models are held or compiled, which shapes do not show."""
+    objective = recipe.objective
+    plain = {"compile_blocks": False, "offload": False, "base_weights": "keep"}
+    changes = {name: value for name, value in plain.items() if hasattr(objective, name)}
+    return recipe.model_copy(update={"objective": objective.model_copy(update=changes)})
+
+
+def _held_by(run: _Rehearsal, weights_are_there: bool) -> Estimate:
+    """The memory of a process, all but what its heap loses."""
+    objective, source, device = run.objective, run.source, run.accelerator.device
+    memory = _memory(run)
+    before = _held(device)  # after the rehearsal, which loads the libraries that a run loads, too
+    if weights_are_there:
+        before = max(0, before - sum(value.nbytes for value in objective.parameters()))
+    ahead = PREFETCHED * max(sum(value.nbytes for value in batch.values()) for batch in run.examples.values())
+    cache = source.cache if isinstance(source, CachedBatches) else None
+    data = (cache.nbytes if cache else 0) + (ahead if workers_of(source) else 0)
+    unseen = 0 if weights_are_there else _frozen_without_content(objective)
+    estimate = Estimate(memory, before + unseen + data, _elsewhere(objective, device.type))
+    estimate.encodes_in_step = _encodes_in_step(objective)
+    return estimate
+
+
+def _frozen_without_content(objective: Objective) -> int:
+    """Bytes that models beside the trained ones will have."""
+    holders = [getattr(value, "pipeline", value) for value in getattr(objective, "_frozen", {}).values()]
+    parts = [part for holder in holders for part in getattr(holder, "components", {"": holder}).values()]
+    own = {id(value) for value in objective.parameters()}
+    frozen = {id(value): value for part in parts if isinstance(part, nn.Module) for value in part.parameters()}
+    return sum(value.nbytes for key, value in frozen.items() if value.is_meta and key not in own)
+
+
+def _measure(run: _Rehearsal, estimate: Estimate, clock: Callable[[], float]) -> None:
+    """Time from real micro-batches, and memory from what they left in the heap."""
+    recipe, objective, source, plan = run.recipe, run.objective, run.source, run.plan
+    cache = source.cache if isinstance(source, CachedBatches) else None
+    estimate.caching = cache.missing_seconds(clock) if cache else 0.0
+    parts = build_parts(recipe.model_copy(update={"sharding": "none"}), objective, run.accelerator, plan, source)
+    probe = Probe(recipe, parts, plan, source, run.examples, clock)
+    _time_training(run, probe, estimate)
+    if run.accelerator.device.type == "cpu":
+        estimate.process = process_peak(
+            recipe, objective, source, plan, run.examples.values(), probe, encodes=estimate.caching > 0
+        )
+    estimate.seen = peak_memory(run.accelerator.device)
+    estimate.measured = True
+
+
+def _count(run: _Rehearsal, estimate: Estimate, clock: Callable[[], float]) -> None:
+    """Time from what is counted on shapes."""
+    device = run.accelerator.device
+    machine = Machine(device, autocasts(run.recipe), clock)
+    counted = CountedTime(run.recipe, run.objective, run.plan, run.source, run.examples, machine, clock)
+    micro = _time_training(run, counted, estimate)
+    if isinstance(run.source, CachedBatches):
+        forward = lambda num_frames: _forward_seconds(micro, num_frames)  # noqa: E731
+        estimate.caching = counted.caching(run.source.cache, forward)
+    if device.type == "cpu":
+        estimate.holes = int(_HOLES * estimate.memory.total)
+
+
+def _memory(run: _Rehearsal) -> MemoryEstimate:
+    recipe, objective, config = run.recipe, run.objective, run.recipe.objective
+    largest = max(run.examples.values(), key=lambda batch: sum(value.numel() for value in batch.values()))
+    device = "cuda" if run.accelerator.device.type == "cuda" else "cpu"
     if recipe.activation_checkpointing:
         checkpoint_activations(objective)
-    peak = peak_bytes(objective, objective.rehearse_most, largest, device, autocasts(recipe))
-    return memory_of(
+    peak = _peak(run, largest, device)
+    eight_bits = isinstance(config, FineTuneObjectiveConfig) and config.base_weights != "keep"
+    estimate = memory_of(
         objective.parameters(),
         peak,
         optimizer=recipe.optimizer.name,
-        processes=world,
+        processes=run.accelerator.num_processes,
         sharded=recipe.sharding == "fsdp",
+        frozen_bytes=1.0 if eight_bits else None,
     )
+    if isinstance(config, FineTuneObjectiveConfig) and config.offload and isinstance(objective, FineTuneObjective):
+        model = objective.transformer
+        away = weight_bytes(model) - resident_bytes(model, model.transformer_blocks, frozen_only=True)
+        estimate = estimate._replace(weights=estimate.weights - away)
+    return estimate
+
+
+def _peak(run: _Rehearsal, batch: Batch, device: str) -> int:
+    """Bytes of a micro-batch; what was rehearsed once is scaled for other numbers of rows."""
+    objective, bfloat16 = run.objective, autocasts(run.recipe)
+    given: object = [run.recipe.stages, getattr(run.recipe.objective, "tasks", None)]
+    if isinstance(objective, FlowObjective):
+        given = most_tokens_beside(objective.drawn_tasks(), batch["latents"].shape[2], objective.strides)
+    key = f"{device}|{bfloat16}|{given}|{described(objective, batch)}"
+    rows = len(next(iter(batch.values())))
+    gradients = 4 * sum(value.numel() for value in objective.parameters() if value.requires_grad)
+    if key not in _peaks:
+        _peaks[key] = rows, peak_bytes(objective, objective.rehearse_most, batch, device, bfloat16)
+    rehearsed, peak = _peaks[key]
+    return gradients + (peak - gradients) * rows // rehearsed
 
 
 def _held(device: torch.device) -> int:
@@ -163,15 +280,11 @@ def _held(device: torch.device) -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _weights(objective: Objective) -> int:
-    return sum(value.nbytes for value in objective.parameters())
-
-
 def _encodes_in_step(objective: Objective) -> bool:
     return isinstance(objective, FlowObjective) and bool(objective.drawn_tasks() - set(CACHED_TASKS))
 
 
-def _elsewhere(objective: Objective) -> int:
+def _elsewhere(objective: Objective, device: str) -> int:
     """The largest of what encoding, sampling and validation hold."""
     if isinstance(objective, FlowObjective):
         config, vae, size = objective.config, objective.vae, (objective.data.height, objective.data.width)
@@ -186,29 +299,28 @@ def _elsewhere(objective: Objective) -> int:
     else:
         return 0
     frames, batch = max(encoded, key=lambda kind: kind[0] * kind[1])
-    peaks = [_coding(encoding_peak, vae, frames, *size, batch)]
+    peaks = [_coding(encoding_peak, vae, (frames, *size), batch, device)]
     if decoded:
         frames = objective.config.validation_frames
-        peaks.append(_coding(decoding_peak, vae, frames, *size, decoded))
+        peaks.append(_coding(decoding_peak, vae, (frames, *size), decoded, device))
     return max(peaks)
 
 
-def _coding(peak: Callable[..., int], vae: CausalVideoVAE, num_frames: int, height: int, width: int, batch: int) -> int:
-    return int(peak(vae, VideoShape(num_frames, height, width).latent(vae.strides), batch))
+def _coding(peak: Callable[..., int], vae: CausalVideoVAE, size: tuple[int, int, int], batch: int, device: str) -> int:
+    return int(peak(vae, VideoShape(*size).latent(vae.strides), batch, device=device))
 
 
-def _time_training(recipe: Recipe, probe: Probe, estimate: Estimate, examples: dict[Kind, Batch]) -> None:
-    parts, plan, source = probe.parts, probe.plan, probe.source
-    count = recipe.gradient_accumulation
+def _time_training(run: _Rehearsal, timed: Probe | CountedTime, estimate: Estimate) -> dict[Kind, float]:
+    """Fill in what training and validation take; returns the seconds of a micro-batch of every kind."""
+    recipe, plan, source, count = run.recipe, run.plan, run.source, run.recipe.gradient_accumulation
     micro: dict[Kind, float] = {}
     loads: dict[Kind, float] = {}
-    for kind, example in examples.items():
-        loads[kind], micro[kind] = probe.micro_batch(kind, _rows(kind, parts.meter, example))
-    most = max(examples, key=lambda kind: kind[0] * kind[2] * _steps(recipe, kind))
-    times = probe.times_by_task(most, _rows(most, parts.meter, examples[most]))
-    stepping = probe.optimizer()
+    for kind in run.examples:
+        loads[kind], micro[kind] = timed.micro_batch(kind)
+    times = timed.times_by_task(max(run.examples, key=lambda kind: kind[0] * kind[2] * steps_of(recipe, kind)))
+    stepping = timed.optimizer()
     samples = 0.0
-    spent = dict.fromkeys(examples, 0.0)
+    spent = dict.fromkeys(run.examples, 0.0)
     for stage in recipe.stages:
         shares = {length: share for length, share in stage.frames.items() if share > 0}
         for length, share in shares.items():
@@ -218,32 +330,18 @@ def _time_training(recipe: Recipe, probe: Probe, estimate: Estimate, examples: d
             spent[kind] += part * (count * _with_loading(source, computing, loads[kind]) + stepping)
             samples += part * stage.batch[length] * count
     estimate.training = sum(spent.values())
-    estimate.steps = {kind: seconds / _steps(recipe, kind) for kind, seconds in spent.items()}
+    estimate.steps = {kind: seconds / steps_of(recipe, kind) for kind, seconds in spent.items()}
     estimate.samples_per_second = samples / max(estimate.training, 1e-9)
     if recipe.every.validate_:
         times_validated = -(-recipe.total_steps // recipe.every.validate_)
-        estimate.validation = times_validated * _validation_seconds(parts.objective, micro)
-
-
-def _rows(kind: Kind, meter: Meter, example: Batch) -> int:
-    """As many of a micro-batch's rows as are measured."""
-    able = _USUAL_UTILISATION * (meter.peak_flops or float("inf"))
-    expected = meter.flops.get(shape_key(example), 0) / able
-    return max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
+        estimate.validation = times_validated * _validation_seconds(run.objective, micro)
+    return micro
 
 
 def _with_loading(source: Source, computing: float, loading: float) -> float:
     workers = workers_of(source)
     beside = workers and (os.cpu_count() or 1) > torch.get_num_threads()
     return max(computing, loading / workers) if beside else computing + loading
-
-
-def _steps(recipe: Recipe, kind: Kind) -> float:
-    """How many steps of a run are of a kind."""
-    length, crop, size = kind
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    own = [s for s in recipe.stages if s.crop == crop and s.batch.get(length, 0) // world == size]
-    return sum(stage.steps * stage.frames.get(length, 0) / sum(stage.frames.values()) for stage in own)
 
 
 def _validation_seconds(objective: Objective, micro: dict[Kind, float]) -> float:

@@ -31,7 +31,7 @@ def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: A
     return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
-_CPU_ATTENTION = {
+CPU_ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
@@ -80,10 +80,15 @@ def count_flops(module: nn.Module, loss: Loss, inputs: Inputs) -> int:
         loss: makes a scalar of `inputs`, through `module`; must not look at values.
         inputs: only their shapes and dtypes matter.
     """
-    weights, empty = _without_content(module, inputs, "meta")
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counted, _eager():
-        functional_call(_Rehearsed(module, loss), weights, (empty, nullcontext()))
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counted, _eager():
+        run_on_meta(module, loss, inputs)
     return int(counted.get_total_flops())
+
+
+def run_on_meta(module: nn.Module, loss: Loss, inputs: Inputs) -> None:
+    """A micro-batch, forward and backward, on the meta device; arguments as for `count_flops`."""
+    weights, empty = _without_content(module, inputs, "meta")
+    functional_call(_Rehearsed(module, loss), weights, (empty, nullcontext()))
 
 
 def peak_bytes(module: nn.Module, loss: Loss, inputs: Inputs, device: str = "cpu", bfloat16: bool = False) -> int:

@@ -15,12 +15,13 @@ from vgen.training.data.footage.cache import CacheIndex, text_cache
 from vgen.training.data.footage.pixel_source import FootageClips
 from vgen.training.data.footage.source import CaptionEncoding, FootageLatents
 from vgen.training.data.plan import BatchPlan, Source
+from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.vae import VaeObjective
 
 
-def build_on_footage(recipe: Recipe) -> tuple[Objective, Source]:
+def build_on_footage(recipe: Recipe, models: ModelSource = LOADED) -> tuple[Objective, Source]:
     """The objective and the source of a recipe whose data is footage.
 
     Raises:
@@ -30,7 +31,7 @@ def build_on_footage(recipe: Recipe) -> tuple[Objective, Source]:
     config, data = recipe.objective, recipe.data
     if isinstance(config, VaeObjectiveConfig) and isinstance(data, FootageConfig):
         clips = FootageClips(CacheIndex.open(data.index_file), data.weights)
-        return VaeObjective(config, clips, clips, recipe.seed), clips
+        return VaeObjective(config, clips, clips, recipe.seed, models), clips
     if not isinstance(config, FineTuneObjectiveConfig) or not isinstance(data, FootageConfig):
         raise RequestError(f"objective.kind={config.kind} and data.kind={data.kind} do not go together.")
     index = CacheIndex.open(data.index_file)
@@ -40,7 +41,7 @@ def build_on_footage(recipe: Recipe) -> tuple[Objective, Source]:
     source = footage_source(data, index, parts, config.text_drop)
     if config.offload:
         _check_offload(recipe)
-    pipeline = load_pipeline(recipe, parts, source)
+    pipeline = load_pipeline(recipe, parts, source, models)
     plan = BatchPlan(recipe.stages, recipe.seed)
     objective = FineTuneObjective(config, source, pipeline, plan, recipe.seed, training_device(recipe))
     objective.origin = parts.identity
@@ -71,12 +72,14 @@ def footage_source(data: FootageConfig, index: CacheIndex, parts: ModelParts, te
     return FootageLatents(data, index, encoding, text_drop)
 
 
-def load_pipeline(recipe: Recipe, parts: ModelParts, source: FootageLatents) -> TextToVideoPipeline:
+def load_pipeline(
+    recipe: Recipe, parts: ModelParts, source: FootageLatents, models: ModelSource = LOADED
+) -> TextToVideoPipeline:
     """The model as it is, its text encoder left out: captions are in the cache."""
     config = recipe.objective
     assert isinstance(config, FineTuneObjectiveConfig)
     narrow = recipe.mixed_precision == "bf16" and config.mode == "lora"
-    pipeline = TextToVideoPipeline.from_pretrained(
+    pipeline = models.pipeline(
         config.model,
         torch_dtype=torch.bfloat16 if narrow else torch.float32,
         text_encoder_folder=parts.text_encoder_folder,

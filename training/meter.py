@@ -18,7 +18,7 @@ _PROBE_SIDES = {"cuda": 8192}
 _PROBE_SIDE = 1024
 """Of the matrices that a device's rate is taken from, as small as keeps it busy."""
 _PROBE_SECONDS = 0.2
-_PLANAR = 4
+PLANAR = 4
 """Tensors of at least so many dimensions decide what a micro-batch costs; the text beside them varies."""
 
 
@@ -100,7 +100,7 @@ class Meter:
 
 def shape_key(batch: Batch) -> ShapeKey:
     """What a micro-batch's cost depends on: the shapes of its clips or latents."""
-    planar = {name: value for name, value in batch.items() if value.ndim >= _PLANAR and name != RENDERED}
+    planar = {name: value for name, value in batch.items() if value.ndim >= PLANAR and name != RENDERED}
     return tuple(sorted((name, tuple(value.shape)) for name, value in planar.items()))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 
 from vgen.engine.processor import lacks
@@ -18,6 +21,11 @@ def computes_bfloat16(device: torch.device | str = "cpu") -> bool:
         device: where to compute.
     """
     return torch.device(device).type != "cpu" or not lacks("avx512_bf16", "amx_bf16")
+
+
+def in_float32(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, nothing computes in bfloat16 by itself; on the meta device, where nothing could, either."""
+    return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 def autocasts(recipe: Recipe) -> bool:

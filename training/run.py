@@ -19,7 +19,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vgen.engine.allocator import keep_freed_memory
 from vgen.errors import RequestError, VgenError
 from vgen.io.atomic import follow_umask
-from vgen.models import CausalVideoVAE
 from vgen.training.config import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
 from vgen.training.config_distill import DistillObjectiveConfig
 from vgen.training.config_footage import FootageConfig
@@ -27,13 +26,14 @@ from vgen.training.config_preference import PreferenceObjectiveConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.captioned import CaptionedLatents
 from vgen.training.data.clips import SpriteClips
-from vgen.training.data.latents import LatentCache, encoder_hash
+from vgen.training.data.latents import LatentCache
 from vgen.training.data.plan import BatchPlan, Source, batches, workers_of
 from vgen.training.data.shards import ShardCache
 from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.footage_run import build_on_footage
 from vgen.training.journal import Journal
 from vgen.training.loop import Run, any_process, train
+from vgen.training.model_sources import LOADED, ModelSource, embedded_tokenizer
 from vgen.training.nonfinite import Replay, read_dump, replay
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.distill import distillation
@@ -141,7 +141,12 @@ def _gathering(accelerator: Accelerator) -> Callable[[Any], list[Any]]:
 
 
 def build_objective(
-    recipe: Recipe, folder: Path, control: Control, accelerator: Accelerator, blank: bool = False
+    recipe: Recipe,
+    folder: Path,
+    control: Control,
+    accelerator: Accelerator,
+    blank: bool = False,
+    models: ModelSource = LOADED,
 ) -> tuple[Objective, Source]:
     """The recipe's objective and the source of its batches; encodes the latent cache where one is needed.
 
@@ -151,37 +156,38 @@ def build_objective(
         control: asked whether to stop while encoding.
         accelerator: of the run.
         blank: encode nothing; the cache gives zeros of the right shapes.
+        models: where models come from.
     Raises:
         RequestError: what the recipe begins with is not there.
     """
-    _check_sources(recipe)
+    _check_sources(recipe, models)
     if isinstance(recipe.data, FootageConfig) or isinstance(recipe.objective, FineTuneObjectiveConfig):
-        return build_on_footage(recipe)
+        return build_on_footage(recipe, models)
     clips = SpriteClips(recipe.data, "train")
     held_out = SpriteClips(recipe.data, "validation")
     if isinstance(recipe.objective, VaeObjectiveConfig):
-        return VaeObjective(recipe.objective, clips, held_out, recipe.seed), clips
+        return VaeObjective(recipe.objective, clips, held_out, recipe.seed, models), clips
     if isinstance(recipe.objective, DistillObjectiveConfig):
-        student, caches, trajectories = distillation(recipe, folder, accelerator.device)
+        student, caches, trajectories = distillation(recipe, folder, accelerator.device, models)
         for trajectory_cache in caches:
             _fill(trajectory_cache, control, accelerator, blank)
         return student, trajectories
     if isinstance(recipe.objective, PreferenceObjectiveConfig):
-        tuned, pair_caches, pairs = preference(recipe, folder, accelerator.device)
+        tuned, pair_caches, pairs = preference(recipe, folder, accelerator.device, models)
         for pair_cache in pair_caches:
             _fill(pair_cache, control, accelerator, blank)
         return tuned, pairs
     config = recipe.objective
-    vae = CausalVideoVAE.from_pretrained(config.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
-    encoder = encoder_hash(vae)
-    vae.to(accelerator.device)  # where the cache, tasks encoded in the step, and samples need it
+    vae = models.vae(config.vae).eval().requires_grad_(False)
+    encoder = models.encoder_hash(vae, config.vae)
+    models.to(vae, accelerator.device)  # where the cache, tasks encoded in the step, and samples need it
     cache = LatentCache(config.latents, clips, vae, encoder, folder / "latents")
     _fill(cache, control, accelerator, blank)
     with accelerator.main_process_first():
-        tokenizer = _tokenizer(config, clips.world.tiers, folder / "tokenizer")
+        tokenizer = _tokenizer(config, clips.world.tiers, folder / "tokenizer", models)
     source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
     plan = BatchPlan(recipe.stages, recipe.seed)
-    return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan), source
+    return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan, models), source
 
 
 def sources_of(recipe: Recipe) -> dict[str, Path]:
@@ -190,9 +196,9 @@ def sources_of(recipe: Recipe) -> dict[str, Path]:
     return {key: place for key, place in found.items() if isinstance(place, Path)}
 
 
-def _check_sources(recipe: Recipe) -> None:
+def _check_sources(recipe: Recipe, models: ModelSource) -> None:
     for name, place in sources_of(recipe).items():
-        if not any((place / file).is_file() for file in ("config.json", "model_index.json")):
+        if not models.knows(place):
             raise RequestError(
                 f"objective.{name}={place} holds no model (no config.json or model_index.json): train the recipe that "
                 "makes it first, or name the folder of a trained model."
@@ -216,10 +222,14 @@ def _fill(cache: ShardCache, control: Control, accelerator: Accelerator, blank: 
     cache.load()
 
 
-def _tokenizer(config: FlowObjectiveConfig, tiers: tuple[int, ...], folder: Path) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    config: FlowObjectiveConfig, tiers: tuple[int, ...], folder: Path, models: ModelSource
+) -> PreTrainedTokenizerBase:
     """The run's tokenizer: fitted once and kept, since the text encoder's ids must never change their meaning."""
     if config.init is not None:
-        return AutoTokenizer.from_pretrained(config.init / "tokenizer")
+        return models.tokenizer(config.init)
+    if not folder.is_dir() and not models.trains_tokenizers:
+        return embedded_tokenizer()
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".tmp")
         fitted = sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length, tiers)

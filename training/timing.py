@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import mean, median
 
@@ -11,7 +12,9 @@ import torch
 from vgen.engine.allocator import heap
 from vgen.training.config import Recipe
 from vgen.training.config_stages import Stage, TaskMix
-from vgen.training.data.plan import BatchPlan, Source
+from vgen.training.data.plan import Batch, BatchPlan, Source
+from vgen.training.meter import shape_key
+from vgen.training.objectives.base import Objective
 from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.flow import FlowObjective
 from vgen.training.objectives.tasks import FOOTAGE_TASKS, TASKS, tasks_of
@@ -22,6 +25,59 @@ Kind = tuple[int, int | None, int]
 """(num_frames, crop, batch size of a process)."""
 _PROBE_SECONDS = 1.0
 """Least time that a kind of micro-batch is measured for, after one to warm up."""
+_LONGEST_MICRO_BATCH = 10.0
+"""Seconds; where one would take longer, fewer rows are measured."""
+_USUAL_UTILISATION = 0.3
+
+
+def steps_of(recipe: Recipe, kind: Kind) -> float:
+    """How many steps of a run are of a kind."""
+    length, crop, size = kind
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    own = [s for s in recipe.stages if s.crop == crop and s.batch.get(length, 0) // world == size]
+    return sum(stage.steps * stage.frames.get(length, 0) / sum(stage.frames.values()) for stage in own)
+
+
+def tasks_drawn(objective: Objective, plan: BatchPlan, kind: Kind) -> list[str]:
+    """What a run draws besides "text", which comes first; nothing where there are no tasks."""
+    if not isinstance(objective, FlowObjective | FineTuneObjective) or kind[0] == 1:
+        return []
+    mixes = (stage.tasks or objective.config.tasks for stage in plan.stages)
+    return ["text", *sorted(tasks_of(mixes, _known(objective)) - {"text"})]
+
+
+def mean_over_tasks(objective: Objective, seconds: Mapping[str, float]) -> Callable[[Stage], float]:
+    """A stage's mean micro-batch in those where nothing is given, out of the seconds of each task."""
+    if not isinstance(objective, FlowObjective | FineTuneObjective) or not seconds:
+        return lambda stage: 1.0
+    known, usual = _known(objective), objective.config.tasks
+
+    def times(stage: Stage) -> float:
+        shares = {task: (stage.tasks or usual).share(task) for task in known}
+        drawn = sum(share * seconds.get(task, 0.0) for task, share in shares.items())
+        return drawn / sum(shares.values()) / seconds["text"]
+
+    return times
+
+
+def _known(objective: Objective) -> tuple[str, ...]:
+    return TASKS if isinstance(objective, FlowObjective) else FOOTAGE_TASKS
+
+
+@contextmanager
+def only_task(objective: Objective, task: str) -> Iterator[None]:
+    """Inside, one task is drawn, where there are tasks."""
+    if not isinstance(objective, FlowObjective | FineTuneObjective):
+        yield
+        return
+    before = objective.plan
+    mix = TaskMix(**{"text": 0.0, "first": 0.0, "prefix": 0.0, "other": 0.0, task: 1.0})
+    stages = [stage.model_copy(update={"tasks": mix}) for stage in before.stages]
+    objective.plan = BatchPlan(stages, before.seed, before.rank, before.world)
+    try:
+        yield
+    finally:
+        objective.plan = before
 
 
 class Probe:
@@ -32,6 +88,7 @@ class Probe:
         parts: what trains; the weights move by nothing.
         plan: of the run's steps.
         source: of its batches.
+        examples: a micro-batch of every kind, without content.
         clock: what seconds are read from.
 
     Attributes:
@@ -39,63 +96,51 @@ class Probe:
     """
 
     def __init__(
-        self, recipe: Recipe, parts: Parts, plan: BatchPlan, source: Source, clock: Callable[[], float]
+        self,
+        recipe: Recipe,
+        parts: Parts,
+        plan: BatchPlan,
+        source: Source,
+        examples: Mapping[Kind, Batch],
+        clock: Callable[[], float],
     ) -> None:
         self.recipe = recipe
         self.parts = parts
         self.plan = plan
         self.source = source
+        self.examples = examples
         self.clock = clock
         self.shapes: set[tuple[torch.Size, ...]] = set()
         self._grown: list[float] = []
 
-    def micro_batch(self, kind: Kind, rows: int) -> tuple[float, float]:
-        """Seconds to load and to compute a micro-batch where nothing is given, of which `rows` rows are measured."""
-        with self._only("text"):
-            return self._measured(kind, rows)
+    def micro_batch(self, kind: Kind) -> tuple[float, float]:
+        """Seconds to load and to compute a micro-batch where nothing is given."""
+        with only_task(self.parts.objective, "text"):
+            return self._measured(kind)
 
-    def times_by_task(self, kind: Kind, rows: int) -> Callable[[Stage], float]:
+    def times_by_task(self, kind: Kind) -> Callable[[Stage], float]:
         """A stage's mean micro-batch in those where nothing is given, measured on one kind."""
-        objective = self.parts.objective
-        if not isinstance(objective, FlowObjective | FineTuneObjective) or kind[0] == 1:
-            return lambda stage: 1.0
-        known = TASKS if isinstance(objective, FlowObjective) else FOOTAGE_TASKS
-        usual = objective.config.tasks
-        seconds = {}
-        for task in sorted(tasks_of((stage.tasks or usual for stage in self.plan.stages), known) | {"text"}):
-            with self._only(task):
-                seconds[task] = self._measured(kind, rows)[1]
+        objective, seconds = self.parts.objective, {}
+        for task in tasks_drawn(objective, self.plan, kind):
+            with only_task(objective, task):
+                seconds[task] = self._measured(kind)[1]
+        return mean_over_tasks(objective, seconds)
 
-        def times(stage: Stage) -> float:
-            shares = {task: (stage.tasks or usual).share(task) for task in known}
-            drawn = sum(share * seconds.get(task, 0.0) for task, share in shares.items())
-            return drawn / sum(shares.values()) / seconds["text"]
-
-        return times
+    def _rows(self, kind: Kind) -> int:
+        """As many of a micro-batch's rows as are measured."""
+        meter = self.parts.meter
+        able = _USUAL_UTILISATION * (meter.peak_flops or float("inf"))
+        expected = meter.flops.get(shape_key(self.examples[kind]), 0) / able
+        return max(1, min(kind[2], int(kind[2] * _LONGEST_MICRO_BATCH / max(expected, 1e-9))))
 
     @property
     def kept(self) -> float:
         """Bytes that libraries keep for a batch of a new shape; the median, since now and then a model is compiled."""
         return median(self._grown) if self._grown else 0.0
 
-    @contextmanager
-    def _only(self, task: str) -> Iterator[None]:
-        """Inside, one task is drawn, where there are tasks."""
-        objective = self.parts.objective
-        if not isinstance(objective, FlowObjective | FineTuneObjective):
-            yield
-            return
-        before = objective.plan
-        mix = TaskMix(**{"text": 0.0, "first": 0.0, "prefix": 0.0, "other": 0.0, task: 1.0})
-        stages = [stage.model_copy(update={"tasks": mix}) for stage in before.stages]
-        objective.plan = BatchPlan(stages, before.seed, before.rank, before.world)
-        try:
-            yield
-        finally:
-            objective.plan = before
-
-    def _measured(self, kind: Kind, rows: int) -> tuple[float, float]:
+    def _measured(self, kind: Kind) -> tuple[float, float]:
         num_frames, crop, size = kind
+        rows = self._rows(kind)
         parts, source, clock = self.parts, self.source, self.clock
         device = next(parts.objective.parameters()).device
         step = _first_step(self.plan, num_frames, crop)

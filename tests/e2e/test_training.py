@@ -324,7 +324,9 @@ def test_a_dry_run_tells_memory_and_time_and_leaves_nothing(
     changes = [f"output_dir={run}", "every.validate=3"]
     code, out, _ = _command(["train", "run", str(path), "--dry-run", *changes], capsys)
     assert code == 0 and not run.exists()
-    estimate = dry_run(load_recipe(path, changes))
+    assert "--measure" in out
+    estimate = dry_run(load_recipe(path, changes), measure=True)
+    assert not any("--measure" in line for line in estimate.lines())
     weights = sum(value.numel() for value in _load(vae_run, 6).model.values()) if kind == "vae" else 0
     assert "memory" in out and "validation" in out and ("encoding latents" in out) == (kind == "flow")
     assert set(estimate.steps) == ({(1, None, 2), (5, None, 1)} if kind == "vae" else {(1, None, 3), (5, None, 2)})

@@ -111,9 +111,13 @@ class PairCache(ShardCache):
         """What the pairs take in memory once they are read."""
         return sum(value.nbytes for value in self._pairs.values())
 
+    def missing(self) -> int:
+        """How many places are still to be made."""
+        return sum(len(places) for places in self._places() if not self._path(places).exists())
+
     def missing_seconds(self, clock: Callable[[], float]) -> float:
         """What making the rest will take, from one place; `clock` is what seconds are read from."""
-        missing = sum(len(places) for places in self._places() if not self._path(places).exists())
+        missing = self.missing()
         if not missing:
             return 0.0
         began = clock()
@@ -123,7 +127,10 @@ class PairCache(ShardCache):
     def load_blank(self) -> None:
         """Stand-ins of the right shapes that hold nothing: for a dry run, which makes no pair."""
         latents = torch.zeros(1, *self._latent_shape)
-        embeds, mask = self.maker.text([""])
+        text_encoder = self.maker.pipeline.text_encoder
+        assert text_encoder is not None
+        width, length = text_encoder.config.d_model, self.maker.settings.max_sequence_length
+        embeds, mask = torch.zeros(1, length, width), torch.ones(1, length, dtype=torch.bool)
         self._pairs = {"chosen": latents, "rejected": latents, "prompt_embeds": embeds, "attention_mask": mask}
 
     def rows(self, indices: list[int]) -> Batch:

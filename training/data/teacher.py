@@ -73,7 +73,7 @@ class Teacher:
         picture = torch.zeros(3, self.settings.height, self.settings.width)
         filled = pipeline.fill_settings(settings)
         shape, given = pipeline.check_inputs(filled, [VideoCondition(picture)] if task == "first" else ())
-        _, known = pipeline.prepare_latents(filled, shape, given, pipeline._execution_device)
+        _, known = pipeline.prepare_latents(filled, shape, given, pipeline.vae.device)
         return Layout(known.strength[0].float().cpu(), known.coordinates[0].cpu(), known.num_extra)
 
     def noise(self, num_frames: int, sources: list[torch.Generator]) -> Tensor:

@@ -145,11 +145,14 @@ class TrajectoryCache(ShardCache):
             total += sum(value.nbytes // len(value) for value in group.values()) * self.groups[key]
         return total
 
+    def missing(self) -> dict[tuple[str, int], int]:
+        """How many trajectories of each task and length are still to be integrated."""
+        return {key: SHARD * sum(not path.exists() for path in self._paths(*key)) for key in self.groups}
+
     def missing_seconds(self, clock: Callable[[], float]) -> float:
         """What integrating the rest will take, from a few of each kind; `clock` is what seconds are read from."""
         total, control = 0.0, Control(self.folder)
-        for task, num_frames in self.groups:
-            missing = SHARD * sum(not path.exists() for path in self._paths(task, num_frames))
+        for (task, num_frames), missing in self.missing().items():
             rows = min(self.config.batch, missing, _TRIAL)
             if not rows:
                 continue

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vgen.training.precision import in_float32
+
 
 def foreground_weights(masks: Tensor, weight: float, margin: int = 1) -> Tensor:
     """Pixel weights: `weight` on the objects and `margin` pixels around them, 1 elsewhere.
@@ -96,7 +98,7 @@ def dissimilarity(first: Tensor, second: Tensor) -> Tensor:
         first: [B, C, F, H, W] in [-1, 1], at least 11 pixels high and wide.
         second: the same shape.
     """
-    with torch.autocast(first.device.type, enabled=False):  # variances are small differences of large numbers
+    with in_float32(first.device):  # variances are small differences of large numbers
         images = (clip.float().transpose(1, 2).flatten(0, 2).unsqueeze(1).add(1).mul(127.5) for clip in (first, second))
         return 1 - _similarity(*images)
 

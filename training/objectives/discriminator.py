@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from vgen.training.precision import in_float32
+
 _SCALE = 0.05
 """Of the discriminator's loss. Adam does not see it; it keeps the common clipping of gradients to the decoder's own."""
 
@@ -86,7 +88,7 @@ def gan_losses(
         weight: see above.
         active: False lets the discriminator learn alone.
     """
-    with torch.autocast(original.device.type, enabled=False):
+    with in_float32(original.device):
         original, restored = original.float(), restored.float()
         told_apart = discriminator(original, restored.detach())
         own = functional.softplus(-told_apart).mean()

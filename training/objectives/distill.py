@@ -36,6 +36,7 @@ from vgen.training.data.prompts import FilePrompts, Prompts, SpritePrompts
 from vgen.training.data.teacher import Teacher, decode_tokens
 from vgen.training.data.trajectories import Trajectories, TrajectoryCache
 from vgen.training.judge import score
+from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.exporting import save_pipeline
@@ -272,7 +273,7 @@ def _add_adapter(transformer: Any, config: DistillObjectiveConfig, seed: int) ->
 
 
 def distillation(
-    recipe: Recipe, folder: Path, device: torch.device
+    recipe: Recipe, folder: Path, device: torch.device, models: ModelSource = LOADED
 ) -> tuple[DistillObjective, list[TrajectoryCache], Trajectories]:
     """The objective, the caches that are to be filled before it is used, and the source of its batches.
 
@@ -280,13 +281,14 @@ def distillation(
         recipe: with a distill objective.
         folder: of the run.
         device: where the teacher runs.
+        models: where the teacher comes from.
     Raises:
         RequestError: the teacher is a student itself.
     """
     config = recipe.objective
     assert isinstance(config, DistillObjectiveConfig) and isinstance(recipe.data, SpritesConfig)
     source = resolve_model(config.teacher)
-    pipeline = TextToVideoPipeline.from_pretrained(source, torch_dtype=torch.float32, device=device)
+    pipeline = models.pipeline(str(source), torch_dtype=torch.float32, device=device)
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.config.defaults.get("distilled"):
         raise RequestError(f"teacher={config.teacher!r} is distilled already: give the model that it came from.")

@@ -23,6 +23,7 @@ from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.latents import encode_clips
 from vgen.training.data.plan import RENDERED, Batch, BatchPlan
 from vgen.training.data.sprites.world import answer_prompts
+from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import Objective, losses_at_quantiles
 from vgen.training.objectives.draws import FlowDraws, token_shape
@@ -57,6 +58,7 @@ class FlowObjective(Objective):
         clips: training clips, for tasks whose given part is encoded when it is drawn.
         held_out: validation clips.
         plan: says which stage of the recipe a step belongs to.
+        models: where `init` comes from.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class FlowObjective(Objective):
         clips: SpriteClips,
         held_out: SpriteClips,
         plan: BatchPlan,
+        models: ModelSource = LOADED,
     ) -> None:
         super().__init__()
         self.config = config
@@ -78,12 +81,12 @@ class FlowObjective(Objective):
         self.clips = clips
         self.held_out = held_out
         self.strides = vae.strides
-        self.transformer = build_transformer(config, vae.config.latent_channels, seed)
+        self.transformer = build_transformer(config, vae.config.latent_channels, seed, models)
         if config.explicit_attention:
             use_explicit_attention(self.transformer)
         if config.compile_blocks:
             compile_blocks(self.transformer)
-        self.text_encoder = build_text_encoder(config, len(tokenizer), seed)
+        self.text_encoder = build_text_encoder(config, len(tokenizer), seed, models)
         self._frozen = {"vae": vae}  # a dictionary keeps it out of the trained modules
         self._fixed: dict[str, Tensor] = {}
 
@@ -292,13 +295,15 @@ class FlowObjective(Objective):
         return {"mebibytes": save_pipeline(pipeline, folder, dtype)}
 
 
-def build_transformer(config: FlowObjectiveConfig, latent_channels: int, seed: int) -> VideoDiT:
+def build_transformer(
+    config: FlowObjectiveConfig, latent_channels: int, seed: int, models: ModelSource = LOADED
+) -> VideoDiT:
     """A fresh transformer from the recipe's `model`, or the one of the pipeline folder in `init`.
 
     Channels of latents and text, and the width of cross-attention, follow from the other parts and may be left out.
     """
     if config.init is not None:
-        return VideoDiT.from_pretrained(config.init / "transformer", torch_dtype=torch.float32)
+        return models.transformer(config.init)
     channels = latent_channels * config.model.get("patch_size", 1) ** 2
     model = {
         "in_channels": channels,
@@ -309,11 +314,9 @@ def build_transformer(config: FlowObjectiveConfig, latent_channels: int, seed: i
     if {"num_attention_heads", "attention_head_dim"} <= set(model):
         model.setdefault("cross_attention_dim", model["num_attention_heads"] * model["attention_head_dim"])
     try:
-        transformer = VideoDiT(**model)
+        return models.fresh(lambda: VideoDiT(**model), lambda made: made.init_weights(generator(seed, "weights")))
     except TypeError as error:
         raise RequestError(f"objective.model does not fit VideoDiT: {error}") from None
-    transformer.init_weights(generator(seed, "weights"))
-    return transformer
 
 
 def build_scheduler(config: FlowObjectiveConfig) -> FlowMatchEulerDiscreteScheduler:

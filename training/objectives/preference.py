@@ -33,6 +33,7 @@ from vgen.training.data.pair_sources import ClipMaker, JudgedPairs, PairFile, re
 from vgen.training.data.pairs import PairBatches, PairCache
 from vgen.training.data.plan import Batch
 from vgen.training.data.prompts import SpritePrompts
+from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.objectives.adapters import ADAPTER, add_lora, without_adapters
 from vgen.training.objectives.attention import use_explicit_attention
 from vgen.training.objectives.base import QUANTILES, TrainedOnly, losses_at_quantiles
@@ -54,6 +55,7 @@ class PreferenceObjective(TrainedOnly):
         held_out: pairs for validation.
         seed: of the recipe; initialises the LoRA.
         device: where the frozen copy goes.
+        models: where the model came from.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class PreferenceObjective(TrainedOnly):
         held_out: PairCache,
         seed: int,
         device: torch.device | str = "cpu",
+        models: ModelSource = LOADED,
     ) -> None:
         super().__init__()
         self.config = config
@@ -72,7 +75,7 @@ class PreferenceObjective(TrainedOnly):
         if config.train == "lora":
             add_lora(self.transformer, config.lora, seed)
         else:
-            self._frozen["reference"] = copy.deepcopy(self.transformer).requires_grad_(False).to(device)
+            self._frozen["reference"] = models.to(copy.deepcopy(self.transformer).requires_grad_(False), device)
             self.transformer.requires_grad_(True)
         for transformer in (self.transformer, self._frozen.get("reference")):
             if transformer is not None and config.explicit_attention:
@@ -114,16 +117,20 @@ class PreferenceObjective(TrainedOnly):
         """The loss without looking at values."""
         shape = self._token_shape(batch["chosen"])
         latents = batch["chosen"].float()
-        preferred, flow, _ = self.pair_losses(batch, latents.new_zeros(shape[0]), latents.new_zeros(shape))
+        sigma, noise = latents.new_zeros(shape[0]), latents.new_zeros(shape)
+        preferred, flow, _ = self.pair_losses(batch, sigma, noise, reference=self.transformer)
         return preferred.mean() + self.config.flow_weight * flow.mean()
 
-    def pair_losses(self, batch: Batch, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pair_losses(
+        self, batch: Batch, sigma: Tensor, noise: Tensor, reference: VideoDiT | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of each pair, the flow-matching error of what is chosen, and the margin; [B] each.
 
         Args:
             batch: of `PairCache.rows`.
             sigma: [B], the same for both clips of a pair.
             noise: [B, N, C], likewise.
+            reference: in place of the model as it was; for a rehearsal, which has no other weights.
         Returns:
             The margin is how much more the error has fallen on what is chosen than on what is rejected, since the
             reference: what the loss is -log sigmoid of, over beta / 2.
@@ -131,7 +138,7 @@ class PreferenceObjective(TrainedOnly):
         inputs = self._inputs(batch, sigma, noise)
         chosen, rejected = self._errors(self.transformer, inputs, batch).chunk(2)
         with torch.no_grad(), self._as_reference():
-            reference = self._frozen.get("reference", self.transformer)
+            reference = reference or self._frozen.get("reference", self.transformer)
             chosen_ref, rejected_ref = self._errors(reference, inputs, batch).chunk(2)
         margin = (rejected - rejected_ref) - (chosen - chosen_ref)
         return -F.logsigmoid(self.config.beta / 2 * margin), chosen, margin
@@ -232,7 +239,7 @@ class PreferenceObjective(TrainedOnly):
 
 
 def preference(
-    recipe: Recipe, folder: Path, device: torch.device
+    recipe: Recipe, folder: Path, device: torch.device, models: ModelSource = LOADED
 ) -> tuple[PreferenceObjective, list[PairCache], PairBatches]:
     """The objective, the caches that are to be filled before it is used, and the source of its batches.
 
@@ -240,6 +247,7 @@ def preference(
         recipe: with a preference objective.
         folder: of the run.
         device: where clips are made.
+        models: where the model comes from.
     Raises:
         RequestError: the model has no text encoder or was distilled, or the file of pairs is wrong or too short.
     """
@@ -247,7 +255,7 @@ def preference(
     assert isinstance(config, PreferenceObjectiveConfig) and isinstance(recipe.data, SpritesConfig)
     lines = None if config.pairs.file is None else _split_file(config.pairs.file, config.validation_prompts)
     model = resolve_model(config.model)
-    pipeline = TextToVideoPipeline.from_pretrained(model, torch_dtype=torch.float32, device=device)
+    pipeline = models.pipeline(str(model), torch_dtype=torch.float32, device=device)
     pipeline.set_progress_bar_config(disable=True)
     if pipeline.text_encoder is None:
         raise RequestError(f"model={config.model!r} has no text encoder: give a folder with text_encoder/.")
@@ -258,7 +266,7 @@ def preference(
     maker = ClipMaker(pipeline, config.pairs)
     sources = [PairFile(part, maker) for part in lines] if lines else _judged_sources(recipe, config, maker)
     caches = [PairCache(config.pairs, source, maker, model_hash(model), folder / "pairs") for source in sources]
-    return PreferenceObjective(config, maker, caches[1], recipe.seed, device), caches, PairBatches(caches[0])
+    return PreferenceObjective(config, maker, caches[1], recipe.seed, device, models), caches, PairBatches(caches[0])
 
 
 def _judged_sources(recipe: Recipe, config: PreferenceObjectiveConfig, maker: ClipMaker) -> list[JudgedPairs]:

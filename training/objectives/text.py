@@ -9,19 +9,23 @@ import torch
 from transformers import T5Config, T5EncoderModel
 
 from vgen.training.config import FlowObjectiveConfig
+from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.randomness import key_number
 
 
-def build_text_encoder(config: FlowObjectiveConfig, vocabulary: int, seed: int) -> T5EncoderModel:
+def build_text_encoder(
+    config: FlowObjectiveConfig, vocabulary: int, seed: int, models: ModelSource = LOADED
+) -> T5EncoderModel:
     """A fresh T5 encoder, or the one of the pipeline folder in `init`.
 
     Args:
         config: of the recipe.
         vocabulary: number of the tokenizer's pieces.
         seed: of the recipe.
+        models: where `init` comes from.
     """
     if config.init is not None:
-        return T5EncoderModel.from_pretrained(config.init / "text_encoder", dtype=torch.float32)
+        return models.text_encoder(config.init)
     size = config.text_encoder
     described = T5Config(
         vocab_size=vocabulary,
@@ -39,7 +43,7 @@ def build_text_encoder(config: FlowObjectiveConfig, vocabulary: int, seed: int) 
     )
     with torch.random.fork_rng():
         torch.manual_seed(key_number(seed, "text encoder"))
-        return T5EncoderModel(described)
+        return models.fresh(lambda: T5EncoderModel(described))
 
 
 def compute_in_float32(config: Path) -> None:

@@ -29,6 +29,7 @@ from vgen.training.losses.pixels import (
     weighted_l1,
     weighted_square,
 )
+from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.discriminator import PairDiscriminator, gan_losses
 from vgen.training.objectives.exporting import forget_origin
@@ -49,6 +50,7 @@ class VaeObjective(Objective):
         clips: where training clips come from (for the latent statistics).
         held_out: validation clips.
         seed: of the recipe; initialises the weights.
+        models: where `init` comes from.
     """
 
     def __init__(
@@ -57,19 +59,20 @@ class VaeObjective(Objective):
         clips: SpriteClips | FootageClips,
         held_out: SpriteClips | FootageClips,
         seed: int,
+        models: ModelSource = LOADED,
     ) -> None:
         super().__init__()
         self.config = config
         self.clips = clips
         self.held_out = held_out
-        self.vae = build_vae(config, seed)
+        self.vae = build_vae(config, seed, models)
         self.vae.encoder.requires_grad_(config.train == "all")
         if self.vae.decoder.timestep_scale_multiplier is not None:
             self.vae.decoder.timestep_scale_multiplier.requires_grad_(False)  # a constant that is stored as a weight
         self.discriminator: PairDiscriminator | None = None
         if config.gan is not None:
-            size = (config.gan.width, config.gan.levels)
-            self.discriminator = PairDiscriminator(*size, seed=key_number(seed, "discriminator"))
+            size, own_seed = (config.gan.width, config.gan.levels), key_number(seed, "discriminator")
+            self.discriminator = models.fresh(lambda: PairDiscriminator(*size, seed=own_seed))
         self._judges = {} if config.lpips is None else {"lpips": Lpips(config.lpips.folder)}  # never trained or saved
 
     def own_optimizers(self) -> dict[str, OptimizerConfig]:
@@ -229,14 +232,14 @@ class VaeObjective(Objective):
         return next(self.vae.parameters()).device
 
 
-def build_vae(config: VaeObjectiveConfig, seed: int) -> CausalVideoVAE:
+def build_vae(config: VaeObjectiveConfig, seed: int, models: ModelSource = LOADED) -> CausalVideoVAE:
     """A fresh VAE from the recipe's `model`, or the one saved in `init`."""
     if config.init is not None:
-        vae = CausalVideoVAE.from_pretrained(config.init, torch_dtype=torch.float32)
-        return vae if config.denoising is None else with_timestep(vae)
+        vae = models.vae(config.init)
+        return vae if config.denoising is None else models.fresh(lambda: with_timestep(vae))
     try:
-        vae = CausalVideoVAE(**config.model)
+        return models.fresh(
+            lambda: CausalVideoVAE(**config.model), lambda made: made.init_weights(generator(seed, "weights"))
+        )
     except TypeError as error:
         raise RequestError(f"objective.model does not fit CausalVideoVAE: {error}") from None
-    vae.init_weights(generator(seed, "weights"))
-    return vae

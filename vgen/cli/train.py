@@ -28,7 +28,10 @@ def run(
         bool, typer.Option("--resume/--fresh", help="Go on from the newest checkpoint, or refuse if there is one.")
     ] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Train nothing; say how much memory and time it will take.")
+        bool, typer.Option("--dry-run", help="Train nothing; estimate memory and time, from shapes alone.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --dry-run: time real steps, for minutes. Models must be there.")
     ] = False,
 ) -> None:
     """Train what a recipe describes, and export the trained model."""
@@ -36,6 +39,7 @@ def run(
 
     from vgen.errors import RequestError
 
+    train_tools.check_measure(dry_run, measure)
     if not Path(recipe).is_file():
         raise RequestError(f"recipe={recipe!r}: there is no such file.")
     for override in overrides or []:
@@ -47,10 +51,12 @@ def run(
 
     keep_freed_memory()
     if is_chain(Path(recipe)):
-        train_tools.run_links(Path(recipe), None, list(overrides or []), resume=resume, dry_run=dry_run)
+        train_tools.run_links(
+            Path(recipe), None, list(overrides or []), resume=resume, dry_run=dry_run, measure=measure
+        )
         return
     if dry_run:
-        train_tools.show_estimate(recipe, list(overrides or []))
+        train_tools.show_estimate(recipe, list(overrides or []), measure)
         return
     from vgen.training.run import leave_processes, run_recipe
 
@@ -77,7 +83,10 @@ def sprites(
         bool, typer.Option("--resume/--fresh", help="Go on where the chain was stopped, or refuse if it was begun.")
     ] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Train nothing; say how much memory and time it will take.")
+        bool, typer.Option("--dry-run", help="Train nothing; estimate memory and time, from shapes alone.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --dry-run: time real steps, for minutes. Models must be there.")
     ] = False,
 ) -> None:
     """Train the embedded model from nothing: its recipes one after the other; stopped, the same command goes on."""
@@ -87,11 +96,14 @@ def sprites(
     from vgen.engine.allocator import keep_freed_memory
     from vgen.training.chain import embedded_chain
 
+    train_tools.check_measure(dry_run, measure)
     keep_freed_memory()
     root = Path(output)
     if tiny and output == "runs":
         root = Path("runs") / "tiny"
-    train_tools.run_links(embedded_chain(), root, list(overrides or []), tiny=tiny, resume=resume, dry_run=dry_run)
+    train_tools.run_links(
+        embedded_chain(), root, list(overrides or []), tiny=tiny, resume=resume, dry_run=dry_run, measure=measure
+    )
 
 
 app.command("plot")(train_tools.plot)

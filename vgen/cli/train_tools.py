@@ -48,17 +48,35 @@ def replay(
     typer.echo("not finite: " + (", ".join(again.parameters) or "no gradient"))
 
 
-def show_estimate(recipe: str, overrides: list[str]) -> None:
+def check_measure(dry_run: bool, measure: bool) -> None:
+    """Refuse --measure for a run that trains."""
+    from vgen.errors import RequestError
+
+    if measure and not dry_run:
+        raise RequestError("--measure times real steps for an estimate: give it together with --dry-run.")
+
+
+def show_estimate(recipe: str, overrides: list[str], measure: bool) -> None:
     """Print what a recipe will take."""
+    from pathlib import Path
+
+    from vgen.training.chain import configs_next_to
     from vgen.training.config import load_recipe
     from vgen.training.dry_run import dry_run
 
-    for line in dry_run(load_recipe(recipe, overrides)).lines():
+    for line in dry_run(load_recipe(recipe, overrides), measure=measure, models=configs_next_to(Path(recipe))).lines():
         typer.echo(line)
 
 
 def run_links(
-    chain: Path, root: Path | None, overrides: list[str], *, tiny: bool = False, resume: bool = True, dry_run: bool
+    chain: Path,
+    root: Path | None,
+    overrides: list[str],
+    *,
+    tiny: bool = False,
+    resume: bool = True,
+    dry_run: bool,
+    measure: bool,
 ) -> None:
     """Run a chain of recipes, or print what it will take."""
     from vgen.training.chain import dry_run_chain, read_chain, run_chain
@@ -66,7 +84,7 @@ def run_links(
 
     links = read_chain(chain, root, overrides, tiny)
     if dry_run:
-        dry_run_chain(links, typer.echo)
+        dry_run_chain(links, typer.echo, measure)
         return
     finished = run_chain(links, typer.echo, resume)
     leave_processes()

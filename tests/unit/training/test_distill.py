@@ -382,7 +382,9 @@ def test_a_dry_run_integrates_a_few(
     monkeypatch.setattr(
         TrajectoryCache, "integrate", lambda self, *told: (made.append(len(told[2])), integrate(self, *told))[1]
     )
-    estimate = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []))
+    counted = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []))
+    assert counted.training > 0 and counted.caching > 0 and not made
+    estimate = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []), measure=True)
     assert made == [4] and estimate.caching > 0 and estimate.training > 0
 
 

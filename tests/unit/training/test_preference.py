@@ -288,7 +288,9 @@ def test_a_dry_run_makes_one_pair(tiny_pipeline_folder: Path, tmp_path: Path, mo
     made: list[Path] = []
     encode = PairFile._encode
     monkeypatch.setattr(PairFile, "_encode", lambda self, path: (made.append(path), encode(self, path))[1])
-    estimate = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []))
+    counted = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []))
+    assert counted.training > 0 and counted.caching > 0 and not made
+    estimate = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []), measure=True)
     assert estimate.training > 0 and estimate.caching > 0
     assert len(made) == 2  # one pair, to tell how long the others will take
 
