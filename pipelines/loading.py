@@ -123,13 +123,13 @@ class PipelineLoading(DiffusionPipeline):
             upcast_fp8: widen plain FP8 weights, see `SingleFile.check_precision`.
             version: name in `vgen.catalog`, for a file that goes by another name; says only what the defaults are.
             text_cache: see `from_pretrained`.
-            **kwargs: components by name, used as they are; `convention` and `defaults`.
+            **kwargs: components by name, used as they are; `convention`, `defaults` and `trained`.
         Raises:
             CheckpointError: the file is damaged, incomplete or of another kind; or no text encoder is there.
             RequestError: an argument that a single file cannot take.
         """
         entry = None if version is None else entry_named(version)
-        allowed = {"scheduler", "vae", "transformer", *_TEXT, "convention", "defaults"}
+        allowed = {"scheduler", "vae", "transformer", *_TEXT, "convention", "defaults", "trained"}
         if kwargs.keys() - allowed:
             raise RequestError(
                 f"{', '.join(sorted(kwargs.keys() - allowed))} cannot be given for a single file: convert it to a "
@@ -148,6 +148,7 @@ class PipelineLoading(DiffusionPipeline):
         else:
             _add_text_encoder(components, file.path, text_encoder_folder, dtype)
         components.setdefault("convention", convention_of(file))
+        components.setdefault("trained", file.folder.get("model_index", {}).get("trained"))
         components["defaults"] = {**file.facts, **components.get("defaults", _as_json(file_defaults(file, entry)))}
         pipeline: Any = cls(**components)
         pipeline.register_to_config(_name_or_path=str(path))

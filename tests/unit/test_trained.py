@@ -241,3 +241,14 @@ def test_a_pipeline_keeps_its_statement(sprites, tmp_path: Path) -> None:
     assert TextToVideoPipeline(**sprites.components).config.trained == stated
     sprites.save_pretrained(tmp_path / "model")
     assert model_trained(tmp_path / "model") == model_trained(resolve_model("sprites"))
+
+
+def test_a_single_file_keeps_the_statement_of_its_folder(ltx_random, tmp_path: Path) -> None:
+    from vgen.io.convert import folder_to_file
+    from vgen.models.empty import model_shapes
+
+    folder, file = _stating(ltx_random("0.9.5"), STATED), tmp_path / "one.safetensors"
+    folder_to_file(folder, file, model_shapes)
+    assert model_trained(file) == model_trained(folder) == Trained.read({"trained": STATED})
+    pipe = TextToVideoPipeline.from_single_file(file, text_encoder_folder=folder)
+    assert Trained.read(pipe.config) == Trained.read({"trained": STATED})
