@@ -30,7 +30,7 @@ from vgen.pipelines.checks import check_call, check_start
 from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.decoding import decode_latents, decode_to_bytes, paste_known, to_output
-from vgen.pipelines.drafting import of_draft, steps_of
+from vgen.pipelines.drafting import make_draft, steps_of
 from vgen.pipelines.loading import PipelineLoading
 from vgen.pipelines.lora import PipelineLora
 from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
@@ -275,7 +275,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
             )  # fmt: skip
             latents, first = None, []
             if len(parts) > 1:
-                latents, text = self._sample(steps, of_draft(settings), shape, given, (), None, text, guidance)
+                latents, text = make_draft(self, steps, settings, shape, text, guidance)
                 first = [KnownLatents(latents[:, :, :1])]
             if latents is None or not self.interrupt:
                 latents, text = self._sample(steps, settings, shape, given, first, clip, text, guidance)

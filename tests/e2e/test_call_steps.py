@@ -102,9 +102,9 @@ def test_steps_are_counted_over_draft_and_clip(pipeline: TextToVideoPipeline) ->
         seen.append((index, pipe.num_timesteps, float(timestep)))
 
     latents(pipeline, callback_on_step_end=note, **DRAFT)
-    assert [entry[:2] for entry in seen] == [(index, 6) for index in range(6)]
-    assert seen[0][2] == seen[2][2] == 1000.0, "the draft has a schedule of its own"
-    assert pipeline.num_timesteps == 6 and pipeline.call_steps is None
+    assert [entry[:2] for entry in seen] == [(index, 8) for index in range(8)]
+    assert seen[0][2] == seen[2][2] == seen[4][2] == 1000.0, "each draft has a schedule of its own"
+    assert pipeline.num_timesteps == 8 and pipeline.call_steps is None
 
 
 def test_an_interrupt_in_the_draft_leaves_out_the_rest_and_gives_the_draft(
@@ -138,7 +138,7 @@ def test_a_call_has_one_bar_that_users_configure(
 ) -> None:
     pipeline.set_progress_bar_config(disable=False, desc="mine", ncols=60, mininterval=0)
     try:
-        for settings, steps in ((DRAFT, 6), ({"two_pass": two_pass, "num_inference_steps": 4}, None)):
+        for settings, steps in ((DRAFT, 8), ({"two_pass": two_pass, "num_inference_steps": 4}, None)):
             latents(pipeline, **settings)
             lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip()]
             steps = steps or pipeline.num_timesteps
@@ -159,8 +159,8 @@ def test_an_observer_is_told_the_phases_and_every_step(pipeline: TextToVideoPipe
     assert torch.equal(plain, watched)
     assert seen[0] == Progress("encoding") and seen[-1] == Progress("decoding")
     steps = [entry for entry in seen if entry.phase == "denoising"]
-    assert {entry.num_steps for entry in steps} == {6}
-    assert sorted({entry.step for entry in steps}) == list(range(7))
+    assert {entry.num_steps for entry in steps} == {8}
+    assert sorted({entry.step for entry in steps}) == list(range(9))
     assert [entry.step for entry in steps] == sorted(entry.step for entry in steps)
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from vgen.diffusion.guidance import ClassifierFreeGuidance
 from vgen.errors import RequestError
 from vgen.hub import model_strides
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline, VideoToVideoPipeline
+from vgen.pipelines.drafting import CLEARLY_WORSE, loss_on
 from vgen.pipelines.settings import GenerationSettings
 from vgen.request import GenerateRequest
 
@@ -48,12 +50,63 @@ def test_the_clip_begins_with_the_first_frame_of_its_draft(pipeline: TextToVideo
     made = latents(pipeline, 0, num_inference_steps=4, draft_steps=2)
     assert torch.equal(made[:, :, :1], draft[:, :, :1])
     assert not torch.allclose(made[:, :, 1:], draft[:, :, 1:], atol=1e-2)
-    assert len(calls) == 2 + 4 and pipeline.num_timesteps == 6
+    assert len(calls) == 2 + 2 + 2 + 4 and pipeline.num_timesteps == 8, "two drafts, a look at each, and the clip"
     first = made[0, 0, 0].numel()  # a token each
     for number, call in enumerate(calls):
         given = torch.broadcast_to(call["timestep"].reshape(len(call["timestep"]), -1), call["hidden_states"].shape[:2])
-        assert bool((given[:, :first] == 0).all()) == (number >= 2), "given to the clip, and not to the draft"
+        assert bool((given[:, :first] == 0).all()) == (number >= 6), "given to the clip, and not to the drafts"
         assert bool((given[:, first:] > 0).all())
+
+
+def test_the_second_draft_begins_the_clips_whose_first_is_clearly_worse(
+    pipeline: TextToVideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second draft is that of the negative noise, and the noise of the clip is the same either way."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+
+    def losses(pipe: Any, made: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.append((made, rest[0].latents))
+        return torch.tensor([1.51, 1.49]) if len(seen) == 1 else torch.ones(2)
+
+    prompts, call = ["a red circle", "a blue square"], {"draft_steps": 2, "num_inference_steps": 2}
+    monkeypatch.setattr("vgen.pipelines.drafting.loss_on", lambda pipe, made, *rest: torch.ones(2))
+    plain = latents(pipeline, 0, 1, prompt=prompts, **call)
+    monkeypatch.setattr("vgen.pipelines.drafting.loss_on", losses)
+    made = latents(pipeline, 0, 1, prompt=prompts, **call)
+    (first, _), (second, _) = seen
+    assert torch.equal(made[0, :, :1], second[0, :, :1])
+    assert torch.equal(made[1], plain[1])
+    assert torch.equal(plain[:, :, :1], first[:, :, :1])
+    noise = torch.stack([torch.randn(made.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
+    for start, draft in ((noise, first), (-noise, second)):
+        alone = pipeline(prompts, latents=start, output_type="latent", num_inference_steps=2, draft_steps=0).frames
+        torch.testing.assert_close(alone, draft, rtol=0, atol=1e-6)
+
+
+def test_the_models_own_loss_tells_a_second_object() -> None:
+    """Clips of the training world against the same clips with a second object, as the embedded model sees them."""
+    from vgen.training.data.sprites import SpriteWorld
+
+    pipe = TextToVideoPipeline.from_pretrained("sprites")
+    world, wrong, losses = SpriteWorld("test", 1), 0, []
+    for place in range(6):
+        clip = world.sample(place)
+        pixels = torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
+        background = pixels.flatten(2).median(2).values[..., None, None, None]
+        mirrored = pixels.flip(-1, -2)
+        two = torch.where((mirrored - background).abs().amax(1, keepdim=True) > 0.2, mirrored, pixels)
+        settings = pipe.fill_settings({"prompt": clip.caption, "generator": torch.Generator().manual_seed(0)})
+        shape, _ = pipe.check_inputs(settings)
+        with torch.no_grad():
+            text = pipe.encode_prompt(clip.caption, do_classifier_free_guidance=True, max_sequence_length=64)
+            one, both = (
+                float(loss_on(pipe, pipe.vae.normalize(pipe.vae.encode(seen).latent_dist.mode()), settings, shape, text,
+                              ClassifierFreeGuidance(3.0)))
+                for seen in (pixels, two)
+            )  # fmt: skip
+        losses.append((one, both))
+        wrong += both < CLEARLY_WORSE * one
+    assert wrong == 0, losses
 
 
 def test_every_clip_of_a_batch_has_a_draft_of_its_own(pipeline: TextToVideoPipeline) -> None:

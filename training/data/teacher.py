@@ -108,7 +108,8 @@ class Teacher:
 
         def keep(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
             control.poll()
-            if (index + 1) % self.config.substeps == 0:
+            own = index - (pipeline.num_timesteps - len(self.fine))  # those of drafts come first
+            if own >= 0 and (own + 1) % self.config.substeps == 0:
                 states.append(tensors["latents"].float().cpu())
             return {}
 
