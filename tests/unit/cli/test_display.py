@@ -153,7 +153,7 @@ def test_a_command_says_its_phases_on_stderr_and_its_result_on_stdout(
     assert lines == [
         f"loading {tiny_pipeline_folder}",
         "encoding",
-        "denoising: 5 steps",
+        "denoising: 7 steps",
         "decoding",
         f"writing {output}",
     ]
