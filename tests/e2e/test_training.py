@@ -267,6 +267,16 @@ def test_the_exported_vae_knows_its_latents(vae_run: Path) -> None:
     assert not torch.equal(vae.latents_std, torch.ones_like(vae.latents_std))
 
 
+def test_the_export_holds_the_average_and_not_the_last_weights(vae_run: Path) -> None:
+    from safetensors.torch import load_file
+
+    state = _load(vae_run, 6)
+    exported = load_file(vae_run / "export" / "diffusion_pytorch_model.safetensors")
+    averages = {name.removeprefix("vae."): value for name, value in state.ema.items()}
+    assert averages and all(torch.equal(exported[name], value.to(exported[name])) for name, value in averages.items())
+    assert any(not torch.equal(value, state.model[f"vae.{name}"]) for name, value in averages.items())
+
+
 def test_the_exported_pipeline_generates(flow_run: Path, tmp_path: Path) -> None:
     from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
 
