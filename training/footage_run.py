@@ -9,6 +9,7 @@ import torch
 from vgen.errors import CheckpointError, RequestError
 from vgen.pipelines.parts import ModelParts
 from vgen.pipelines.text_to_video import TextToVideoPipeline
+from vgen.trained import widened
 from vgen.training.config import FineTuneObjectiveConfig, Recipe, VaeObjectiveConfig
 from vgen.training.config_footage import FootageConfig
 from vgen.training.data.footage.cache import CacheIndex, text_cache
@@ -19,6 +20,7 @@ from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.finetune import FineTuneObjective
 from vgen.training.objectives.vae import VaeObjective
+from vgen.types import VideoShape
 
 
 def build_on_footage(recipe: Recipe, models: ModelSource = LOADED) -> tuple[Objective, Source]:
@@ -75,7 +77,7 @@ def footage_source(data: FootageConfig, index: CacheIndex, parts: ModelParts, te
 def load_pipeline(
     recipe: Recipe, parts: ModelParts, source: FootageLatents, models: ModelSource = LOADED
 ) -> TextToVideoPipeline:
-    """The model as it is, its text encoder left out: captions are in the cache."""
+    """The model, its text encoder left out: captions are in the cache. It states that it was trained on them, too."""
     config = recipe.objective
     assert isinstance(config, FineTuneObjectiveConfig)
     narrow = recipe.mixed_precision == "bf16" and config.mode == "lora"
@@ -87,4 +89,6 @@ def load_pipeline(
     )
     pipeline.vae.float().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
+    shapes = {VideoShape(*sample.bucket[:3]) for sample in source.samples}
+    pipeline.register_to_config(trained=widened(pipeline.config.trained, shapes))
     return pipeline

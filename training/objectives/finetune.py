@@ -19,7 +19,6 @@ from vgen.errors import RequestError
 from vgen.models import VideoDiT
 from vgen.pipelines.conventions import Convention, convention_named
 from vgen.pipelines.text_to_video import TextToVideoPipeline
-from vgen.trained import widened
 from vgen.training.config import FineTuneObjectiveConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import to_pixels
@@ -41,7 +40,6 @@ from vgen.training.objectives.tasks import (
 )
 from vgen.training.randomness import Keys, generator
 from vgen.training.sheets import save_sheet
-from vgen.types import VideoShape
 
 _OWN_CONVENTION = ("text", "first")
 """Tasks of the text-to-video and image-to-video pipelines; all others are sampled with conditions anywhere."""
@@ -85,8 +83,6 @@ class FineTuneObjective(TrainedOnly):
         if config.offload:
             offload_blocks(self.transformer, self.transformer.transformer_blocks, device, frozen_only=True)
         self._frozen: dict[str, Any] = {"pipeline": pipeline, "source": source}  # not among the trained modules
-        shapes = {VideoShape(*sample.bucket[:3]) for sample in source.samples}
-        pipeline.register_to_config(trained=widened(pipeline.config.trained, shapes))
 
     @property
     def pipeline(self) -> TextToVideoPipeline:

@@ -1,18 +1,25 @@
 """The statement of a trained model: made from the grammar of its captions, its recipe and its VAE."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from vgen.hub import read_json, resolve_model
 from vgen.models import CausalVideoVAE
+from vgen.pipelines import TextToVideoPipeline
 from vgen.trained import words_of
-from vgen.training.config import SpritesConfig
+from vgen.training.config import FineTuneObjectiveConfig, SpritesConfig
 from vgen.training.data.sprites.grammar import PATTERN_WORDS, SIZE_WORDS, SPEED_WORDS, STOPS, VERBS
 from vgen.training.data.sprites.palette import BACKGROUNDS, COLOURS
 from vgen.training.data.sprites.shapes import SHAPES
 from vgen.training.data.sprites.vocabulary import vocabulary
 from vgen.training.data.sprites.world import SpriteWorld
+from vgen.training.footage_run import load_pipeline
 from vgen.training.objectives.statement import sprites_statement
 from vgen.training.recipe_files import read_recipe
 
@@ -40,3 +47,17 @@ def test_the_vocabulary_is_that_of_the_grammar(tiers: tuple[int, ...]) -> None:
         expected |= {word for kind in (SPEED_WORDS, PATTERN_WORDS) for words in kind.values() for word in words}
     assert expected <= words
     assert ("while" in words) == (3 in tiers)
+
+
+def test_fine_tuning_states_its_footage_too(make_native_components: Callable[..., Any], tmp_path: Path) -> None:
+    stated = {"height": [32, 32], "width": [32, 32], "num_frames": [9, 9]}
+    pipeline = TextToVideoPipeline(**make_native_components(), trained=stated)
+    config = FineTuneObjectiveConfig.model_construct(model="any", mode="lora")
+    recipe: Any = SimpleNamespace(objective=config, mixed_precision="no")
+    source: Any = SimpleNamespace(
+        samples=[SimpleNamespace(bucket=(5, 32, 48, 8.0))], index=SimpleNamespace(data=tmp_path)
+    )
+    models: Any = SimpleNamespace(pipeline=lambda *args, **settings: pipeline)
+    parts: Any = SimpleNamespace(text_encoder_folder=None)
+    loaded = load_pipeline(recipe, parts, source, models)
+    assert loaded.config.trained == {"height": [32, 32], "width": [32, 48], "num_frames": [5, 9]}
