@@ -116,6 +116,7 @@ def test_evaluate_scores_what_is_known_in_part(
     assert found["prediction"]["given_5"]["error"]["count"] == 2
 
 
+@pytest.mark.slow
 def test_evaluate_measures_what_is_named_and_nothing_else(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

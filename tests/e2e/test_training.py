@@ -325,6 +325,7 @@ def _command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[
     return int(ended.value.code or 0), printed.out, printed.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vae", "flow"])
 def test_a_dry_run_tells_memory_and_time_and_leaves_nothing(
     vae_run: Path, small_shards: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str

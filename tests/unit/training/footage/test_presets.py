@@ -39,6 +39,7 @@ def test_lengths_are_drawn_as_often_as_there_are_samples() -> None:
     assert Recipe.model_validate(_recipe(mode="full")).optimizer.lr == 1e-5
 
 
+@pytest.mark.slow
 def test_memory_is_told_before_anything_runs() -> None:
     plain = run_memory(INDEX, FineTune(batch=2))
     assert plain > 20e6  # the embedded model's weights alone, and those of its VAE
