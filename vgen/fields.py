@@ -17,6 +17,9 @@ from vgen.wording import counted
 MAX_SEED = 2**63 - 1
 """Largest seed that every generator takes."""
 
+MAX_FRAME_RATE = 240.0
+"""Most frames per second of a clip."""
+
 MAX_PROMPT_CHARACTERS = 10_000
 """Longest text; far beyond what any text encoder reads."""
 

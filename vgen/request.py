@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from vgen.errors import RequestError
 from vgen.fields import (
+    MAX_FRAME_RATE,
     MAX_SEED,
     choice,
     device_name,
@@ -44,7 +45,7 @@ _Seed = Annotated[int, BeforeValidator(whole_number("seed", 0, MAX_SEED))]
 _Frames = Annotated[int, BeforeValidator(whole_number("num_frames", 1, 1_000_000))]
 _Height = Annotated[int, BeforeValidator(whole_number("height", 1, 1_000_000))]
 _Width = Annotated[int, BeforeValidator(whole_number("width", 1, 1_000_000))]
-_Rate = Annotated[float, BeforeValidator(number("frame_rate", 0.1, 240.0))]
+_Rate = Annotated[float, BeforeValidator(number("frame_rate", 0.1, MAX_FRAME_RATE))]
 _Steps = Annotated[int, BeforeValidator(whole_number("num_inference_steps", 1, 1000))]
 _SCALE, _RESCALE = number("guidance_scale", 0.0, 100.0), number("guidance_rescale", 0.0, 1.0)
 _STG_SCALE = number("stg_scale", 0.0, 100.0)

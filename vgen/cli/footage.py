@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vgen.cli.jobs import Job, Model, ask, fit_picture, plan, say_fit
+from vgen.fields import MAX_FRAME_RATE
 
 if TYPE_CHECKING:
     from vgen.cli.options import JobOptions
@@ -62,9 +63,10 @@ def say_rate(video: str, has: float, wanted: float) -> list[str]:
     """One sentence if a video runs at another rate than the clip."""
     if abs(has - wanted) <= 0.01 * has:
         return []
+    keeps = f" --frame-rate {has:.5g} keeps its speed." if has <= MAX_FRAME_RATE else ""
     return [
         f"{video}: it runs at {has:.5g} frames per second and the clip at {wanted:.5g}: its frames are taken one by "
-        f"one, so that it moves {_times(wanted / has)}. --frame-rate {has:.5g} keeps its speed."
+        f"one, so that it moves {_times(wanted / has)}.{keeps}"
     ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vgen.cli import jobs, long
+from vgen.cli.footage import say_rate
 from vgen.io.video import write_video
 
 Run = Callable[..., Any]
@@ -212,3 +213,8 @@ def test_a_mask_that_cannot_be_used_is_refused(
     )
     assert done.code == 2
     assert "mask.any" in done.err and cause in " ".join(done.err.split())
+
+
+def test_a_rate_that_no_clip_may_have_is_not_proposed() -> None:
+    assert "--frame-rate 120 keeps" in say_rate("a.mp4", 120.0, 8.0)[0]
+    assert "--frame-rate" not in say_rate("a.mp4", 300.0, 8.0)[0]
