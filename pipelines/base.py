@@ -19,29 +19,29 @@ from vgen.diffusion.conditions import ConditionSet, KnownLatents, arrange, token
 from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
 from vgen.diffusion.samplers import advance, renoise_hard
 from vgen.diffusion.tokens import pack, unpack
-from vgen.engine.cache import cached_steps
-from vgen.engine.parallel import BranchParallel
+from vgen.engine.lossy.magnitudes import Magnitudes
+from vgen.engine.lossy.step_cache import cached_steps
+from vgen.engine.processes.parallel import BranchParallel
 from vgen.engine.session import Placement, denoising, inference_session
 from vgen.errors import NonFiniteError, RequestError
-from vgen.magnitudes import Magnitudes
 from vgen.models import CausalVideoVAE, VideoDiT
-from vgen.pipelines.call_steps import CallSteps, steps_counted
-from vgen.pipelines.checks import check_call, check_start
-from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
-from vgen.pipelines.conventions import Convention, convention_named
-from vgen.pipelines.decoding import decode_latents, decode_to_bytes, paste_known, to_output
-from vgen.pipelines.drafting import make_draft, steps_of
-from vgen.pipelines.loading import PipelineLoading
-from vgen.pipelines.lora import PipelineLora
-from vgen.pipelines.noise import draw, encode_given, prepare_noise_and_known
+from vgen.pipelines.call.checks import check_call, check_start
+from vgen.pipelines.call.conventions import Convention, convention_named
+from vgen.pipelines.call.progress import CallSteps, steps_counted
+from vgen.pipelines.call.schedule_and_guidance import guidance_of, largest_scale, loop_timesteps, sampling, set_schedule
+from vgen.pipelines.call.settings import GenerationSettings
+from vgen.pipelines.call.untrained import warn_untrained
+from vgen.pipelines.coding.decode import decode_latents, decode_to_bytes, paste_known, to_output
+from vgen.pipelines.coding.encode import draw, encode_given, prepare_noise_and_known
+from vgen.pipelines.coding.given_pixels import GivenPixels, VideoCondition, read_conditions
+from vgen.pipelines.coding.reencode import renew_known
+from vgen.pipelines.loading.load import PipelineLoading
+from vgen.pipelines.loading.lora import PipelineLora
 from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.prompts import PipelinePrompts
-from vgen.pipelines.renewing import renew_known
-from vgen.pipelines.settings import GenerationSettings
-from vgen.pipelines.strategies import guidance_of, largest_scale, loop_timesteps, sampling, set_schedule
-from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings
-from vgen.pipelines.text_cache import DeferredText
-from vgen.pipelines.untrained import warn_untrained
+from vgen.pipelines.passes.draft import make_draft, steps_of
+from vgen.pipelines.text.cache import DeferredText
+from vgen.pipelines.text.encoder import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings
+from vgen.pipelines.text.prompts import PipelinePrompts
 from vgen.progress import Observer
 from vgen.types import LatentShape, VideoShape
 
@@ -57,10 +57,10 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         text_encoder: prompts to embeddings.
         tokenizer: of the text encoder.
         transformer: predicts velocities.
-        convention: numerical conventions of the model, see vgen.pipelines.conventions.
+        convention: numerical conventions of the model, see vgen.pipelines.call.conventions.
         defaults: the model's own values for what a caller leaves out (height, width, num_frames, frame_rate,
             num_inference_steps, guidance_scale, negative_prompt ...); saved in model_index.json.
-        trained: what the model states about its training, see vgen.trained; saved in model_index.json.
+        trained: what the model states about its training, see vgen.request.trained; saved in model_index.json.
         deferred_text: encodes prompts where text encoder and tokenizer are None.
     """
 
@@ -73,9 +73,9 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
     branch_parallel: BranchParallel | None = None
     """Where given, the branches of a guidance are spread over several processes."""
     magnitudes: Magnitudes | None = None
-    """Of the model, for the step cache magcache; see `vgen.engine.cache.measure_magnitudes`."""
+    """Of the model, for the step cache magcache; see `vgen.engine.lossy.step_cache.measure_magnitudes`."""
     placement: Placement | None = None
-    """Where given, not all models lie on the device, see `vgen.pipelines.planning.place_models`."""
+    """Where given, not all models lie on the device, see `vgen.pipelines.loading.placement.place_models`."""
     observer: Observer | None = None
     """Where given, it is told what a call is doing; see `vgen.progress`."""
     call_steps: CallSteps | None = None

@@ -6,9 +6,9 @@ from typing import Any
 
 from vgen.errors import RequestError
 from vgen.pipelines.base import BasePipeline
-from vgen.pipelines.conditioning import per_prompt
+from vgen.pipelines.call.settings import with_settings
+from vgen.pipelines.coding.given_pixels import per_prompt
 from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.settings import with_settings
 from vgen.types import FitMode
 
 
@@ -37,7 +37,7 @@ class InterpolationPipeline(BasePipeline):
             negative_prompt: what to keep away from.
             fit: "cover", "contain" or "stretch" brings a picture of another size to the clip's, see VideoCondition;
                 None refuses it.
-            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
+            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
         Returns:
             `.frames`, or a tuple of them.
         Raises:

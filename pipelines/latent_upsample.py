@@ -13,17 +13,17 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
 from vgen.errors import CheckpointError, RequestError, ShapeError
-from vgen.io.upsampler import find_upsampler
-from vgen.io.weight_files import as_plain
+from vgen.hub.upsampler import find_upsampler
+from vgen.io.weights.weight_files import as_plain
 from vgen.models import CausalVideoVAE
 from vgen.models.latent_upsampler import LatentUpsampler
-from vgen.pipelines.checks import OUTPUT_TYPES
-from vgen.pipelines.conventions import LTX
-from vgen.pipelines.decoding import decode_latents, to_output
+from vgen.pipelines.call.checks import OUTPUT_TYPES
+from vgen.pipelines.call.conventions import LTX
+from vgen.pipelines.call.settings import GenerationSettings, Generators
+from vgen.pipelines.coding.decode import decode_latents, to_output
+from vgen.pipelines.coding.pixels import read_frames
 from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.pixels import read_frames
-from vgen.pipelines.settings import GenerationSettings, Generators
-from vgen.pipelines.two_pass import TwoPass
+from vgen.pipelines.passes.two_pass import TwoPass
 from vgen.types import LatentShape, VideoShape
 
 _OURS = {
@@ -41,7 +41,7 @@ def load_upsampler(
     """Load a latent upsampler in any of its formats.
 
     Args:
-        name_or_path: see `vgen.io.upsampler.find_upsampler`.
+        name_or_path: see `vgen.hub.upsampler.find_upsampler`.
         torch_dtype: of the weights, None: as stored.
         device: where to put it.
     Raises:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vgen.pipelines.conditioning import VideoCondition
+from vgen.pipelines.coding.given_pixels import VideoCondition
 from vgen.pipelines.masked_prediction import MaskedPredictionPipeline
-from vgen.windows import Window
+from vgen.request.windows import Window
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Part:
 
 
 class Frames(Protocol):
-    """Where frames go, and where the last ones can be had again; see `vgen.io.take.Take`."""
+    """Where frames go, and where the last ones can be had again; see `vgen.io.media.take.Take`."""
 
     windows_done: int
 
@@ -61,7 +61,7 @@ def make_windows(
     Args:
         pipe: of the model.
         parts: one for each segment of the windows.
-        windows: from `vgen.windows.plan_windows`.
+        windows: from `vgen.request.windows.plan_windows`.
         frames: takes what is made; windows that it has are left out.
         seed: window number i draws from a generator seeded with seed + i, so that a resumed clip is the same clip.
         first_windows: entries of `frames.windows_done` that are no windows of this plan, such as given frames.

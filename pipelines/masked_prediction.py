@@ -9,9 +9,9 @@ from typing import Any
 
 from vgen.errors import RequestError
 from vgen.pipelines.base import BasePipeline
-from vgen.pipelines.conditioning import VideoCondition
+from vgen.pipelines.call.settings import with_settings
+from vgen.pipelines.coding.given_pixels import VideoCondition
 from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.settings import with_settings
 from vgen.types import FitMode
 
 
@@ -38,7 +38,7 @@ class MaskedPredictionPipeline(BasePipeline):
             prompt: what happens; "" is allowed.
             negative_prompt: what to keep away from.
             fit: for conditions that say none themselves, see VideoCondition.
-            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
+            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
         Returns:
             `.frames`, or a tuple of them.
         Raises:

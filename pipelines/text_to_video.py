@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.call.settings import with_settings
 from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.settings import with_settings
 
 
 class TextToVideoPipeline(BasePipeline):
@@ -24,7 +24,7 @@ class TextToVideoPipeline(BasePipeline):
         Args:
             prompt: what to show; one, or a list.
             negative_prompt: what to keep away from.
-            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model.
+            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
         Returns:
             `.frames`, or a tuple of them.
         Raises:

@@ -7,14 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from vgen.diffusion.tokens import token_strides
-from vgen.errors import RequestError, ShapeError
+from vgen.errors import RequestError, ShapeError, counted
 from vgen.pipelines.base import BasePipeline
-from vgen.pipelines.conditioning import GivenPixels, VideoCondition, read_conditions
+from vgen.pipelines.call.settings import GenerationSettings, with_settings
+from vgen.pipelines.coding.given_pixels import GivenPixels, VideoCondition, read_conditions
+from vgen.pipelines.coding.pixels import check_fit, read_frames
 from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.pixels import check_fit, read_frames
-from vgen.pipelines.settings import GenerationSettings, with_settings
 from vgen.types import FitMode, Strides, VideoShape
-from vgen.wording import counted
 
 
 class VideoToVideoPipeline(BasePipeline):
@@ -41,8 +40,8 @@ class VideoToVideoPipeline(BasePipeline):
             denoise_strength: share of the schedule that is run, its end, in (0, 1]; 1 keeps nothing of the clip.
             fit: "cover", "contain" or "stretch" brings a clip to height and width, by default the model's; None takes
                 its own size, and refuses another.
-            **settings: see vgen.pipelines.settings.GenerationSettings; what is left out comes from the model. Lists
-                over steps are over those that run.
+            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
+                Lists over steps are over those that run.
         Returns:
             `.frames`, or a tuple of them.
         Raises:

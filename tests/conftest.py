@@ -235,8 +235,8 @@ def ltx_original(tmp_path: Path, ltx_random: Callable[[str], Path]) -> Callable[
     from safetensors.torch import load_file, save_file
 
     def make(generation: str, configured: bool = True) -> tuple[Path, Path]:
-        from vgen.io.convert import folder_to_file
-        from vgen.io.single_file import read_metadata
+        from vgen.hub.convert import folder_to_file
+        from vgen.io.weights.single_file import read_metadata
         from vgen.models.empty import model_shapes
 
         folder, file = ltx_random(generation), tmp_path / "ltx.safetensors"

@@ -13,15 +13,14 @@ import torch
 import yaml
 from torch import nn
 
-from vgen.errors import RequestError
-from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
+from vgen.errors import RequestError, counted
 from vgen.training.control import Control
-from vgen.training.dry_run import Estimate, dry_run
+from vgen.training.estimate.dry_run import Estimate, dry_run
 from vgen.training.model_sources import ConfigSource
 from vgen.training.objectives.making import made_by
 from vgen.training.provenance import read_record, recipe_hash
+from vgen.training.recipe import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
 from vgen.training.run import build_accelerator, build_objective, run_recipe, sources_of
-from vgen.wording import counted
 
 RUNS: Final = "runs"
 """Where recipes look for the exports of others, and where a chain writes if not told otherwise."""

@@ -7,19 +7,19 @@ import os
 import torch
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.pipelines.parts import ModelParts
+from vgen.pipelines.loading.model_files import ModelParts
 from vgen.pipelines.text_to_video import TextToVideoPipeline
-from vgen.trained import widened
-from vgen.training.config import FineTuneObjectiveConfig, Recipe, VaeObjectiveConfig
-from vgen.training.config_footage import FootageConfig
+from vgen.request.trained import widened
+from vgen.training.config.data import FootageConfig
 from vgen.training.data.footage.cache import CacheIndex, text_cache
 from vgen.training.data.footage.pixel_source import FootageClips
 from vgen.training.data.footage.source import CaptionEncoding, FootageLatents
 from vgen.training.data.plan import BatchPlan, Source
 from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.objectives.base import Objective
-from vgen.training.objectives.finetune import FineTuneObjective
-from vgen.training.objectives.vae import VaeObjective
+from vgen.training.objectives.flow.finetune import FineTuneObjective
+from vgen.training.objectives.vae.vae import VaeObjective
+from vgen.training.recipe import FineTuneObjectiveConfig, Recipe, VaeObjectiveConfig
 from vgen.types import VideoShape
 
 

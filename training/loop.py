@@ -14,18 +14,18 @@ from torch import Tensor
 
 from vgen.errors import NonFiniteError
 from vgen.training import sharding
-from vgen.training.config import Recipe
+from vgen.training.checkpoint.store import CheckpointStore, TrainingState
 from vgen.training.control import Control, StopRequested
+from vgen.training.cost.throughput import Meter
 from vgen.training.data.plan import Batch
 from vgen.training.ema import Ema
-from vgen.training.journal import Journal
-from vgen.training.meter import Meter
-from vgen.training.nonfinite import layer_seed, write_dump
+from vgen.training.nan_dump import layer_seed, write_dump
 from vgen.training.objectives.base import Objective
 from vgen.training.optimizers import LearningRate
 from vgen.training.precision import autocasts
 from vgen.training.randomness import Keys
-from vgen.training.state import CheckpointStore, TrainingState
+from vgen.training.recipe import Recipe
+from vgen.training.report.log import Journal
 
 
 @dataclass

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from vgen.errors import CheckpointError
-from vgen.hub import resolve_model
-from vgen.io.single_file import COMPONENTS, SingleFile
+from vgen.hub.find import resolve_model
+from vgen.io.weights.single_file import COMPONENTS, SingleFile
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.models.empty import empty_model
 from vgen.pipelines.text_to_video import TextToVideoPipeline

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from vgen.engine.processor import lacks
-from vgen.training.config import FineTuneObjectiveConfig, Recipe
+from vgen.engine.speed.processor import lacks
+from vgen.training.recipe import FineTuneObjectiveConfig, Recipe
 
 
 def computes_bfloat16(device: torch.device | str = "cpu") -> bool:

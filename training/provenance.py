@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import torch
 
-from vgen.hub import resolve_model
-from vgen.training.config import Recipe
+from vgen.hub.find import resolve_model
 from vgen.training.precision import autocasts
+from vgen.training.recipe import Recipe
 from vgen.version import __version__
 
 TRAINING: Final = "training.json"

@@ -16,13 +16,13 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vgen.engine.allocator import keep_freed_memory
+from vgen.engine.memory.allocator import keep_freed_memory
 from vgen.errors import RequestError, VgenError
-from vgen.io.atomic import follow_umask
-from vgen.training.config import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
-from vgen.training.config_distill import DistillObjectiveConfig
-from vgen.training.config_footage import FootageConfig
-from vgen.training.config_preference import PreferenceObjectiveConfig
+from vgen.io.files import follow_umask
+from vgen.training.checkpoint.store import CheckpointStore
+from vgen.training.components import alone_in, build_parts, resume_from
+from vgen.training.config.data import FootageConfig
+from vgen.training.config.files import RECIPE, is_run
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.captioned import CaptionedLatents
 from vgen.training.data.clips import SpriteClips
@@ -31,21 +31,21 @@ from vgen.training.data.plan import BatchPlan, Source, batches, workers_of
 from vgen.training.data.shards import ShardCache
 from vgen.training.data.tokenizer import sprite_tokenizer
 from vgen.training.footage_run import build_on_footage
-from vgen.training.journal import Journal
 from vgen.training.loop import Run, any_process, train
 from vgen.training.model_sources import LOADED, ModelSource, embedded_tokenizer
-from vgen.training.nonfinite import Replay, read_dump, replay
+from vgen.training.nan_dump import Replay, read_dump, replay
 from vgen.training.objectives.base import Objective
-from vgen.training.objectives.distill import distillation
-from vgen.training.objectives.flow import FlowObjective
-from vgen.training.objectives.preference import preference
-from vgen.training.objectives.vae import VaeObjective
-from vgen.training.parts import alone_in, build_parts, resume_from
+from vgen.training.objectives.distill.config import DistillObjectiveConfig
+from vgen.training.objectives.distill.distill import distillation
+from vgen.training.objectives.flow.flow import FlowObjective
+from vgen.training.objectives.preference.config import PreferenceObjectiveConfig
+from vgen.training.objectives.preference.preference import preference
+from vgen.training.objectives.vae.vae import VaeObjective
 from vgen.training.precision import autocasts
 from vgen.training.provenance import write_record
-from vgen.training.recipe_files import RECIPE, is_run
-from vgen.training.state import CheckpointStore
-from vgen.training.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
+from vgen.training.recipe import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
+from vgen.training.report.log import Journal
+from vgen.training.report.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PATIENCE = timedelta(hours=6)

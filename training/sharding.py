@@ -23,11 +23,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from vgen.errors import CheckpointError, RequestError
+from vgen.training.checkpoint.store import CheckpointStore
 from vgen.training.data.plan import Batch
 from vgen.training.ema import Ema
 from vgen.training.objectives.base import Objective
 from vgen.training.randomness import Keys
-from vgen.training.state import CheckpointStore
 
 
 def shard(objective: Objective, accelerator: Accelerator, bfloat16: bool) -> None:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vgen.models.registration import announce
+from vgen.models.diffusers_compat import announce
 from vgen.version import __version__
 
 if TYPE_CHECKING:
     from vgen.models.latent_upsampler import LatentUpsampler
-    from vgen.models.video_dit import VideoDiT
-    from vgen.models.video_vae import CausalVideoVAE
+    from vgen.models.transformer.video_dit import VideoDiT
+    from vgen.models.vae.video_vae import CausalVideoVAE
     from vgen.pipelines import (
         ImageToVideoPipeline,
         InterpolationPipeline,

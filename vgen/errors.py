@@ -50,3 +50,13 @@ class OutOfMemoryError(VgenError, RuntimeError):
 
 class UntrainedWarning(UserWarning):
     """A model is asked for what it was not trained for: a size, a length, words, pictures of another kind."""
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: "1 frame", "17 frames", "1,200 bytes".
+
+    Args:
+        count: how many.
+        noun: in the singular; its plural ends in s.
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from vgen.errors import ShapeError
 
 FitMode = Literal["cover", "contain", "stretch"]
-"""How a picture of another size is fitted, see vgen.io.images.fit_image."""
+"""How a picture of another size is fitted, see vgen.io.media.images.fit_image."""
 
 
 class Strides(NamedTuple):

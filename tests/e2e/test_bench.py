@@ -14,8 +14,8 @@ from vgen.bench.parity import ParityError, check_parity
 from vgen.bench.report import plot
 from vgen.bench.scenarios import ARCHITECTURES, scenario_named
 from vgen.cli import main
-from vgen.engine import autotune
-from vgen.engine.tuning_store import TuningStore, shared_store
+from vgen.engine.speed import autotune
+from vgen.engine.speed.tuning_store import TuningStore, shared_store
 from vgen.errors import RequestError
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from vgen.training.state import CheckpointStore
+from vgen.training.checkpoint.store import CheckpointStore
 
 NAMES = ["first", "second", "third"]
 RECIPE: dict[str, Any] = {

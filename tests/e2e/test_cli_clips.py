@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgen.io.video import read_metadata, read_video, write_video
+from vgen.io.media.video import read_metadata, read_video, write_video
 
 Run = Callable[..., Any]
 

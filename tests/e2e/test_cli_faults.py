@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgen.io.video import write_video
+from vgen.io.media.video import write_video
 
 Run = Callable[..., Any]
 
@@ -176,7 +176,7 @@ def run(*words):
         except SystemExit as leaving:
             return leaving.code
 
-heavy = ("torch", "transformers", "diffusers", "numpy", "PIL", "av", "vgen.request")
+heavy = ("torch", "transformers", "diffusers", "numpy", "PIL", "av", "vgen.request.request")
 found = {"help": [run("--help"), run("generate", "--help"), [m for m in heavy if m in sys.modules]]}
 model = ("--model", sys.argv[1])
 found["codes"] = [

@@ -25,7 +25,7 @@ import pytest
 import typer
 from PIL import Image
 
-from vgen.io.video import write_video
+from vgen.io.media.video import write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,11 +12,11 @@ import torch
 
 from vgen.diffusion.guidance import ClassifierFreeGuidance
 from vgen.errors import RequestError
-from vgen.hub import model_strides
+from vgen.hub.find import model_strides
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline, VideoToVideoPipeline
-from vgen.pipelines.drafting import CLEARLY_WORSE, loss_on
-from vgen.pipelines.settings import GenerationSettings
-from vgen.request import GenerateRequest
+from vgen.pipelines.call.settings import GenerationSettings
+from vgen.pipelines.passes.draft import CLEARLY_WORSE, loss_on
+from vgen.request.request import GenerateRequest
 
 FRAMES, SIDE = 9, 32
 Calls = list[dict[str, Any]]
@@ -69,9 +69,9 @@ def test_the_second_draft_begins_the_clips_whose_first_is_clearly_worse(
         return torch.tensor([1.51, 1.49]) if len(seen) == 1 else torch.ones(2)
 
     prompts, call = ["a red circle", "a blue square"], {"draft_steps": 2, "num_inference_steps": 2}
-    monkeypatch.setattr("vgen.pipelines.drafting.loss_on", lambda pipe, made, *rest: torch.ones(2))
+    monkeypatch.setattr("vgen.pipelines.passes.draft.loss_on", lambda pipe, made, *rest: torch.ones(2))
     plain = latents(pipeline, 0, 1, prompt=prompts, **call)
-    monkeypatch.setattr("vgen.pipelines.drafting.loss_on", losses)
+    monkeypatch.setattr("vgen.pipelines.passes.draft.loss_on", losses)
     made = latents(pipeline, 0, 1, prompt=prompts, **call)
     (first, _), (second, _) = seen
     assert torch.equal(made[0, :, :1], second[0, :, :1])

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from vgen.errors import RequestError
-from vgen.hub import resolve_model
-from vgen.io.video import read_video
+from vgen.hub.find import resolve_model
+from vgen.io.media.video import read_video
 from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
 from vgen.training.data.sprites.world import SpriteWorld
-from vgen.training.evaluate import _MEASURES, evaluate_model, expected
-from vgen.training.ledger import Ledger
-from vgen.training.measures import ALL, read_measures
-from vgen.training.score_report import render
-from vgen.training.scores import (
+from vgen.training.evaluate.evaluate import _MEASURES, evaluate_model, expected
+from vgen.training.evaluate.measures import ALL, read_measures
+from vgen.training.evaluate.report import render
+from vgen.training.evaluate.resumable import Ledger
+from vgen.training.evaluate.scores import (
     Budget,
     canvas,
     full_prompt,
@@ -30,7 +30,7 @@ from vgen.training.scores import (
     squared_error,
     text_to_video_scores,
 )
-from vgen.training.task_scores import hidden_box
+from vgen.training.evaluate.task_scores import hidden_box
 
 LIMIT_MIB = 24
 PROMPTS = 24
@@ -105,7 +105,7 @@ def test_evaluate_scores_what_is_known_in_part(
 ) -> None:
     budget = Budget(clips=1, prompts=2, seeds=1, batch=2)
     planned, ran = expected(budget, (1,), ALL), []
-    monkeypatch.setattr("vgen.training.evaluate._speaker", lambda: lambda text: ran.append(text.split(":")[0]))
+    monkeypatch.setattr("vgen.training.evaluate.evaluate._speaker", lambda: lambda text: ran.append(text.split(":")[0]))
     report = evaluate_model(folder, budget=budget, tiers=(1,), tasks="all", num_inference_steps=2)
     assert set(ran) == set(planned), "the time left counts what is measured, and nothing else"
     printed = capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_evaluate_measures_what_is_named_and_nothing_else(
 ) -> None:
     budget, page = Budget(clips=1, prompts=1, seeds=1, batch=1), tmp_path / "page.md"
     ran: list[str] = []
-    monkeypatch.setattr("vgen.training.evaluate._speaker", lambda: lambda text: ran.append(text.split(":")[0]))
+    monkeypatch.setattr("vgen.training.evaluate.evaluate._speaker", lambda: lambda text: ran.append(text.split(":")[0]))
     for tasks, names in (("lengths, image-to-video", ("image_to_video", "lengths")), ("stories", ("stories",))):
         ran.clear()
         asked = {"tiers": (1,), "tasks": tasks, "num_inference_steps": 1}

@@ -26,16 +26,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from vgen.errors import NonFiniteError, OutputError
-from vgen.training.config import Recipe
+from vgen.training.checkpoint.store import CheckpointStore, TrainingState
+from vgen.training.components import build_parts, resume_from
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.plan import Batch, BatchPlan, Draw, batches
-from vgen.training.journal import Journal
 from vgen.training.loop import Run, train
-from vgen.training.nonfinite import read_dump, replay
+from vgen.training.nan_dump import read_dump, replay
 from vgen.training.objectives.base import Objective
-from vgen.training.parts import build_parts, resume_from
 from vgen.training.randomness import Keys
-from vgen.training.state import CheckpointStore, TrainingState
+from vgen.training.recipe import Recipe
+from vgen.training.report.log import Journal
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
@@ -126,7 +126,7 @@ def _assert_same(first: TrainingState | None, second: TrainingState | None) -> N
 def no_probe() -> Iterator[None]:
     """Leave out the fifth of a second in which a run measures the machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vgen.training.parts.measured_peak_flops", lambda device, bfloat16: 1e9)
+        patch.setattr("vgen.training.components.measured_peak_flops", lambda device, bfloat16: 1e9)
         yield
 
 

@@ -17,7 +17,7 @@ from diffusers import LTXPipeline
 from einops import rearrange
 from safetensors.torch import load_file
 
-from vgen.io.video import read_video, write_video
+from vgen.io.media.video import read_video, write_video
 from vgen.pipelines import TextToVideoPipeline
 
 CAPTIONS = {"red": "a red block moves right", "blue": "a blue block moves down"}
@@ -183,12 +183,12 @@ def test_refusals_name_file_and_reason(run_cli, footage, data, tmp_path, tiny_pi
 
 
 def test_a_trigger_word_weights_and_several_captions(run_cli, data, tmp_path, tiny_pipeline_folder) -> None:
-    from vgen.pipelines.parts import ModelParts
-    from vgen.training.config import FootageConfig
+    from vgen.pipelines.loading.model_files import ModelParts
     from vgen.training.data.footage.cache import CacheIndex, find_index
     from vgen.training.data.plan import Draw
     from vgen.training.footage_run import footage_source
     from vgen.training.randomness import Keys
+    from vgen.training.recipe import FootageConfig
 
     _fine(run_cli("data", "caption", data, "--from", "trigger", "--trigger", "zxq"))
     place = find_index(data, str(tiny_pipeline_folder))
@@ -210,9 +210,9 @@ def test_a_mask_of_the_footage_weighs_the_loss(run_cli, tmp_path, tiny_pipeline_
     """From the picture beside the clip to the number: only what the model makes under its white half counts."""
     from PIL import Image
 
-    from vgen.training.config import Recipe
     from vgen.training.data.footage.cache import find_index
     from vgen.training.footage_run import build_on_footage
+    from vgen.training.recipe import Recipe
 
     source = tmp_path / "in"
     source.mkdir()

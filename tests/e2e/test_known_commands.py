@@ -8,9 +8,9 @@ from PIL import Image
 
 from vgen.cli.outpaint import place
 from vgen.errors import RequestError
-from vgen.fields import check_keyframes
-from vgen.io.images import shrink_into
-from vgen.io.video import read_metadata, read_video, write_video
+from vgen.io.media.images import shrink_into
+from vgen.io.media.video import read_metadata, read_video, write_video
+from vgen.request.fields import check_keyframes
 
 
 @pytest.fixture(params=["native", "0.9.5"])

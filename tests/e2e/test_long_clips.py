@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vgen.io.take import take_folder
-from vgen.io.video import read_metadata, read_video, write_video
+from vgen.io.media.take import take_folder
+from vgen.io.media.video import read_metadata, read_video, write_video
 from vgen.pipelines import MaskedPredictionPipeline
 from vgen.pipelines.long_video import Part, blend, make_windows
-from vgen.windows import plan_windows
+from vgen.request.windows import plan_windows
 
 STORY = """
 seed = 3

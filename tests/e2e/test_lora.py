@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.io.ltx_keys import TRANSFORMER_KEYS
-from vgen.io.video import read_metadata, read_video
+from vgen.io.media.video import read_metadata, read_video
+from vgen.io.weights.ltx_keys import TRANSFORMER_KEYS
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.lora import linear_layers
+from vgen.pipelines.loading.lora import linear_layers
 
 RANKS = {
     "proj_in": 2,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vgen.engine.offload import offload_blocks
+from vgen.engine.memory.offload import offload_blocks
 from vgen.errors import CheckpointError, RequestError
-from vgen.io.ltx_keys import TRANSFORMER_KEYS
+from vgen.io.weights.ltx_keys import TRANSFORMER_KEYS
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.weight_changes import ChangedLayer
+from vgen.pipelines.loading.weight_changes import ChangedLayer
 
 LINEAR, NORM = "transformer_blocks.0.attn1.to_q", "transformer_blocks.0.attn2.norm_k"  # 32 x 32, 32
 WIDE, TEXT = "transformer_blocks.1.ff.net.0.proj", "transformer_blocks.1.attn2.to_v"  # 128 x 32, 32 x 32

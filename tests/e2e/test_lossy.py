@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from vgen.engine.cache import measure_magnitudes
-from vgen.engine.quantize import Fp8Linear, Int8Linear, Int8WeightLinear, quantize, rowwise_int8
+from vgen.engine.lossy.quantize import Fp8Linear, Int8Linear, Int8WeightLinear, quantize, rowwise_int8
+from vgen.engine.lossy.step_cache import measure_magnitudes
 from vgen.errors import RequestError
-from vgen.io.video import read_metadata
+from vgen.io.media.video import read_metadata
 from vgen.models import VideoDiT
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
 

@@ -11,8 +11,8 @@ import PIL.Image
 import pytest
 import torch
 
-from vgen.io.convert import folder_to_file
-from vgen.io.video import read_video, write_video
+from vgen.hub.convert import folder_to_file
+from vgen.io.media.video import read_video, write_video
 from vgen.models.empty import model_shapes
 from vgen.pipelines import (
     ImageToVideoPipeline,

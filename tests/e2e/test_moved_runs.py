@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from vgen.io.video import write_video
+from vgen.io.media.video import write_video
 
 Command = Callable[..., Any]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgen.io.video import read_metadata, read_video
+from vgen.io.media.video import read_metadata, read_video
 
 SCRIPT = Path(__file__).with_name("commands.py")
 STORY = """

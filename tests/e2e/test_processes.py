@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.training.config import load_recipe
 from vgen.training.data.plan import BatchPlan
+from vgen.training.recipe import load_recipe
 from vgen.training.run import run_recipe
 
 TINY: dict[str, Any] = json.loads((Path(__file__).parents[1] / "tiny_models.json").read_text())

@@ -17,10 +17,10 @@ import torch
 
 import vgen
 from vgen.errors import RequestError
-from vgen.io.images import fit_image
-from vgen.io.video import read_metadata, read_video
+from vgen.io.media.images import fit_image
+from vgen.io.media.video import read_metadata, read_video
 from vgen.models import LatentUpsampler
-from vgen.models.registration import _give_names
+from vgen.models.diffusers_compat import _give_names
 from vgen.pipelines import (
     ImageToVideoPipeline,
     InterpolationPipeline,

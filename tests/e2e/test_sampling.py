@@ -9,7 +9,7 @@ import torch
 
 from vgen.diffusion.guidance import AdaptiveProjectedGuidance, ComposedGuidance, SpatioTemporalGuidance
 from vgen.errors import RequestError
-from vgen.io.video import read_video
+from vgen.io.media.video import read_video
 from vgen.pipelines import TextToVideoPipeline, VideoToVideoPipeline
 from vgen.types import SKIP_MODES
 

@@ -15,9 +15,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from vgen.diffusion.schedules import linspace_sigmas
 from vgen.errors import RequestError
 from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline
-from vgen.pipelines.conventions import CONVENTIONS
-from vgen.pipelines.settings import GenerationSettings
-from vgen.pipelines.strategies import set_schedule
+from vgen.pipelines.call.conventions import CONVENTIONS
+from vgen.pipelines.call.schedule_and_guidance import set_schedule
+from vgen.pipelines.call.settings import GenerationSettings
 
 USABLE = {
     "shifted": {"shift": 3.0},

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.io.convert import file_to_folder, folder_to_file
-from vgen.io.single_file import read_metadata
-from vgen.io.video import read_video
+from vgen.hub.convert import file_to_folder, folder_to_file
+from vgen.io.media.video import read_video
+from vgen.io.weights.single_file import read_metadata
 from vgen.models.empty import model_shapes
 from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline
 

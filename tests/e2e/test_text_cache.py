@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 
-from vgen.engine.quantize import Int8WeightLinear
+from vgen.engine.lossy.quantize import Int8WeightLinear
 from vgen.errors import CheckpointError, RequestError
-from vgen.io.video import read_metadata, read_video
+from vgen.io.media.video import read_metadata, read_video
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
-from vgen.pipelines.text_cache import DeferredText, TextCache, cache_folder
+from vgen.pipelines.text.cache import DeferredText, TextCache, cache_folder
 
 FORWARD = Int8WeightLinear.forward
 CALL = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 2, "output_type": "latent"}

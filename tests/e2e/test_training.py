@@ -19,11 +19,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from vgen.errors import CheckpointError, NonFiniteError, VgenError
-from vgen.training.config import load_recipe
-from vgen.training.dry_run import dry_run
-from vgen.training.objectives.vae import VaeObjective
+from vgen.training.checkpoint.store import CheckpointStore, TrainingState
+from vgen.training.estimate.dry_run import dry_run
+from vgen.training.objectives.vae.vae import VaeObjective
+from vgen.training.recipe import load_recipe
 from vgen.training.run import run_recipe
-from vgen.training.state import CheckpointStore, TrainingState
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY: dict[str, Any] = json.loads((Path(__file__).parents[1] / "tiny_models.json").read_text())

@@ -10,9 +10,8 @@ import torch
 
 from vgen.diffusion.latent_statistics import match_statistics, tone_map
 from vgen.errors import RequestError
-from vgen.io.video import read_metadata, read_video
+from vgen.io.media.video import read_metadata, read_video
 from vgen.models import LatentUpsampler
-from vgen.passes import presets
 from vgen.pipelines import (
     ImageToVideoPipeline,
     InterpolationPipeline,
@@ -23,8 +22,9 @@ from vgen.pipelines import (
     VideoToVideoPipeline,
     load_upsampler,
 )
-from vgen.pipelines.softening import soften
-from vgen.request import ResolvedRequest
+from vgen.pipelines.coding.soften import soften
+from vgen.request.request import ResolvedRequest
+from vgen.request.two_pass_presets import presets
 
 CALL = {"prompt": "a", "negative_prompt": "b", "guidance_scale": 1.0, "output_type": "latent"}
 

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.hub import model_hash, resolve_model, text_encoder_bytes
-from vgen.io.weight_files import find_weights, variants_in
+from vgen.hub.find import model_hash, resolve_model, text_encoder_bytes
+from vgen.io.weights.weight_files import find_weights, variants_in
 from vgen.models import CausalVideoVAE, LatentUpsampler, VideoDiT
 from vgen.pipelines import LatentUpsamplePipeline, TextToVideoPipeline, load_upsampler
-from vgen.pipelines.parts import ModelParts
-from vgen.pipelines.text_cache import TextCache
+from vgen.pipelines.loading.model_files import ModelParts
+from vgen.pipelines.text.cache import TextCache
 
 NAME = "diffusion_pytorch_model"
 

@@ -11,10 +11,10 @@ import torch
 from vgen.bench.measure import full_float32
 from vgen.bench.run import run
 from vgen.bench.scenarios import scenario_named
-from vgen.engine import graph
-from vgen.engine.autotune import CANDIDATES, measure_attention
-from vgen.engine.offload import offload_blocks
-from vgen.engine.quantize import quantize
+from vgen.engine.lossy.quantize import quantize
+from vgen.engine.memory.offload import offload_blocks
+from vgen.engine.speed import cuda_graph
+from vgen.engine.speed.autotune import CANDIDATES, measure_attention
 from vgen.models import VideoDiT
 from vgen.pipelines import TextToVideoPipeline
 
@@ -61,8 +61,8 @@ def test_a_clip_of_the_gpu_is_that_of_the_cpu(generation, make_native_components
             return TextToVideoPipeline(**make_native_components())
         return TextToVideoPipeline.from_pretrained(ltx_folders[generation], dtype=torch.float32)
 
-    recorded, capture = [], graph.capture_cuda
-    monkeypatch.setattr(graph, "capture_cuda", lambda work: recorded.append(1) or capture(work))
+    recorded, capture = [], cuda_graph.capture_cuda
+    monkeypatch.setattr(cuda_graph, "capture_cuda", lambda work: recorded.append(1) or capture(work))
     found = {}
     for device in ("cpu", "cuda"):
         pipeline = load().to(device)

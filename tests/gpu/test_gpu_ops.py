@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from vgen import ops
-from vgen.ops import cuda, parts, reference
+from vgen.ops import cuda, reference, switches
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -119,7 +119,7 @@ def test_gelu_in_the_epilogue_equals_the_reference(dtype):
 def test_triton_is_left_aside_where_it_is_turned_off_or_the_numbers_are_wide():
     hidden = _random(1, 3, 24)
     assert not cuda.usable(hidden.double()) and not cuda.usable(hidden, hidden.cpu())
-    with parts.without("triton"):
+    with switches.without("triton"):
         assert not cuda.usable(hidden)
 
 

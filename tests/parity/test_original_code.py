@@ -15,12 +15,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from vgen.catalog import CATALOG
-from vgen.io.convert import folder_to_file
-from vgen.io.single_file import read_metadata
+from vgen.hub.catalog import CATALOG
+from vgen.hub.convert import folder_to_file
+from vgen.io.weights.single_file import read_metadata
 from vgen.models import LatentUpsampler
 from vgen.models.empty import model_shapes
-from vgen.models.latent_distribution import LatentDistribution
+from vgen.models.vae.latent_distribution import LatentDistribution
 from vgen.pipelines import MaskedPredictionPipeline, TwoPass, VideoCondition
 
 CODE = os.environ.get("LTX_VIDEO_CODE")

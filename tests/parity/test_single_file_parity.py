@@ -14,8 +14,8 @@ from diffusers.loaders.single_file_utils import (
 )
 from safetensors.torch import load_file
 
-from vgen.io.convert import file_to_folder
-from vgen.io.ltx_keys import TRANSFORMER_KEYS, vae_keys
+from vgen.hub.convert import file_to_folder
+from vgen.io.weights.ltx_keys import TRANSFORMER_KEYS, vae_keys
 from vgen.models.empty import model_shapes
 
 _NEWER = "vae.encoder.conv_out.conv.weight"

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo
 
 from vgen.models import CausalVideoVAE
-from vgen.models.vae_blocks import ResnetBlock
+from vgen.models.vae.blocks import ResnetBlock
 
 
 def _pair(config, fill_zeros, keep=None):

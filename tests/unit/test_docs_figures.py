@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vgen.hub import model_hash
+from vgen.hub.find import model_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vgen.training.config import SpritesConfig
 from vgen.training.data.plan import Batch, Draw
 from vgen.training.data.sprites.keys import BASIC_MOTIONS
 from vgen.training.data.sprites.world import SpriteWorld
+from vgen.training.recipe import SpritesConfig
 
 _FINGERPRINT_CLIPS = 4
 

@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from vgen.errors import CheckpointError
 from vgen.models import CausalVideoVAE
-from vgen.training.config import LatentCacheConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.plan import leave_signals_to_the_parent
 from vgen.training.data.shards import Shard, ShardCache, read_shards
 from vgen.training.precision import computes_bfloat16
+from vgen.training.recipe import LatentCacheConfig
 from vgen.types import VideoShape
 
 SHARD_CLIPS = 256

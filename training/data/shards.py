@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vgen.io.atomic import part_of
+from vgen.io.files import part_of
 from vgen.training.control import Control
 
 Tensors = dict[str, Tensor]

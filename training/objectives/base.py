@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vgen.errors import CheckpointError
-from vgen.training.config import OptimizerConfig
 from vgen.training.control import Control
 from vgen.training.data.plan import Batch
 from vgen.training.ema import Ema
 from vgen.training.randomness import Keys
+from vgen.training.recipe import OptimizerConfig
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Of sigma: where a flow is validated."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from vgen.training.config import FlowObjectiveConfig, Recipe, VaeObjectiveConfig
 from vgen.training.model_sources import ModelSource, embedded_tokenizer
-from vgen.training.objectives.flow import build_transformer
-from vgen.training.objectives.text import build_text_encoder
-from vgen.training.objectives.vae import build_vae
+from vgen.training.objectives.flow.flow import build_transformer
+from vgen.training.objectives.flow.text_encoder import build_text_encoder
+from vgen.training.objectives.vae.vae import build_vae
+from vgen.training.recipe import FlowObjectiveConfig, Recipe, VaeObjectiveConfig
 
 
 def made_by(recipe: Recipe, models: ModelSource) -> dict[str, nn.Module]:

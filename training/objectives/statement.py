@@ -1,4 +1,4 @@
-"""What a model that was trained on SpriteWorld states about its training, see `vgen.trained`."""
+"""What a model that was trained on SpriteWorld states about its training, see `vgen.request.trained`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Final
 import torch
 
 from vgen.models import CausalVideoVAE
-from vgen.pipelines.untrained import kept_psnr
-from vgen.training.config import SpritesConfig
+from vgen.pipelines.call.untrained import kept_psnr
 from vgen.training.data.sprites import SpriteWorld
 from vgen.training.data.sprites.vocabulary import vocabulary, world
+from vgen.training.recipe import SpritesConfig
 
 _PICTURES: Final = 64
 _MARGIN: Final = 4.0

@@ -15,13 +15,13 @@ from vgen.bench.build import DTYPES, Components, build, peer_components
 from vgen.bench.lossy import noise_tokens, prompts_of
 from vgen.bench.scenarios import Scenario
 from vgen.diffusion.tokens import pack
-from vgen.engine.compile import compile_blocks
 from vgen.engine.session import inference_session
+from vgen.engine.speed.compile import compile_blocks
 from vgen.errors import RequestError
-from vgen.models.attention import attention_backends
-from vgen.ops import parts
+from vgen.models.transformer.attention import attention_backends
+from vgen.ops import switches
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.decoding import to_output
+from vgen.pipelines.coding.decode import to_output
 
 _PROMPT = "a red ball moves slowly to the left across a blue background, and the camera follows it"
 _NEGATIVE = "blurry, worst quality"
@@ -67,7 +67,7 @@ class Arm:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Inside, what this arm is made of is in force."""
-        with parts.without(*self.off) if self.off else nullcontext(), torch.no_grad():
+        with switches.without(*self.off) if self.off else nullcontext(), torch.no_grad():
             yield
 
     def stage(self, name: str) -> Callable[[], Any] | None:
@@ -291,7 +291,7 @@ def _peer(name: str, components: Components, scenario: Scenario, inputs: Inputs)
         return Arm(name, _our_pipeline(components), scenario, inputs, off=("all",))
     if name.startswith("without:"):
         off = tuple(name.removeprefix("without:").split(","))
-        with parts.without(*off):
+        with switches.without(*off):
             return Arm(name, _our_pipeline(components), scenario, inputs, off=off)
     if name.startswith("lossy:") and lossy.is_lossy(name.removeprefix("lossy:")):
         return _lossy(name.removeprefix("lossy:"), components, scenario, inputs)
@@ -302,6 +302,6 @@ def _peer(name: str, components: Components, scenario: Scenario, inputs: Inputs)
         return Arm(name, _our_pipeline(other), scenario, inputs)
     raise RequestError(
         f"against={name!r} is not known: use diffusers, diffusers-compiled, compiled, plain, without:PART with a "
-        f"part of {', '.join(parts.PARTS)}, lossy:WAY with a way of {', '.join(lossy.LOSSY)}, or an attention "
+        f"part of {', '.join(switches.PARTS)}, lossy:WAY with a way of {', '.join(lossy.LOSSY)}, or an attention "
         f"backend of {', '.join(attention_backends())}."
     )

@@ -12,10 +12,10 @@ from torch import nn
 
 from vgen.bench.scenarios import ARCHITECTURES, Scenario
 from vgen.errors import RequestError
-from vgen.hub import resolve_model
+from vgen.hub.find import resolve_model
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.text import PreTrainedTokenizerBase, T5EncoderModel, load_text_encoder
+from vgen.pipelines.text.encoder import PreTrainedTokenizerBase, T5EncoderModel, load_text_encoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from vgen.bench.scenarios import ARCHITECTURES, Scenario
 from vgen.diffusion.tokens import pack
-from vgen.engine.cache import measure_magnitudes
-from vgen.engine.quantize import quantize
+from vgen.engine.lossy.magnitudes import Magnitudes
+from vgen.engine.lossy.quantize import quantize
+from vgen.engine.lossy.step_cache import measure_magnitudes
 from vgen.errors import RequestError
-from vgen.lossy import QUANTIZATIONS, STEP_CACHES, read_interval, read_step_cache
-from vgen.magnitudes import Magnitudes
+from vgen.request.lossy import QUANTIZATIONS, STEP_CACHES, read_interval, read_step_cache
 
 LOSSY: Final = (*QUANTIZATIONS, *STEP_CACHES, "guidance-interval", "bfloat16")
 """Ways that change the result; never in a default, always in a table of their own with their error."""

@@ -10,10 +10,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from vgen.bench.build import Components, peer_components
-from vgen.engine.memory import WORKSPACE
-from vgen.engine.memory_plan import Sizes
-from vgen.engine.offload import weight_bytes
-from vgen.engine.rehearsal import Work, by_few_blocks, encoding_text_peak, rehearse
+from vgen.engine.memory.coding import WORKSPACE
+from vgen.engine.memory.offload import weight_bytes
+from vgen.engine.memory.plan import Sizes
+from vgen.engine.memory.steps import Work, by_few_blocks, encoding_text_peak, rehearse
 
 ARMS = ("default", "model offload", "model offload, VAE tiles")
 """All models on the device; `enable_model_cpu_offload()`; with `vae.enable_tiling()` too, whose clip is another."""

@@ -10,8 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from vgen.bench.choose import STAGES
-from vgen.errors import MediaError, RequestError
-from vgen.wording import counted
+from vgen.errors import MediaError, RequestError, counted
 
 
 def read(file: str | Path) -> dict[str, Any]:

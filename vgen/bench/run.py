@@ -31,9 +31,9 @@ from vgen.bench.measure import (
 )
 from vgen.bench.parity import check_parity
 from vgen.bench.scenarios import Scenario
-from vgen.engine.offload import weight_bytes
+from vgen.engine.memory.offload import weight_bytes
 from vgen.errors import RequestError
-from vgen.ops import parts
+from vgen.ops import switches
 from vgen.version import __version__
 
 SCHEMA = 1
@@ -192,7 +192,7 @@ def _arm_report(
         "precision": scenario.dtype,
         "compiled": arm.compiled,
         "lossy": list(arm.lossy),
-        "parts": [name for name in parts.PARTS if name not in arm.off and arm.off != ("all",)] if arm.ours else [],
+        "parts": [name for name in switches.PARTS if name not in arm.off and arm.off != ("all",)] if arm.ours else [],
         "output_sha256": hashlib.sha256(made[0].tobytes()).hexdigest(),
     }
     if "end_to_end" in stages:

@@ -11,10 +11,10 @@ from rich.table import Table
 from vgen.bench.arms import Arm, make_arms
 from vgen.bench.measure import interleaved, quantile
 from vgen.bench.scenarios import Scenario
-from vgen.engine.autotune import AttentionTuner, combination_key, fastest
-from vgen.engine.compile import compile_blocks, release_blocks
-from vgen.engine.tuning_store import Measured, TuningStore, shared_store
-from vgen.models.attention import attention_chosen_by
+from vgen.engine.speed.autotune import AttentionTuner, combination_key, fastest
+from vgen.engine.speed.compile import compile_blocks, release_blocks
+from vgen.engine.speed.tuning_store import Measured, TuningStore, shared_store
+from vgen.models.transformer.attention import attention_chosen_by
 
 
 def tune(

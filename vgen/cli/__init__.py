@@ -17,6 +17,7 @@ from vgen.cli import (
     data,
     evaluate,
     extend,
+    fine_tune,
     generate,
     info,
     inpaint,
@@ -30,7 +31,6 @@ from vgen.cli import (
     restyle,
     story,
     train,
-    train_footage,
 )
 from vgen.errors import RequestError, VgenError
 from vgen.version import __version__
@@ -84,11 +84,11 @@ app.command("models")(models.models)
 app.command("convert")(convert.convert)
 app.add_typer(data.app, name="data")
 app.add_typer(lora_export.app, name="lora")
-train.app.command("lora")(train_footage.lora)
-train.app.command("full")(train_footage.full)
-train.app.command("clip")(train_footage.clip)
-train.app.command("vae")(train_footage.vae)
-train.app.command("resume")(train_footage.resume)
+train.app.command("lora")(fine_tune.lora)
+train.app.command("full")(fine_tune.full)
+train.app.command("clip")(fine_tune.clip)
+train.app.command("vae")(fine_tune.vae)
+train.app.command("resume")(fine_tune.resume)
 app.add_typer(train.app, name="train")
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")

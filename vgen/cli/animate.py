@@ -21,7 +21,7 @@ def animate(
 ) -> None:
     """Make a clip that starts with a picture."""
     from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan, say_fit
-    from vgen.io.images import fit_image, read_image
+    from vgen.io.media.images import fit_image, read_image
 
     fields = {"prompt": prompt, "image": image, "fit": fit, "keep_known_pixels": keep_known_pixels}
     request = ask("animate", options.output, options.overwrite, {**fields, "input_crf": input_crf, **options.fields})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vgen.cli.display import showing, starting
-from vgen.wording import counted
+from vgen.errors import counted
 
 if TYPE_CHECKING:
     from vgen.bench.scenarios import Scenario
@@ -125,7 +125,7 @@ def _check_outputs(output: str | None, plot: str | None, overwrite: bool) -> Non
     from pathlib import Path
 
     from vgen.errors import OutputError
-    from vgen.io.atomic import exists_message
+    from vgen.io.files import exists_message
 
     for file, suffixes in ((output, (".json",)), (plot, (".png", ".svg", ".pdf"))):
         if file is None:
@@ -197,8 +197,8 @@ def calibrate(
     from importlib.resources import files
 
     from vgen.cli.jobs import Model, call_settings, load_pipeline, plan
-    from vgen.magnitudes import magnitudes_file, write_magnitudes
-    from vgen.request import GenerateRequest
+    from vgen.engine.lossy.magnitudes import magnitudes_file, write_magnitudes
+    from vgen.request.request import GenerateRequest
 
     examples = files("vgen.assets").joinpath("prompts/eight.txt").read_text(encoding="utf-8").splitlines()[:2]
     asked = prompts or examples
@@ -209,7 +209,7 @@ def calibrate(
     with showing():
         pipe = load_pipeline("TextToVideoPipeline", job)
 
-        from vgen.engine.cache import measure_magnitudes
+        from vgen.engine.lossy.step_cache import measure_magnitudes
 
         settings = {"num_frames": job.request.num_frames, **call_settings(job.request)}
         measured = measure_magnitudes(pipe, asked, seed, **settings)

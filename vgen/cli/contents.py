@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.hub import find_text_encoder, model_hash
+from vgen.hub.find import find_text_encoder, model_hash
 
 if TYPE_CHECKING:
-    from vgen.request import ResolvedRequest
+    from vgen.request.request import ResolvedRequest
 
 
 def contents(request: ResolvedRequest, folder: Path) -> dict[str, Any]:
@@ -25,10 +25,10 @@ def contents(request: ResolvedRequest, folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is missing or cannot be read.
     """
-    from vgen.fields import split_lora
-    from vgen.io.lora_file import LoraFile
-    from vgen.io.upsampler import find_upsampler
-    from vgen.magnitudes import magnitudes_file
+    from vgen.engine.lossy.magnitudes import magnitudes_file
+    from vgen.hub.upsampler import find_upsampler
+    from vgen.io.weights.lora_file import LoraFile
+    from vgen.request.fields import split_lora
 
     found: dict[str, Any] = {}
     if request.lora:

@@ -27,11 +27,11 @@ def convert(
     """Convert LTX-Video between diffusers' folder and the original single file; no bit of a tensor changes."""
     from pathlib import Path
 
-    from vgen.catalog import entry_named
     from vgen.errors import RequestError
-    from vgen.hub import find_text_encoder, resolve_model
-    from vgen.io.atomic import exists_message
-    from vgen.io.convert import file_to_folder, folder_to_file
+    from vgen.hub.catalog import entry_named
+    from vgen.hub.convert import file_to_folder, folder_to_file
+    from vgen.hub.find import find_text_encoder, resolve_model
+    from vgen.io.files import exists_message
 
     entry = None if version is None else entry_named(version)
     found, path = resolve_model(source), Path(target).expanduser()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vgen.cli.display import starting
-from vgen.wording import counted
+from vgen.errors import counted
 
 app = typer.Typer(help="Footage to training data.", no_args_is_help=True)
 
@@ -137,7 +137,7 @@ def cache(
 
     opened = DataSet.open(data)
     starting(f"loading {model}")
-    from vgen.pipelines.parts import ModelParts
+    from vgen.pipelines.loading.model_files import ModelParts
     from vgen.training.data.footage.cache import fill_cache
 
     parts = ModelParts.find(model, text_encoder)

@@ -16,8 +16,8 @@ from typing import Any, Final, TextIO
 import typer
 
 from vgen.cli import processes
+from vgen.errors import counted
 from vgen.progress import Progress
-from vgen.wording import counted
 
 _LINE_EVERY: Final = 5.0
 """Seconds between two lines about the same phase."""

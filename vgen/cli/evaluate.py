@@ -100,12 +100,12 @@ def evaluate(
     """Score a model: how often a judge finds what was asked for; or a RUN: what it learnt, and its best checkpoint."""
     if run is not None:
         starting(f"loading {run}")
-        from vgen.training.evaluate_run import evaluate_run
+        from vgen.training.fine_tune.evaluate import evaluate_run
 
         evaluate_run(Path(run), typer.echo, device=device or "auto")
         return
     from vgen.errors import RequestError
-    from vgen.training.measures import read_measures
+    from vgen.training.evaluate.measures import read_measures
 
     read_measures(tasks)
     if report_from is not None:
@@ -149,7 +149,7 @@ def _score(
     weights: tuple[str | None, str | None, str | None],
 ) -> None:
     from vgen.cli.jobs import Model, choose_device
-    from vgen.request import GenerateRequest
+    from vgen.request.request import GenerateRequest
 
     request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
     guidance = _scales(choose_guidance)
@@ -157,7 +157,7 @@ def _score(
     Model.find(request.model)
     starting(f"loading {request.model}")
     device = choose_device(request.device or "auto")
-    from vgen.training.evaluate import FULL, QUICK, evaluate_model
+    from vgen.training.evaluate.evaluate import FULL, QUICK, evaluate_model
 
     usual, on_cpu = QUICK if quick else FULL, device == "cpu"
     budget = usual._replace(
@@ -220,8 +220,8 @@ def _tiers(text: str) -> tuple[int, ...]:
 
 def _check_target(name: str, text: str, ending: str, overwrite: bool) -> None:
     from vgen.errors import OutputError
-    from vgen.io.atomic import exists_message
-    from vgen.io.output import check_writable
+    from vgen.io.files import exists_message
+    from vgen.io.media.output import check_writable
 
     target = Path(text)
     if target.suffix != ending:
@@ -238,7 +238,7 @@ def _report_again(scores: str, report: str | None, overwrite: bool) -> None:
     if report is not None:
         _check_target("report", report, ".md", overwrite)
     from vgen.training.data.footage.records import write_text
-    from vgen.training.evaluate import report_from
+    from vgen.training.evaluate.evaluate import report_from
 
     page = report_from(scores)
     if report is None:
@@ -252,7 +252,7 @@ def _field_weights(clip_model: str | None, fvd_model: str | None, lpips: str | N
     """The argument `field` where any weights are given, checked."""
     if clip_model is None and fvd_model is None and lpips is None:
         return {}
-    from vgen.training.field_metrics import FieldWeights
+    from vgen.training.evaluate.field_metrics import FieldWeights
 
     weights = FieldWeights(*(None if text is None else Path(text) for text in (clip_model, fvd_model, lpips)))
     weights.check()

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vgen.cli.jobs import Job, Model, ask, fit_picture, plan, say_fit
-from vgen.fields import MAX_FRAME_RATE
+from vgen.request.fields import MAX_FRAME_RATE
 
 if TYPE_CHECKING:
     from vgen.cli.options import JobOptions
-    from vgen.io.video import VideoClip
-    from vgen.request import ResolvedRequest
+    from vgen.io.media.video import VideoClip
+    from vgen.request.request import ResolvedRequest
 
 
 def plan_on_video(task: str, video: str, options: JobOptions, fields: Mapping[str, Any]) -> tuple[Job, VideoClip]:
@@ -44,7 +44,7 @@ def plan_on_video(task: str, video: str, options: JobOptions, fields: Mapping[st
 
 def read_fitted(video: str, request: ResolvedRequest, max_frames: int | None = None) -> VideoClip:
     """Read a video, each frame brought to the clip's size as it is read."""
-    from vgen.io.video import read_video
+    from vgen.io.media.video import read_video
 
     return read_video(video, max_frames, fit=lambda pixels: fit_picture(pixels, request))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vgen.wording import counted
+from vgen.errors import counted
 
 
 def info(
@@ -16,7 +16,7 @@ def info(
 ) -> None:
     """Print what a clip is, and the request that made it: prompt, seed, every parameter, model, versions."""
     from vgen.errors import MediaError
-    from vgen.io.video import probe
+    from vgen.io.media.video import probe
 
     found = probe(file)
     if found.metadata is None and as_json:

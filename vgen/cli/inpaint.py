@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vgen.cli.options import Fit, JobOptions, KeepKnownPixels, with_job_options
-from vgen.wording import counted
+from vgen.errors import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vgen.cli.jobs import Job
-    from vgen.io.video import VideoClip
+    from vgen.io.media.video import VideoClip
 
 
 @with_job_options
@@ -58,8 +58,8 @@ def read_white(mask: str, job: Job, clip: VideoClip) -> np.ndarray:
 
     from vgen.cli.jobs import fit_picture
     from vgen.errors import RequestError
-    from vgen.io.enlarged import shrink
-    from vgen.io.masks import read_mask_file
+    from vgen.io.media.enlarged import shrink
+    from vgen.io.media.masks import read_mask_file
 
     count, (height, width) = len(clip.frames), clip.size
     found = read_mask_file(mask, max_frames=count)

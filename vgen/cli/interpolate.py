@@ -31,8 +31,8 @@ def interpolate(
     """Make a clip that leads from one picture to another, over any number of pictures between."""
     from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan, say_fit
     from vgen.errors import RequestError
-    from vgen.fields import check_keyframes, split_keyframe
-    from vgen.io.images import fit_image, read_image
+    from vgen.io.media.images import fit_image, read_image
+    from vgen.request.fields import check_keyframes, split_keyframe
 
     fields = {"prompt": prompt, "first": first, "last": last, "fit": fit, "keep_known_pixels": keep_known_pixels}
     fields |= {"keyframes": keyframe or None, "input_crf": input_crf, **options.fields}

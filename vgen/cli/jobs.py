@@ -18,18 +18,24 @@ from vgen.cli.limits import check_limits
 from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.memory import plan_memory
 from vgen.cli.upscale import check_upscale, load_two_pass
-from vgen.errors import OutOfMemoryError, RequestError
-from vgen.hub import find_text_encoder, model_defaults, model_hash, model_strides, resolve_model, text_encoder_bytes
-from vgen.io.output import check_output, check_output_size
-from vgen.magnitudes import find_magnitudes
+from vgen.engine.lossy.magnitudes import find_magnitudes
+from vgen.errors import OutOfMemoryError, RequestError, counted
+from vgen.hub.find import (
+    find_text_encoder,
+    model_defaults,
+    model_hash,
+    model_strides,
+    resolve_model,
+    text_encoder_bytes,
+)
+from vgen.io.media.output import check_output, check_output_size
 from vgen.progress import Progress
 from vgen.types import Strides
-from vgen.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vgen.request import GenerateRequest, ResolvedRequest
+    from vgen.request.request import GenerateRequest, ResolvedRequest
 
 LARGE_ENCODER = 64 << 20
 """Bytes of a text encoder's weights from which on prompts are kept on disk unless the caller says otherwise."""
@@ -45,7 +51,7 @@ class Model:
 
     @classmethod
     def find(cls, name: str) -> Model:
-        """Look up and check a model; see `vgen.hub.resolve_model`."""
+        """Look up and check a model; see `vgen.hub.find.resolve_model`."""
         folder = resolve_model(name)
         return cls(folder, model_defaults(folder), model_strides(folder))
 
@@ -71,7 +77,7 @@ class Job:
 
 def ask(task: str, output: str, overwrite: bool, fields: Mapping[str, Any]) -> GenerateRequest:
     """Check the request's fields and its output, with nothing loaded."""
-    from vgen.request import GenerateRequest
+    from vgen.request.request import GenerateRequest
 
     request = GenerateRequest.create(task=task, **fields)
     check_output(output, overwrite)
@@ -138,7 +144,7 @@ def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = Non
     if pipe.deferred_text is not None:
         pipe.deferred_text.quantize = job.request.quantize_text
     if text_first:
-        from vgen.pipelines.planning import encode_first
+        from vgen.pipelines.loading.placement import encode_first
 
         words = [job.request.prompt] if prompts is None else prompts
         encode_first(pipe, device, words, job.request.negative_prompt, None if memory is None else memory.text)
@@ -147,13 +153,13 @@ def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = Non
     load_loras(pipe, job.request)
     set_lossy(pipe, job)
     if job.request.compile:
-        from vgen.engine.compile import compile_blocks
+        from vgen.engine.speed.compile import compile_blocks
 
         compile_blocks(pipe.transformer)
     if processes.count() > 1:
         processes.spread(pipe, job.request)
     if memory is not None:
-        from vgen.pipelines.planning import place_models
+        from vgen.pipelines.loading.placement import place_models
 
         place_models(pipe, memory, device)
     return pipe
@@ -161,7 +167,7 @@ def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = Non
 
 def set_lossy(pipe: Any, job: Job) -> None:
     """Quantise a loaded pipeline if its request says so, and give it what its step cache needs."""
-    from vgen.engine.quantize import quantize, quantize_text_encoder
+    from vgen.engine.lossy.quantize import quantize, quantize_text_encoder
 
     request = job.request
     if request.step_cache is not None and request.step_cache.startswith("magcache"):
@@ -183,7 +189,7 @@ def text_cache_for(request: ResolvedRequest, folder: Path) -> Any:
     Returns:
         A TextCache (in memory if the disk was refused), or None: the encoder is loaded with the rest.
     """
-    from vgen.pipelines.text_cache import TextCache, cache_folder
+    from vgen.pipelines.text.cache import TextCache, cache_folder
 
     if request.text_cache is None and text_encoder_bytes(folder, request.text_encoder) < LARGE_ENCODER:
         return None
@@ -223,11 +229,11 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
         **inputs: what the task adds: image, first, last, video, conditions, keep_known_pixels.
     Raises:
         OutOfMemoryError: names what would help.
-        OutputError: see `vgen.io.video.write_video`.
+        OutputError: see `vgen.io.media.video.write_video`.
     """
     import torch
 
-    from vgen.io.video import write_video
+    from vgen.io.media.video import write_video
 
     started = time.monotonic()
     request = job.request
@@ -321,7 +327,7 @@ def fit_picture(pixels: np.ndarray, request: ResolvedRequest) -> np.ndarray:
     import numpy as np
     from PIL import Image
 
-    from vgen.io.images import fit_image, shrink_into
+    from vgen.io.media.images import fit_image, shrink_into
 
     picture = Image.fromarray(pixels)
     if request.task == "outpaint":

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from vgen.cli import display, processes
 from vgen.errors import UntrainedWarning
-from vgen.limits import model_scheduler, model_trained
-from vgen.steps import check_shift
+from vgen.hub.limits import model_scheduler, model_trained
+from vgen.request.steps import check_shift
 from vgen.types import Strides, VideoShape
 
 if TYPE_CHECKING:
-    from vgen.request import ResolvedRequest
+    from vgen.request.request import ResolvedRequest
 
 
 def check_limits(request: ResolvedRequest, folder: Path, strides: Strides) -> None:

@@ -13,16 +13,16 @@ from vgen.cli.contents import contents
 from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, say_fit, versions
 from vgen.cli.shared_take import open_take
 from vgen.errors import OutputError, RequestError
-from vgen.hub import model_hash
+from vgen.hub.find import model_hash
 from vgen.progress import Progress
-from vgen.windows import Window, plan_windows
+from vgen.request.windows import Window, plan_windows
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
     from vgen.pipelines.long_video import Part
-    from vgen.request import GenerateRequest
+    from vgen.request.request import GenerateRequest
 
 
 def make_long(
@@ -46,8 +46,8 @@ def make_long(
         RequestError: the overlap does not fit, or two passes were asked for.
         OutputError: there is no room on the disk.
     """
-    from vgen.io.take import take_folder
-    from vgen.io.video import write_video
+    from vgen.io.media.take import take_folder
+    from vgen.io.media.video import write_video
 
     started, request, stride = time.monotonic(), job.request, job.model.strides.temporal
     if request.upscale is not None:
@@ -87,7 +87,7 @@ def make_long(
 
 def read_reference(request: GenerateRequest) -> Image | None:
     """The picture of `reference`, unless it is the clip's own first frame."""
-    from vgen.io.images import read_image
+    from vgen.io.media.images import read_image
 
     return None if request.reference in (None, "first") else read_image(request.reference)
 
@@ -96,7 +96,7 @@ def _fitted(job: Job, picture: Image | None) -> np.ndarray | None:
     """uint8 [H, W, 3] of a picture in the clip's size."""
     import numpy as np
 
-    from vgen.io.images import fit_image
+    from vgen.io.media.images import fit_image
 
     if picture is None:
         return None

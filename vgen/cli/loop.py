@@ -31,7 +31,7 @@ def loop(
     """
     from vgen.cli.jobs import Model, ask, load_pipeline, make_clip, plan, say_fit
     from vgen.errors import RequestError
-    from vgen.io.images import fit_image, read_image
+    from vgen.io.media.images import fit_image, read_image
 
     if not prompt.strip() and image is None:
         raise RequestError("prompt is empty and there is no --image: say what the clip shows, or what it begins with.")

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.errors import CheckpointError
-from vgen.fields import split_lora
-from vgen.wording import counted
+from vgen.errors import CheckpointError, counted
+from vgen.request.fields import split_lora
 
 if TYPE_CHECKING:
-    from vgen.request import ResolvedRequest
+    from vgen.request.request import ResolvedRequest
 
 _LTX_LAYERS = 28
 """Blocks of a transformer whose config does not say it."""
@@ -30,8 +29,8 @@ def check_loras(request: ResolvedRequest, folder: Path) -> list[str]:
     """
     if not request.lora:
         return []
-    from vgen.io.lora_file import LoraFile
-    from vgen.io.lora_keys import map_lora_keys, module_names
+    from vgen.io.weights.lora_file import LoraFile
+    from vgen.io.weights.lora_keys import map_lora_keys, module_names
 
     modules, notes = module_names(_num_layers(folder)), []
     for entry in request.lora:
@@ -43,7 +42,7 @@ def check_loras(request: ResolvedRequest, folder: Path) -> list[str]:
 
 def _num_layers(folder: Path) -> int:
     if folder.is_file():
-        from vgen.io.single_file import SingleFile
+        from vgen.io.weights.single_file import SingleFile
 
         return int(SingleFile.open(folder).part("transformer").config.get("num_layers", _LTX_LAYERS))
     file = folder / "transformer" / "config.json"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vgen.cli.display import starting
-from vgen.wording import counted
+from vgen.errors import counted
 
 app = typer.Typer(help="LoRA files.", no_args_is_help=True)
 
@@ -34,7 +34,7 @@ def export(
     from pathlib import Path
 
     starting(f"reading {run}")
-    from vgen.training.export_lora import export_lora
+    from vgen.training.fine_tune.export_lora import export_lora
 
     chosen, layers = export_lora(Path(run), Path(output), layout, checkpoint, overwrite)
     typer.echo(f"{output}: {counted(layers, 'layer')} of {chosen.name}, in {layout}'s names.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vgen.cli import display
 
 if TYPE_CHECKING:
-    from vgen.request import ResolvedRequest
+    from vgen.request.request import ResolvedRequest
 
 _GIVEN_LATER = {"interpolate": 1, "loop": 1, "extend": 1, "story": 1}
 """Pictures that a task gives beside the clip's first frames, each with tokens of its own."""
@@ -22,15 +22,15 @@ def plan_memory(request: ResolvedRequest, folder: Path, *, keep_text: bool) -> A
         folder: of the model, or its single file.
         keep_text: whether the text encoder stays with the other models.
     Returns:
-        A `vgen.engine.memory_plan.MemoryPlan`; what it says is printed.
+        A `vgen.engine.memory.plan.MemoryPlan`; what it says is printed.
     Raises:
         OutOfMemoryError: the job fits in no way; names what would.
     """
     import torch
 
-    from vgen.engine.rehearsal import Work
-    from vgen.pipelines.parts import ModelParts
-    from vgen.pipelines.planning import plan_call, sizes_of
+    from vgen.engine.memory.steps import Work
+    from vgen.pipelines.loading.model_files import ModelParts
+    from vgen.pipelines.loading.placement import plan_call, sizes_of
     from vgen.types import VideoShape
 
     sizes = sizes_of(
@@ -59,6 +59,6 @@ def plan_memory(request: ResolvedRequest, folder: Path, *, keep_text: bool) -> A
 
 
 def _file(entry: str) -> str:
-    from vgen.fields import split_lora
+    from vgen.request.fields import split_lora
 
     return split_lora(entry)[0]

@@ -42,9 +42,9 @@ def _said(size: int) -> str:
 
 
 def _rows() -> list[dict[str, Any]]:
-    from vgen.catalog import CATALOG
     from vgen.errors import CheckpointError
-    from vgen.hub import EMBEDDED, find_entry, resolve_model
+    from vgen.hub.catalog import CATALOG
+    from vgen.hub.find import EMBEDDED, find_entry, resolve_model
 
     rows: list[dict[str, Any]] = []
     for name in EMBEDDED:

@@ -1,7 +1,7 @@
 """The options that all commands which make clips share.
 
-Numbers are taken as text: `vgen.request` is the one place that checks them, so the command, Python and a server give
-the same messages.
+Numbers are taken as text: `vgen.request.request` is the one place that checks them, so the command, Python and a server
+give the same messages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OF_MODEL = "the model's"
 
 
 def _text(*names: str, metavar: str, help: str, panel: str, default: str) -> Any:
-    """An option taken as text; `default` says what happens without it, which `vgen.request` or the model decides."""
+    """An option taken as text; `default` says what happens without it, which the request or the model decides."""
     return Annotated[
         str | None, typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=default)
     ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vgen.cli.options import Fit, InputCrf, JobOptions, KeepKnownPixels, with_job_options
-from vgen.wording import counted
+from vgen.errors import counted
 
 
 @with_job_options

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 import typer
 
 from vgen.errors import RequestError, VgenError
-from vgen.layouts import Layout, choose_layout
+from vgen.request.process_grid import Layout, choose_layout
 
 if TYPE_CHECKING:
-    from vgen.request import ResolvedRequest
+    from vgen.request.request import ResolvedRequest
 
 _NEEDED: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FAILED: Final = "vgen/failed"
@@ -95,7 +95,7 @@ def place(asked: str) -> str:
 
 def spread(pipe: Any, request: ResolvedRequest) -> None:
     """Let a loaded pipeline share its calls with the other processes."""
-    from vgen.engine import parallel
+    from vgen.engine.processes import parallel
 
     _meet()
     parallel.spread(pipe, layout_for(request))

@@ -12,10 +12,9 @@ import typer
 from vgen.cli import display, processes
 from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.cli.options import JobOptions
-from vgen.errors import MediaError, OutputError, RequestError, VgenError
-from vgen.io.atomic import exists_message
-from vgen.io.output import OutputKind, check_output, check_writable, output_kind
-from vgen.wording import counted
+from vgen.errors import MediaError, OutputError, RequestError, VgenError, counted
+from vgen.io.files import exists_message
+from vgen.io.media.output import OutputKind, check_output, check_writable, output_kind
 
 MAX_BYTES = 10_000_000
 """Largest prompt file."""
@@ -97,7 +96,7 @@ def generate_all(path: str, options: JobOptions) -> None:
 
 def _plan_all(lines: list[Line], folder: Path, options: JobOptions) -> tuple[list[Job], list[str]]:
     """A job for each good line, and a sentence for each bad one; errors that concern all of them are raised."""
-    from vgen.request import GenerateRequest
+    from vgen.request.request import GenerateRequest
 
     common = GenerateRequest.create(**{"prompt": "a prompt", **options.fields})
     model = Model.find(common.model)

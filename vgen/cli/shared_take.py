@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.cli import processes
-from vgen.io.take import FramesOnDisk, Take
+from vgen.io.media.take import FramesOnDisk, Take
 
 if TYPE_CHECKING:
     import numpy as np

@@ -26,8 +26,8 @@ def story(
 
     from vgen.cli.jobs import Model, ask, plan, say_fit
     from vgen.cli.long import make_long, read_reference
-    from vgen.io.images import fit_image, read_image
-    from vgen.story import read_story
+    from vgen.io.media.images import fit_image, read_image
+    from vgen.request.story import read_story
 
     told = read_story(file)
     given = {"overlap": overlap, "reference": reference, "fit": fit, **options.fields}

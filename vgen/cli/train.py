@@ -46,7 +46,7 @@ def run(
         if "=" not in override:
             raise RequestError(f"override {override!r} is not of the form KEY=VALUE, for instance optimizer.lr=1e-3.")
     starting(f"reading {recipe}")
-    from vgen.engine.allocator import keep_freed_memory
+    from vgen.engine.memory.allocator import keep_freed_memory
     from vgen.training.chain import is_chain
 
     keep_freed_memory()
@@ -93,7 +93,7 @@ def sprites(
     from pathlib import Path
 
     starting("reading the recipes of the embedded model")
-    from vgen.engine.allocator import keep_freed_memory
+    from vgen.engine.memory.allocator import keep_freed_memory
     from vgen.training.chain import embedded_chain
 
     train_tools.check_measure(dry_run, measure)

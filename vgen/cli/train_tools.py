@@ -21,8 +21,8 @@ def plot(
     from pathlib import Path
 
     from vgen.errors import OutputError
-    from vgen.io.atomic import exists_message
-    from vgen.training.plot import plot_run
+    from vgen.io.files import exists_message
+    from vgen.training.report.plot import plot_run
 
     target = Path(output)
     if target.exists() and not overwrite:
@@ -61,8 +61,8 @@ def show_estimate(recipe: str, overrides: list[str], measure: bool) -> None:
     from pathlib import Path
 
     from vgen.training.chain import configs_next_to
-    from vgen.training.config import load_recipe
-    from vgen.training.dry_run import dry_run
+    from vgen.training.estimate.dry_run import dry_run
+    from vgen.training.recipe import load_recipe
 
     for line in dry_run(load_recipe(recipe, overrides), measure=measure, models=configs_next_to(Path(recipe))).lines():
         typer.echo(line)

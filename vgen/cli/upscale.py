@@ -7,12 +7,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.errors import CheckpointError, RequestError
+from vgen.errors import CheckpointError, RequestError, counted
 from vgen.types import Strides, VideoShape
-from vgen.wording import counted
 
 if TYPE_CHECKING:
-    from vgen.request import ResolvedRequest
+    from vgen.request.request import ResolvedRequest
 
 
 def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> list[str]:
@@ -30,9 +29,9 @@ def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> l
     """
     if request.upscale is None:
         return []
-    from vgen.io.upsampler import find_upsampler
-    from vgen.passes import PLAIN, pass_shapes, preset_named
-    from vgen.resolve import check_amount
+    from vgen.hub.upsampler import find_upsampler
+    from vgen.request.resolve import check_amount
+    from vgen.request.two_pass_presets import PLAIN, pass_shapes, preset_named
 
     found = find_upsampler(request.upscale)
     channels = _latent_channels(folder)
@@ -55,7 +54,7 @@ def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> l
 
 def _latent_channels(folder: Path) -> int:
     if folder.is_file():
-        from vgen.io.single_file import SingleFile
+        from vgen.io.weights.single_file import SingleFile
 
         return int(SingleFile.open(folder).part("vae").config.get("latent_channels", 128))
     file = folder / "vae" / "config.json"

@@ -11,13 +11,12 @@ import typer
 from vgen.cli import display
 from vgen.cli.contents import contents
 from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
-from vgen.errors import OutputError, VgenError
-from vgen.io.atomic import exists_message
-from vgen.io.output import check_writable
-from vgen.wording import counted
+from vgen.errors import OutputError, VgenError, counted
+from vgen.io.files import exists_message
+from vgen.io.media.output import check_writable
 
 if TYPE_CHECKING:
-    from vgen.training.vbench import Clip
+    from vgen.training.evaluate.vbench import Clip
 
 
 def export_vbench(
@@ -40,9 +39,9 @@ def export_vbench(
     Raises:
         VgenError: something cannot be done; nothing was made.
     """
-    from vgen.hub import model_hash
-    from vgen.request import GenerateRequest
-    from vgen.training.vbench import read_prompt_file, sprite_prompts, vbench_clips, write_prompt_table
+    from vgen.hub.find import model_hash
+    from vgen.request.request import GenerateRequest
+    from vgen.training.evaluate.vbench import read_prompt_file, sprite_prompts, vbench_clips, write_prompt_table
 
     target = Path(folder)
     common = GenerateRequest.create(**{"prompt": "a prompt", **fields})
@@ -68,7 +67,7 @@ def export_vbench(
 
 
 def _job(clip: Clip, folder: Path, fields: dict[str, Any], model: Model) -> Job:
-    from vgen.request import GenerateRequest
+    from vgen.request.request import GenerateRequest
 
     try:
         request = GenerateRequest.create(**{**fields, "prompt": clip.prompt, "seed": clip.seed})
@@ -94,7 +93,7 @@ def _check_folder(folder: Path, clips: list[Clip]) -> None:
 
 def _is_made(job: Job, digest: str, overwrite: bool) -> bool:
     """Whether the clip is there from this very request; another's is refused, or replaced with `overwrite`."""
-    from vgen.io.probe import read_metadata
+    from vgen.io.media.codec.probe import read_metadata
 
     path, used = Path(job.output), contents(job.request, job.model.folder)
     if not path.exists():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vgen.errors import RequestError
-from vgen.steps import resolution_shift_mu
+from vgen.request.steps import resolution_shift_mu
 
 LTX_DISTILLED = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725)
 """What the distilled LTX-Video models (0.9.7, 0.9.8) step through; pass 2 of a run at two sizes refines after it."""

@@ -12,15 +12,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from vgen.engine.allocator import memory_kept
-from vgen.engine.autotune import AttentionTuner, chosen_combination
-from vgen.engine.compile import compile_blocks, is_compiled, release_blocks
-from vgen.engine.graph import blocks_recorded
-from vgen.engine.offload import offload_of
+from vgen.engine.memory.allocator import memory_kept
+from vgen.engine.memory.offload import offload_of
+from vgen.engine.speed.autotune import AttentionTuner, chosen_combination
+from vgen.engine.speed.compile import compile_blocks, is_compiled, release_blocks
+from vgen.engine.speed.cuda_graph import blocks_recorded
 from vgen.errors import RequestError
-from vgen.models.attention import attention_chosen_by
-from vgen.models.fusing import move_together, plain
-from vgen.ops import parts
+from vgen.models.transformer.attention import attention_chosen_by
+from vgen.models.transformer.fusing import move_together, plain
+from vgen.ops import switches
 
 
 @dataclass
@@ -107,7 +107,7 @@ def _looping(transformer: Any, closed: bool) -> Iterator[None]:
 
 @contextmanager
 def inference_session(pipeline: Any) -> Iterator[None]:
-    """Inside, a pipeline's models work on the fast path: see `vgen.ops.parts` for what that is, and how to leave it.
+    """Inside, a pipeline's models work on the fast path: see `vgen.ops.switches` for what that is, and how to leave it.
 
     Args:
         pipeline: has `transformer` (a VideoDiT) and `vae` (a CausalVideoVAE), and perhaps a `placement`.
@@ -126,14 +126,14 @@ def inference_session(pipeline: Any) -> Iterator[None]:
             stack.callback(placement.leave)
         if offload is not None:
             offload.forget()  # the weights may have been changed since, as by fusing a LoRA
-        if device.type == "cpu" and parts.enabled("kept_memory"):
+        if device.type == "cpu" and switches.enabled("kept_memory"):
             stack.enter_context(memory_kept())
-        if parts.enabled("fused_qkv") and not moving:  # moved weights do not stay together
+        if switches.enabled("fused_qkv") and not moving:  # moved weights do not stay together
             for block in pipeline.transformer.transformer_blocks:
                 move_together(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
-        if parts.enabled("hoisting"):
+        if switches.enabled("hoisting"):
             stack.enter_context(pipeline.transformer.hoisting())
-        if parts.enabled("autotune"):
+        if switches.enabled("autotune"):
             stack.enter_context(attention_chosen_by(AttentionTuner()))
         yield
 
@@ -154,9 +154,9 @@ def denoising(transformer: Any, timesteps: Tensor, rows: int, tokens: int, close
         stack.enter_context(_looping(transformer, closed))
         stack.callback(transformer.expect_timesteps, None)
         if transformer.device.type == "cuda":
-            measured = parts.enabled("autotune")
+            measured = switches.enabled("autotune")
             _follow_choice(transformer, chosen_combination(transformer, rows, tokens) if measured else "eager")
-        if parts.enabled("cuda_graph") and closed:
+        if switches.enabled("cuda_graph") and closed:
             stack.enter_context(blocks_recorded(transformer, rows * tokens))
         yield
 

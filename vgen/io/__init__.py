@@ -1,1 +1,1 @@
-"""Pictures and videos from and to local files; see `vgen.io.video` and `vgen.io.images`."""
+"""Pictures and videos from and to local files; see `vgen.io.media.video` and `vgen.io.media.images`."""

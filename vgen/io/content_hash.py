@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vgen.errors import OutputError
-from vgen.io.atomic import part_of
-from vgen.io.cache_home import cache_home
+from vgen.io.files import cache_home, part_of
 from vgen.io.walk import walk_files
 
 logger = logging.getLogger(__name__)

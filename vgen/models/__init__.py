@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vgen.models.latent_upsampler import LatentUpsampler
-    from vgen.models.video_dit import VideoDiT
-    from vgen.models.video_vae import CausalVideoVAE
+    from vgen.models.transformer.video_dit import VideoDiT
+    from vgen.models.vae.video_vae import CausalVideoVAE
 
 _HOMES = {
-    "CausalVideoVAE": "vgen.models.video_vae",
+    "CausalVideoVAE": "vgen.models.vae.video_vae",
     "LatentUpsampler": "vgen.models.latent_upsampler",
-    "VideoDiT": "vgen.models.video_dit",
+    "VideoDiT": "vgen.models.transformer.video_dit",
 }
 
 __all__ = ["CausalVideoVAE", "LatentUpsampler", "VideoDiT"]

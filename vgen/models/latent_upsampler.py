@@ -18,12 +18,11 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vgen.errors import CheckpointError, ShapeError
-from vgen.io.upsampler import UpsamplerFiles, single_file_config
-from vgen.models.registration import register_class
+from vgen.errors import CheckpointError, ShapeError, counted
+from vgen.hub.upsampler import UpsamplerFiles, single_file_config
+from vgen.models.diffusers_compat import register_class
 from vgen.models.weights_io import LocalWeights
 from vgen.types import Strides
-from vgen.wording import counted
 
 _GROUPS = 32
 """Groups of every norm."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vgen import ops
 from vgen.errors import RequestError
-from vgen.models.fusing import bare, plain
+from vgen.models.transformer.fusing import bare, plain
 
 TIME_CHANNELS = 256
 """Width of the sinusoidal embedding of a timestep."""
@@ -167,3 +167,23 @@ class FeedForward(nn.Module):
         for layer in self.net:
             hidden_states = layer(hidden_states)
         return hidden_states
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Generic, Self, overload
+
+    Held = TypeVar("Held", bound=nn.Module)
+
+    class ModuleListOf(nn.ModuleList, Generic[Held]):
+        """What nn.ModuleList does, with the class of its members."""
+
+        def __init__(self, modules: Iterable[Held] | None = None) -> None: ...
+        def __iter__(self) -> Iterator[Held]: ...
+        @overload
+        def __getitem__(self, idx: slice) -> Self: ...
+        @overload
+        def __getitem__(self, idx: int) -> Held: ...
+        def __getitem__(self, idx: int | slice) -> Held | Self: ...
+else:
+    ModuleListOf = nn.ModuleList

@@ -1,4 +1,4 @@
-"""Models from and to a folder on this machine, by the rules of `vgen.io.weight_files`."""
+"""Models from and to a folder on this machine, by the rules of `vgen.io.weights.weight_files`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Self
 from diffusers.models.modeling_utils import ModelMixin
 
 from vgen.errors import CheckpointError
-from vgen.io.weight_files import as_plain, find_weights, forget_broken_indices, forget_weights
+from vgen.io.weights.weight_files import as_plain, find_weights, forget_broken_indices, forget_weights
 
 
 class LocalWeights:

@@ -1,7 +1,7 @@
 """Fused operations, each with a plain reference: what the models call.
 
 Every function picks the fastest way that gives the same result where it runs: compiled C on a CPU, Triton on an NVIDIA
-GPU, else plain torch. With gradients wanted on a CPU it is always plain torch. `vgen.ops.parts` turns ways off.
+GPU, else plain torch. With gradients wanted on a CPU it is always plain torch. `vgen.ops.switches` turns ways off.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vgen.ops import cuda, native, parts, reference
+from vgen.ops import cuda, native, reference, switches
 from vgen.ops.reference import pixel_norm, repeat_edges, rotate
 
 _WORTH_A_CALL = 2**17
@@ -127,7 +127,7 @@ def linear_gelu(hidden_states: Tensor, weight: Tensor, bias: Tensor | None, appr
         weight, bias: [E, D] and [E].
         approximate: "tanh" or "none".
     """
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or not parts.enabled("epilogue")
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or not switches.enabled("epilogue")
     if not plain and _blocked(hidden_states, weight):
         return torch.ops.mkldnn._linear_pointwise(hidden_states, weight, bias, "gelu", [], approximate)
     if not plain and hidden_states.is_meta:  # a rehearsal counts what the fused product takes
@@ -153,7 +153,7 @@ def conv3d(
         weight, bias: [D, C, k, k, k] and [D].
         stride, padding: by axis.
     """
-    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or not parts.enabled("direct_convolution")
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or not switches.enabled("direct_convolution")
     if plain or not _blocked(hidden_states, weight):
         return F.conv3d(hidden_states, weight, bias, stride, padding)
     if weight.shape[2:].numel() == 1 and max(stride) == 1:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from vgen.io.cache_home import private_folder
+from vgen.io.files import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _PATIENCE: Final = 120  # seconds that a compiler may take
 def library() -> ctypes.CDLL | None:
     """The compiled library.
 
-    It is kept in vgen's cache folder, see vgen.io.cache_home.private_folder, under a name that tells source, flags,
+    It is kept in vgen's cache folder, see vgen.io.files.private_folder, under a name that tells source, flags,
     compiler and processor apart.
 
     Returns:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgen.ops import parts, reference
+from vgen.ops import reference, switches
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,7 +35,7 @@ def usable(*tensors: Tensor | None) -> bool:
         return False
     if torch.version.hip is not None or torch.compiler.is_compiling() or torch.is_autocast_enabled("cuda"):
         return False
-    return available() and parts.enabled("triton")
+    return available() and switches.enabled("triton")
 
 
 @torch.library.custom_op("vgen::residual_norm_modulate", mutates_args=())

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vgen.ops import parts
+from vgen.ops import switches
 from vgen.ops.compiling import library
 
 _FLOAT, _INT, _EPS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -41,7 +41,7 @@ def available() -> bool:
 
 def usable(*tensors: Tensor | None) -> bool:
     """Whether the compiled operations take these tensors: plain float32 of a CPU, and nobody wants gradients."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not parts.enabled("native"):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not switches.enabled("native"):
         return False
     for tensor in tensors:
         if tensor is None:

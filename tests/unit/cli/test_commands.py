@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vgen.cli import jobs, prompt_file
-from vgen.io.video import read_metadata, read_video, write_video
+from vgen.io.media.video import read_metadata, read_video, write_video
 
 Run = Callable[..., Any]
 
@@ -318,7 +318,7 @@ def test_evaluate_checks_first(tmp_path: Path, paper_model: Path, run_cli: Run) 
 
 
 def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vgen.training import evaluate as scoring
+    from vgen.training.evaluate.evaluate import evaluate as scoring
 
     seen: list[Any] = []
     monkeypatch.setattr(scoring, "evaluate_model", lambda *given, **named: seen.append((given, named)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vgen.hub import model_defaults, resolve_model
+from vgen.hub.find import model_defaults, resolve_model
 
 Run = Callable[..., Any]
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vgen.cli import jobs, long
 from vgen.cli.footage import say_rate
-from vgen.io.video import write_video
+from vgen.io.media.video import write_video
 
 Run = Callable[..., Any]
 
@@ -128,7 +128,7 @@ def test_a_long_video_is_fitted_as_it_is_read(
 ) -> None:
     """`extend` holds pictures of the clip's size, whatever the size of the file's."""
     video = write_video(tmp_path / "big.mp4", np.full((12, 256, 512, 3), 90, np.uint8), 8.0)
-    monkeypatch.setattr("vgen.io.limits.MAX_DECODED_BYTES", 20 * 64 * 64 * 3)
+    monkeypatch.setattr("vgen.io.media.limits.MAX_DECODED_BYTES", 20 * 64 * 64 * 3)
     given: list[np.ndarray] = []
     monkeypatch.setattr(long, "make_long", lambda job, lengths, parts, frames, *more: given.append(frames))
     done = run_cli("extend", video, "a", "--seconds", 1, "-o", tmp_path / "x.mp4", "--model", paper_model)

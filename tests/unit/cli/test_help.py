@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vgen.cli import app
-from vgen.request import DENOISE_STRENGTH
-from vgen.wording import counted
+from vgen.errors import counted
+from vgen.request.request import DENOISE_STRENGTH
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIPS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle")

@@ -12,8 +12,8 @@ import pytest
 
 from vgen.cli import jobs
 from vgen.errors import RequestError
-from vgen.io.video import read_metadata, write_video
-from vgen.request import GenerateRequest, ResolvedRequest
+from vgen.io.media.video import read_metadata, write_video
+from vgen.request.request import GenerateRequest, ResolvedRequest
 from vgen.types import Strides
 
 Run = Callable[..., Any]
@@ -134,7 +134,7 @@ def test_validation_does_not_import_torch() -> None:
     import sys
 
     code = (
-        "import sys, vgen.cli; from vgen.request import GenerateRequest as R; "
+        "import sys, vgen.cli; from vgen.request.request import GenerateRequest as R; "
         "R.create(task='restyle', video='a', sigmas='1,0.5', stg_scale=1, stg_blocks='1'); "
         "print('torch' in sys.modules)"
     )

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from vgen.errors import RequestError
-from vgen.io.probe import probe, read_metadata
-from vgen.training.vbench import sprite_prompts, vbench_clips
+from vgen.io.media.codec.probe import probe, read_metadata
+from vgen.training.evaluate.vbench import sprite_prompts, vbench_clips
 
 
 def test_names_are_the_prompts_word_for_word() -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from vgen.errors import MediaError
-from vgen.io import limits
-from vgen.io.video import probe, read_video, write_video
+from vgen.io.media import limits
+from vgen.io.media.video import probe, read_video, write_video
 
 NAMES = ("clip.mp4", "clip.webm", "clip.gif")
 

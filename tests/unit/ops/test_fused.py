@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from vgen import ops
 from vgen.errors import RequestError
-from vgen.ops import compiling, cuda, native, parts, reference
+from vgen.ops import compiling, cuda, native, reference, switches
 
 TOLERANCE = {"atol": 2e-6, "rtol": 2e-6}
 needs_compiler = pytest.mark.skipif(not native.available(), reason="no C compiler here")
@@ -212,16 +212,16 @@ def _interpreting():
 
 
 def test_parts_are_turned_off_and_on_again():
-    assert parts.enabled("native")
-    with parts.without("native"), torch.no_grad():
+    assert switches.enabled("native")
+    with switches.without("native"), torch.no_grad():
         assert not native.usable(_random(2, 3, 4))
-        with parts.without("hoisting"):
-            assert not parts.enabled("hoisting") and not parts.enabled("native")
-        assert parts.enabled("hoisting")
-    assert parts.enabled("native")
-    with parts.without("all"):
-        assert not any(map(parts.enabled, parts.PARTS))
-    with pytest.raises(RequestError, match="hoisting"), parts.without("warp"):
+        with switches.without("hoisting"):
+            assert not switches.enabled("hoisting") and not switches.enabled("native")
+        assert switches.enabled("hoisting")
+    assert switches.enabled("native")
+    with switches.without("all"):
+        assert not any(map(switches.enabled, switches.PARTS))
+    with pytest.raises(RequestError, match="hoisting"), switches.without("warp"):
         pass
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vgen.diffusion.latent_statistics import tone_map
-from vgen.pipelines.conventions import LTX, NATIVE, ORIGINAL
-from vgen.pipelines.decoding import decode_latents
-from vgen.pipelines.settings import GenerationSettings
+from vgen.pipelines.call.conventions import LTX, NATIVE, ORIGINAL
+from vgen.pipelines.call.settings import GenerationSettings
+from vgen.pipelines.coding.decode import decode_latents
 
 LATENTS = torch.randn(1, 2, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * 2
 

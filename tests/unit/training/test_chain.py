@@ -10,8 +10,8 @@ import pytest
 from vgen.errors import RequestError
 from vgen.training import chain
 from vgen.training.chain import embedded_chain, is_chain, read_chain, run_chain
-from vgen.training.config import load_recipe
 from vgen.training.provenance import TRAINING, read_record, record, trained_seconds
+from vgen.training.recipe import load_recipe
 
 NAMES = [
     "sprites_vae",

@@ -18,24 +18,23 @@ from torch import Tensor
 
 from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
 from vgen.models import CausalVideoVAE, VideoDiT
-from vgen.training.config import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig
-from vgen.training.config_distill import DistillObjectiveConfig
-from vgen.training.config_preference import PreferenceObjectiveConfig
 from vgen.training.control import Control
+from vgen.training.cost.throughput import Meter
 from vgen.training.data.plan import Batch, BatchPlan, Draw, batches
-from vgen.training.journal import Journal
 from vgen.training.loop import Run, train
-from vgen.training.meter import Meter
-from vgen.training.objectives import finetune, flow, preference
 from vgen.training.objectives.base import Objective
-from vgen.training.objectives.density import scheduler_mu
-from vgen.training.objectives.distill import DistillObjective
-from vgen.training.objectives.finetune import FineTuneObjective
-from vgen.training.objectives.flow import FlowObjective
-from vgen.training.objectives.preference import PreferenceObjective
-from vgen.training.objectives.tasks import FlowInputs
-from vgen.training.objectives.vae import VaeObjective
+from vgen.training.objectives.distill.config import DistillObjectiveConfig
+from vgen.training.objectives.distill.distill import DistillObjective
+from vgen.training.objectives.flow.density import scheduler_mu
+from vgen.training.objectives.flow.finetune import FineTuneObjective
+from vgen.training.objectives.flow.flow import FlowObjective, finetune, flow
+from vgen.training.objectives.flow.tasks import FlowInputs
+from vgen.training.objectives.preference.config import PreferenceObjectiveConfig
+from vgen.training.objectives.preference.preference import PreferenceObjective, preference
+from vgen.training.objectives.vae.vae import VaeObjective
 from vgen.training.randomness import Keys
+from vgen.training.recipe import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig
+from vgen.training.report.log import Journal
 
 SEED, STEPS, MICRO, ROWS = 10, 2, 2, 4
 LENGTH = 5

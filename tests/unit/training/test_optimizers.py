@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from vgen.errors import CheckpointError
-from vgen.training.config import OptimizerConfig, ScheduleConfig
 from vgen.training.optimizers import (
     LearningRate,
     OptimizerGroup,
@@ -17,6 +16,7 @@ from vgen.training.optimizers import (
     learning_rate_factor,
     load_optimizer_state,
 )
+from vgen.training.recipe import OptimizerConfig, ScheduleConfig
 
 
 def _network() -> nn.Module:

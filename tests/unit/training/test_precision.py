@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from vgen.training.config import FineTuneObjectiveConfig, Recipe
 from vgen.training.precision import autocasts, computes_bfloat16
 from vgen.training.provenance import record
+from vgen.training.recipe import FineTuneObjectiveConfig, Recipe
 
 FLOW = {"kind": "flow", "vae": "x", "model": {}, "latents": {"groups": {1: 1}}, "text_encoder": {"d_model": 16}}
 PLAIN: dict[str, Any] = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from vgen.training.config import FlowObjectiveConfig, SpritesConfig
-from vgen.training.config_stages import Stage, TaskMix
+from vgen.training.config.stages import Stage, TaskMix
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.plan import RENDERED, BatchPlan, Draw
-from vgen.training.objectives.draws import FlowDraws
-from vgen.training.objectives.given import region_masks
-from vgen.training.objectives.tasks import TASKS, draw_task
+from vgen.training.objectives.flow.draws import FlowDraws
+from vgen.training.objectives.flow.given_material import region_masks
+from vgen.training.objectives.flow.tasks import TASKS, draw_task
 from vgen.training.randomness import Keys
+from vgen.training.recipe import FlowObjectiveConfig, SpritesConfig
 from vgen.types import Strides
 
 SEED, WORLD = 5, 2

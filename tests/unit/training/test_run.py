@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vgen.errors import RequestError
-from vgen.training.config import load_recipe
-from vgen.training.objectives.flow import FlowObjective
+from vgen.training.objectives.flow.flow import FlowObjective
+from vgen.training.recipe import load_recipe
 from vgen.training.run import build_objective, run_recipe
 
 ROOT = Path(__file__).parents[3]

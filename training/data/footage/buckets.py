@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vgen.errors import RequestError
+from vgen.errors import RequestError, counted
 from vgen.training.data.footage.records import Clip, Dropped, content_key
 from vgen.types import Strides, VideoShape
-from vgen.wording import counted
 
 SAMPLE_VERSION = 2
 """Changes when the same sample would get other pixels."""

@@ -18,18 +18,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vgen.errors import RequestError
-from vgen.io.atomic import part_of
+from vgen.errors import RequestError, counted
+from vgen.io.files import part_of
 from vgen.models import CausalVideoVAE
-from vgen.pipelines.parts import ModelParts
-from vgen.pipelines.text_cache import TextCache
+from vgen.pipelines.loading.model_files import ModelParts
+from vgen.pipelines.text.cache import TextCache
 from vgen.training.data.footage.buckets import Bucket, Geometry, Sample, plan_samples
 from vgen.training.data.footage.captions import NO_CAPTION
 from vgen.training.data.footage.files import mask_of
 from vgen.training.data.footage.pixels import mask_hashes, read_mask, read_samples
 from vgen.training.data.footage.records import Clip, DataSet, Dropped, content_key, write_text
 from vgen.training.data.latents import encode_clips
-from vgen.wording import counted
 
 INDEX = "index.json"
 _TEXT_BYTES = 1 << 50
@@ -50,7 +49,7 @@ class CacheIndex:
         samples: in the order of the clips.
         dropped: clips without a sample, and why.
         dtype: that latents were computed in.
-        model_hash: see `vgen.hub.model_hash`.
+        model_hash: see `vgen.hub.find.model_hash`.
     """
 
     data: Path

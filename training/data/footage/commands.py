@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from vgen.errors import RequestError
-from vgen.pipelines.parts import ModelParts
+from vgen.pipelines.loading.model_files import ModelParts
 from vgen.training.data.footage.buckets import Geometry, default_lengths
 
 

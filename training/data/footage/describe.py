@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vgen.errors import CheckpointError, RequestError, VgenError
-from vgen.pipelines.text import quietly
+from vgen.pipelines.text.encoder import quietly
 from vgen.training.data.footage.buckets import Bucket, Sample
 from vgen.training.data.footage.captions import Describe
 from vgen.training.data.footage.pixels import read_samples

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from vgen.errors import OutputError, RequestError, VgenError
-from vgen.io.animation import is_animated
+from vgen.errors import OutputError, RequestError, VgenError, counted
 from vgen.io.content_hash import content_hash
-from vgen.io.output import check_writable
+from vgen.io.media.animation import is_animated
+from vgen.io.media.output import check_writable
 from vgen.training.data.footage.files import IMAGES, VIDEOS, find_footage
 from vgen.training.data.footage.records import (
     ABOUT,
@@ -39,7 +39,6 @@ from vgen.training.data.footage.scan import (
     scan_image,
     scan_video,
 )
-from vgen.wording import counted
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vgen.errors import MediaError
+from vgen.errors import MediaError, counted
 from vgen.io.content_hash import content_hash
-from vgen.io.images import read_image
-from vgen.io.masks import read_mask_file
-from vgen.io.video_stream import FootageStream
+from vgen.io.media.codec.stream import FootageStream
+from vgen.io.media.images import read_image
+from vgen.io.media.masks import read_mask_file
 from vgen.training.data.footage.buckets import Sample
 from vgen.training.data.footage.files import mask_of, masks_in
 from vgen.training.data.footage.records import Clip
-from vgen.wording import counted
 
 
 def read_samples(samples: Sequence[Sample], clips: Mapping[str, Clip]) -> Iterator[tuple[Sample, np.ndarray]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vgen.errors import OutputError, RequestError
-from vgen.io.atomic import part_of
+from vgen.io.files import part_of
 
 CLIPS, DROPPED, REFUSED, ABOUT = "clips.jsonl", "dropped.jsonl", "refused.jsonl", "dataset.json"
 VERSION = 1

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from vgen.errors import counted
 from vgen.training.data.footage.records import Clip, DataSet, Dropped, write_bytes, write_text
-from vgen.wording import counted
 
 _OF_FOLDER = r"(?<=-\d{6})-[0-9a-f]{8}$"  # of an id, see `ingest.decide`
 _GAP, _TEXT, _SHEET_ROWS = 2, 15, 24

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from vgen.errors import VgenError
-from vgen.io.images import read_image
-from vgen.io.video_stream import FootageStream, Timeline
+from vgen.io.media.codec.stream import FootageStream, Timeline
+from vgen.io.media.images import read_image
 
 SCAN_VERSION = 2
 """Changes when a scan would find something else in the same file."""

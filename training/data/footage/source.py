@@ -13,9 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vgen.errors import CheckpointError, RequestError
-from vgen.pipelines.text_cache import DeferredText
-from vgen.training.config import FootageConfig
+from vgen.errors import CheckpointError, RequestError, counted
+from vgen.pipelines.text.cache import DeferredText
 from vgen.training.data.captioned import NULL_TEXT
 from vgen.training.data.footage.buckets import Sample
 from vgen.training.data.footage.cache import CacheIndex
@@ -23,7 +22,7 @@ from vgen.training.data.footage.captions import NO_CAPTION
 from vgen.training.data.footage.pixels import mask_hashes
 from vgen.training.data.footage.samples import FootageSamples
 from vgen.training.data.plan import Batch, Draw
-from vgen.wording import counted
+from vgen.training.recipe import FootageConfig
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
-from vgen.trained import words_of
+from vgen.request.trained import words_of
 from vgen.training.data.sprites.captions import caption, forms_of
 from vgen.training.data.sprites.grammar import VERBS
 from vgen.training.data.sprites.keys import BASIC_MOTIONS, DIRECTIONS, MOTIONS

@@ -9,8 +9,7 @@ from numbers import Real
 from typing import Any
 
 from vgen.diffusion.guidance.protocol import StepState
-from vgen.errors import RequestError
-from vgen.wording import counted
+from vgen.errors import RequestError, counted
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A call's settings, checks, conventions, schedule and guidance."""

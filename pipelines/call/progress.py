@@ -1,0 +1,83 @@
+"""The steps of a call, counted over its draft and its passes: for the bar, the observer and the caller's callback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from vgen.progress import Phase, Progress
+
+if TYPE_CHECKING:
+    from vgen.pipelines.base import BasePipeline
+    from vgen.pipelines.call.settings import GenerationSettings
+    from vgen.pipelines.text.encoder import TextEmbeddings
+
+
+class CallSteps:
+    """Counts the steps of one call.
+
+    Args:
+        pipeline: whose call it is; its observer is told.
+        total: steps of the draft and of all passes together.
+        bar: diffusers' progress bar.
+    """
+
+    def __init__(self, pipeline: BasePipeline, total: int, bar: Any) -> None:
+        self.pipeline, self.total, self.bar, self.done = pipeline, total, bar, 0
+
+    def tell(self, phase: Phase) -> None:
+        """Say what is being done now."""
+        if self.pipeline.observer is not None:
+            counts = (self.done, self.total) if phase == "denoising" else (0, 0)
+            self.pipeline.observer(Progress(phase, *counts))
+
+    def end_step(
+        self, timestep: Tensor, tokens: Tensor, text: TextEmbeddings, settings: GenerationSettings
+    ) -> tuple[Tensor, TextEmbeddings]:
+        """Call the caller's callback with the index of a step that is done, take what it gives back, and count.
+
+        Args:
+            timestep: of the step.
+            tokens: [B, K + N, C], what the step gave.
+            text: the embeddings in use.
+            settings: the callback, and which tensors it is given.
+        Returns:
+            Tokens and embeddings for the next step: the very same ones where the callback returns nothing else.
+        """
+        if settings.callback_on_step_end is not None:
+            available = {
+                "latents": tokens,
+                "prompt_embeds": text.prompt_embeds,
+                "negative_prompt_embeds": text.negative_prompt_embeds,
+            }
+            wanted = {name: available[name] for name in settings.callback_on_step_end_tensor_inputs}
+            changed = settings.callback_on_step_end(self.pipeline, self.done, timestep, wanted) or {}
+            text = text.updated(changed.get("prompt_embeds"), changed.get("negative_prompt_embeds"))
+            tokens = changed.get("latents", tokens)
+        self.done += 1
+        self.bar.update()
+        self.tell("denoising")
+        return tokens, text
+
+
+@contextmanager
+def steps_counted(pipeline: BasePipeline, total: int) -> Iterator[CallSteps]:
+    """Inside, the steps of a call are counted; a call within (one of two passes) goes on with the count.
+
+    Args:
+        pipeline: keeps the count as `call_steps` meanwhile, and their number as `num_timesteps`.
+        total: steps of the whole call; of a call within it is not looked at.
+    """
+    if pipeline.call_steps is not None:
+        yield pipeline.call_steps
+        return
+    with pipeline.progress_bar(total=total) as bar:
+        pipeline.call_steps = CallSteps(pipeline, total, bar)
+        pipeline.num_call_steps = total
+        try:
+            yield pipeline.call_steps
+        finally:
+            pipeline.call_steps = None

@@ -1,0 +1,1 @@
+"""A call is a list of passes: draft, two passes."""

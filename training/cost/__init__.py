@@ -1,0 +1,1 @@
+"""Operations and memory of training, and how fast a run is."""

@@ -1,0 +1,1 @@
+"""Fine-tuning on footage: recipes, memory, evaluation and export."""

@@ -1,0 +1,1 @@
+"""What a SpriteWorld clip shows, read from its pixels."""

@@ -1,0 +1,1 @@
+"""Few steps: distillation of a pipeline."""

@@ -1,0 +1,1 @@
+"""Flow matching: from nothing, and fine-tuning."""

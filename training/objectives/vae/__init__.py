@@ -1,0 +1,1 @@
+"""The VAE: reconstruction, then a sharpened decoder."""

@@ -1,0 +1,1 @@
+"""A run's log, trackers and plots."""

@@ -1,0 +1,1 @@
+"""How much memory a call needs, and the fastest way that fits a budget."""

@@ -1,0 +1,340 @@
+"""How much memory coding a clip takes, told beforehand by a rehearsal, and the way of coding that fits a budget.
+
+The rehearsal runs the same code on the meta device, where tensors have sizes but no content, and counts what is alive
+at the same time. Nothing is estimated from formulas that could go stale.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vgen.engine.memory.allocator import StandIns
+from vgen.errors import OutOfMemoryError, counted
+from vgen.models import CausalVideoVAE
+from vgen.models.vae.decoding_steps import piece_on
+from vgen.types import LatentShape, VideoShape
+
+WORKSPACE: Final = 1.3
+"""What convolution libraries take on top of the tensors, as a factor."""
+_REHEARSED_FRAMES: Final = 24
+"""Latent frames after which a stream's memory has stopped growing."""
+_SMALLEST_TILE: Final = 4
+"""Latents; smaller tiles are mostly overlap."""
+
+
+class _Counted(NamedTuple):
+    """A storage that `LiveBytes` waits for: its reference, key and bytes, and the block that stands in for it."""
+
+    reference: weakref.ref[torch.UntypedStorage]
+    key: int
+    size: int
+    place: int | None
+    stand_ins: StandIns | None
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors made inside it that are alive at the same time.
+
+    Attributes:
+        peak: the most there were.
+        stand_ins: where set, see `standing_in`.
+    """
+
+    stand_ins: ClassVar[StandIns | None] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive = 0
+        self._seen: set[int] = set()
+        self._waiting: dict[int, _Counted] = {}
+        self._gone: list[weakref.ref[torch.UntypedStorage]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        self._forget_gone()  # before what was made is looked at: it may lie where something else was
+        leaves = (result,) if isinstance(result, torch.Tensor) else tree_leaves(result)
+        for leaf in leaves:
+            if isinstance(leaf, torch.Tensor):
+                self._take_in(leaf.untyped_storage())
+        if self._alive > self.peak:
+            self.peak = self._alive
+            if self.stand_ins is not None:
+                self.stand_ins.look()
+        return result
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._forget_gone()
+
+    def _take_in(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._seen:
+            size = storage.nbytes()
+            self._seen.add(key)
+            self._alive += size
+            place = None if self.stand_ins is None else self.stand_ins.take(size)
+            # The callback must not be Python code: an interrupt that comes in one is lost, and the work goes on.
+            reference = weakref.ref(storage, self._gone.append)
+            self._waiting[id(reference)] = _Counted(reference, key, size, place, self.stand_ins)
+
+    def _forget_gone(self) -> None:
+        while self._gone:
+            counted = self._waiting.pop(id(self._gone.pop()))
+            self._seen.discard(counted.key)
+            self._alive -= counted.size
+            if counted.stand_ins is not None:
+                counted.stand_ins.drop(counted.place)
+
+    def overlook(self, *known: torch.nn.Module | torch.Tensor) -> None:
+        """Leave out weights of models, and tensors, that were there before; otherwise a view of one counts as new."""
+        for one in known:
+            tensors = (one,) if isinstance(one, torch.Tensor) else (*one.parameters(), *one.buffers())
+            self._seen.update(tensor.untyped_storage()._cdata for tensor in tensors)
+
+    def now(self) -> int:
+        """Bytes that are alive now."""
+        self._forget_gone()
+        return self._alive
+
+
+@contextmanager
+def standing_in() -> Iterator[StandIns]:
+    """Inside, every tensor that `LiveBytes` counts has a block of its size in the C library's heap."""
+    LiveBytes.stand_ins = made = StandIns()
+    try:
+        yield made
+    finally:
+        LiveBytes.stand_ins = None
+
+
+class CodingPlan(NamedTuple):
+    """A way of coding: pixel frames at a time (None: all) and pixels of a tile's sides (None: whole pictures)."""
+
+    num_frames: int | None
+    tile: tuple[int, int] | None
+    peak_bytes: int
+
+    def apply(self, vae: CausalVideoVAE) -> None:
+        """Set a VAE up accordingly."""
+        vae.disable_streaming()
+        vae.disable_tiling()
+        if self.num_frames is not None:
+            vae.enable_streaming(self.num_frames)
+        if self.tile is not None:
+            overlap = [_overlap(side, stride) for side, stride in zip(self.tile, vae.strides[1:], strict=True)]
+            vae.enable_tiling(*self.tile, *(side - cut for side, cut in zip(self.tile, overlap, strict=True)))
+
+
+def decoding_peak(
+    vae: CausalVideoVAE,
+    shape: LatentShape,
+    batch: int = 1,
+    *,
+    plan: CodingPlan | None = None,
+    device: str | None = None,
+    clip: bool = True,
+) -> int:
+    """Most bytes alive while a clip is decoded, the finished clip included, weights not.
+
+    Args:
+        vae: the model; only its configuration and dtype matter.
+        shape: of the latents.
+        batch: clips decoded together.
+        plan: the way of coding; None: as `vae` is set up.
+        device: type of the one that it will work on; None: the model's.
+        clip: whether the clip is put together, in float32, where it is decoded; else its pieces are sent away.
+    Returns:
+        Bytes, the workspace of convolutions included.
+    """
+    double = _double(vae, plan, device)
+    tile, edges = _largest_tile(double, shape)
+    frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_decoding else shape.frames
+    latents = torch.empty(batch, double.config.latent_channels, frames, *tile, device="meta", dtype=vae.dtype)
+    timestep = torch.empty(batch, device="meta", dtype=vae.dtype) if double.config.timestep_conditioning else None
+    first = count = 0
+    with torch.no_grad(), LiveBytes() as live:
+        live.overlook(double, latents)
+        for piece in double.decode_in_pieces(latents, timestep):
+            if count == 0:
+                first, live.peak = live.peak, live.now()
+            count += 1
+            del piece
+    # What becomes of the pieces: they are joined into a clip; a tile's clip is blended into that of the whole picture.
+    pixel = batch * 3 * VideoShape.of_latent(shape, vae.strides).num_frames * 4
+    pixel *= vae.strides.height * vae.strides.width
+    before, after = int(first * WORKSPACE), int(live.peak * WORKSPACE)  # of that clip
+    if tile == shape[1:]:
+        return max(before, after + (pixel * tile[0] * tile[1] if clip and count > 1 else 0))
+    joined = pixel * vae.dtype.itemsize // 4
+    coding = max(before, after + joined * tile[0] * tile[1])
+    return joined * (shape.height * shape.width + edges) + max(coding, 3 * joined * tile[0] * tile[1])
+
+
+def encoding_peak(
+    vae: CausalVideoVAE,
+    shape: LatentShape,
+    batch: int = 1,
+    *,
+    plan: CodingPlan | None = None,
+    device: str | None = None,
+) -> int:
+    """Most bytes alive while a clip is encoded, its latents included; its pixels, which are there already, are not.
+
+    Args:
+        vae: the model; only its configuration and dtype matter.
+        shape: of the latents to make.
+        batch: clips encoded together.
+        plan: the way of coding; None: as `vae` is set up.
+        device: see `decoding_peak`.
+    Returns:
+        Bytes, the workspace of convolutions included.
+    """
+    double = _double(vae, plan, device)
+    tile, _ = _largest_tile(double, shape)
+    frames = min(shape.frames, _REHEARSED_FRAMES) if double.use_framewise_encoding else shape.frames
+    video = torch.empty(
+        batch, 3, *VideoShape.of_latent(LatentShape(frames, *tile), vae.strides), device="meta", dtype=vae.dtype
+    )
+    with torch.no_grad(), LiveBytes() as live:
+        live.overlook(double, video)
+        double.encode(video)
+    latents = batch * 2 * double.config.latent_channels * shape.frames * shape.height * shape.width * vae.dtype.itemsize
+    return int(live.peak * WORKSPACE) + (0 if tile == shape[1:] else 2 * latents)
+
+
+def plan_decoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
+    """The way of decoding that changes least and fits a budget: whole, then streamed (exact), then tiled (blended).
+
+    Args:
+        vae: the model.
+        shape: of the latents.
+        batch: clips decoded together.
+        budget: bytes for everything but the weights.
+    Raises:
+        OutOfMemoryError: not even the smallest tiles fit; says what they need.
+    """
+    return _plan(decoding_peak, "decode", vae, shape, batch, budget)
+
+
+def plan_encoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
+    """As `plan_decoding`, for encoding a clip to latents of `shape`; the clip's pixels do not count."""
+    return _plan(encoding_peak, "encode", vae, shape, batch, budget)
+
+
+def _plan(
+    peak: Callable[..., int], verb: str, vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int
+) -> CodingPlan:
+    least = 0
+    for frames, tile in ways_of_coding(vae, shape):
+        plan = CodingPlan(frames, tile, 0)
+        needed = peak(vae, shape, batch, plan=plan)
+        if needed <= budget:
+            return plan._replace(peak_bytes=needed)
+        least = min(needed, least or needed)
+    error = OutOfMemoryError(
+        f"vae_memory={budget / 2**30:.2f} GiB is too little to {verb} {shape.frames} x {shape.height} x {shape.width} "
+        f"latents of {counted(batch, 'clip')}: the least is {least / 2**30:.2f} GiB; give that much, or fewer clips."
+    )
+    error.least = least
+    raise error
+
+
+@contextmanager
+def decoding_within(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int | None) -> Iterator[None]:
+    """Inside, `vae` decodes within a budget; afterwards it is set up as before.
+
+    Args:
+        vae: the model.
+        shape, batch: of the latents to decode.
+        budget: bytes; None: four fifths of what is free on its device now.
+    Raises:
+        OutOfMemoryError: nothing fits.
+    """
+    with _set_up(vae, plan_decoding(vae, shape, batch, _room(vae, budget))):
+        yield
+
+
+@contextmanager
+def encoding_within(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int | None) -> Iterator[None]:
+    """As `decoding_within`, for encoding to latents of `shape`."""
+    with _set_up(vae, plan_encoding(vae, shape, batch, _room(vae, budget))):
+        yield
+
+
+def _room(vae: CausalVideoVAE, budget: int | None) -> int:
+    return free_bytes(vae.device) * 4 // 5 if budget is None else budget
+
+
+@contextmanager
+def _set_up(vae: CausalVideoVAE, plan: CodingPlan) -> Iterator[None]:
+    before = {name: value for name, value in vars(vae).items() if name.startswith(("use_", "tile_"))}
+    plan.apply(vae)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(vae, name, value)
+
+
+def _double(vae: CausalVideoVAE, plan: CodingPlan | None, device: str | None = None) -> CausalVideoVAE:
+    """A model without content that codes as `vae` does on a device, or by a plan."""
+    with torch.device("meta"):
+        double = CausalVideoVAE.from_config(vae.config).eval()
+    torch.nn.Module.to(double, vae.dtype)  # diffusers' own `to` warns about casting, which does not matter here
+    for name, value in vars(vae).items():
+        if name.startswith(("use_", "tile_")):
+            setattr(double, name, value)
+    double.decoding_piece = vae.decoding_piece or piece_on(device or vae.device.type)
+    if plan is not None:
+        plan.apply(double)
+    return double
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def ways_of_coding(vae: CausalVideoVAE, shape: LatentShape) -> Iterator[tuple[int | None, tuple[int, int] | None]]:
+    """Pixel frames at a time and pixels of a tile, the way that changes least first; see `CodingPlan`."""
+    yield None, None
+    stride, rows, columns = vae.strides
+    yield stride, None
+    height, width = shape.height, shape.width
+    while max(height, width) > _SMALLEST_TILE:
+        if height >= width:
+            height = max(_SMALLEST_TILE, (height + 1) // 2)
+        else:
+            width = max(_SMALLEST_TILE, (width + 1) // 2)
+        yield stride, (height * rows, width * columns)
+
+
+def _largest_tile(vae: CausalVideoVAE, shape: LatentShape) -> tuple[tuple[int, int], int]:
+    """Rows and columns of the largest tile, and the size of the edges that wait to be blended, all in latents."""
+    if not vae.use_tiling:
+        return (shape.height, shape.width), 0
+    height, width = (getattr(vae, f"tile_sample_min_{axis}") for axis in ("height", "width"))
+    rows, columns = height // vae.strides.height, width // vae.strides.width
+    below = rows - vae.tile_sample_stride_height // vae.strides.height
+    beside = columns - vae.tile_sample_stride_width // vae.strides.width
+    tile = (min(shape.height, rows), min(shape.width, columns))
+    across = 2 * shape.width * columns // max(columns - beside, 1)  # two rows of tiles, their overlap counted twice
+    return tile, below * across + beside * tile[0]
+
+
+def _overlap(side: int, stride: int) -> int:
+    """A quarter of a tile, at least one latent, at most the eight that public pipelines overlap by."""
+    return min(max(side // 4 // stride, 1), 8) * stride

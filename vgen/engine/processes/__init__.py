@@ -1,0 +1,1 @@
+"""One clip on several processes."""

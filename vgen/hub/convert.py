@@ -1,0 +1,219 @@
+"""A diffusers folder of LTX-Video <-> a single file in the original layout, without changing a bit of any tensor.
+
+What one side has no place for travels along: a single file made from a folder keeps the folder's JSON in its metadata,
+a folder made from a single file keeps the file's metadata and its unused tensors in `original.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vgen.errors import CheckpointError, OutputError, counted
+from vgen.hub.catalog import CatalogEntry
+from vgen.hub.find import check_model, check_text_encoder, file_defaults
+from vgen.io.files import exists_message, part_of
+from vgen.io.weights.ltx_configs import generation, scheduler_to_original, transformer_facts
+from vgen.io.weights.safetensors_header import check_weights
+from vgen.io.weights.single_file import COMPONENTS, FACTS, FOLDER_KEY, SingleFile, read_metadata, tensor_faults
+from vgen.io.weights.tensor_copy import StoredTensor, copy_tensors, data_start, stored_tensors
+from vgen.io.weights.weight_files import weight_files
+
+SIDECAR = "original.safetensors"
+"""File in a folder that holds what only the single file has a place for."""
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+KINDS = ("transformer", "vae")
+"""The components of a whole single file."""
+
+ShapesOf = Callable[[str, Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
+"""Class name and config -> shapes by key, see `vgen.models.empty.model_shapes`."""
+
+
+def folder_to_file(folder: Path, path: Path, shapes_of: ShapesOf, *, overwrite: bool = False) -> None:
+    """Write transformer, VAE and the configs of a folder into one file; text encoder and tokenizer have no place there.
+
+    Args:
+        folder: a model's folder.
+        path: to be written, `.safetensors`.
+        shapes_of: tells what tensors a model with a config has.
+        overwrite: replace what is there.
+    Raises:
+        CheckpointError: the folder is damaged, or no LTX-Video model.
+        OutputError: `path` exists, or cannot be written.
+    """
+    _check_place(path, overwrite)
+    check_model(folder)
+    stored = {kind: _read(folder / kind / "config.json") for kind in KINDS}
+    tensors: dict[str, StoredTensor] = {}
+    for kind in KINDS:
+        tensors |= _folder_tensors(folder / kind, kind, _plain(stored[kind]), shapes_of)
+    stored |= {"model_index": _read(folder / "model_index.json")}
+    stored |= {"scheduler": _read(folder / "scheduler" / "scheduler_config.json")}
+    metadata = _kept_metadata(folder, stored, tensors)
+    if metadata is None:
+        original = {kind: COMPONENTS[kind].to_original(_plain(stored[kind])) for kind in KINDS}
+        defaults = stored["model_index"].get("defaults") or {}
+        original |= {"scheduler": scheduler_to_original(stored["scheduler"], defaults)}
+        original["transformer"] |= transformer_facts(defaults, generation(_plain(stored["vae"])))
+        allowed = defaults.get("allowed_inference_steps")
+        original |= {"allowed_inference_steps": allowed} if allowed else {}
+        metadata = {"config": json.dumps(original), FOLDER_KEY: json.dumps(stored, sort_keys=True)}
+    else:
+        tensors |= stored_tensors([folder / SIDECAR])
+    with part_of(path, overwrite=overwrite, bytes_needed=_total(tensors)) as part:
+        copy_tensors(part, tensors, metadata)
+
+
+def _folder_tensors(folder: Path, kind: str, config: Mapping[str, Any], shapes_of: ShapesOf) -> dict[str, StoredTensor]:
+    """A component's tensors by the key they have in a single file."""
+    component = COMPONENTS[kind]
+    try:
+        component.to_original(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    tensors = stored_tensors(weight_files(folder))
+    faults = tensor_faults(
+        shapes_of(component.class_name, config), {key: found.entry.shape for key, found in tensors.items()}
+    )
+    if faults:
+        raise CheckpointError(f"The weights in {folder} {faults}.")
+    table = component.table(config)
+    return {component.prefixes[0] + table.to_original(key): tensor for key, tensor in tensors.items()}
+
+
+def _kept_metadata(
+    folder: Path, stored: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> Mapping[str, str] | None:
+    """The metadata of the file that a folder was made from, if it still tells what the folder says."""
+    if not (folder / SIDECAR).is_file():
+        return None
+    check_weights(folder / SIDECAR)
+    metadata = read_metadata(folder / SIDECAR)
+    told = SingleFile(folder / SIDECAR, {key: tensor.entry for key, tensor in tensors.items()}, metadata)
+    try:
+        for kind in KINDS:
+            to_original = COMPONENTS[kind].to_original
+            if to_original(told.part(kind).config) != to_original(_plain(stored[kind])):
+                return None
+        same = all(stored["scheduler"].get(key) == value for key, value in told.scheduler.items())
+        defaults = stored["model_index"].get("defaults") or {}
+        same = same and told.facts == {name: defaults[name] for name in FACTS if name in defaults}
+    except CheckpointError:
+        return None
+    return metadata if same else None
+
+
+def file_to_folder(
+    path: Path,
+    folder: Path,
+    shapes_of: ShapesOf,
+    *,
+    overwrite: bool = False,
+    text_encoder: Path | None = None,
+    entry: CatalogEntry | None = None,
+) -> None:
+    """Write a folder that this package and diffusers load.
+
+    Args:
+        path: a single file with transformer and VAE.
+        folder: to be written.
+        shapes_of: tells what tensors a model with a config has.
+        overwrite: replace what is there.
+        text_encoder: folder whose text_encoder/ and tokenizer/ are put into the new one; None leaves them out.
+        entry: which model it is; None goes by the file's name.
+    Raises:
+        CheckpointError: the file is damaged, or no whole LTX-Video model.
+        OutputError: `folder` exists, or cannot be written.
+    """
+    _check_place(folder, overwrite)
+    file = SingleFile.open(path)
+    file.check_precision()
+    if text_encoder is not None:
+        check_text_encoder(text_encoder)
+    parts = [file.part(kind) for kind in KINDS]
+    strays = file.stray_keys()
+    if strays:
+        shown = ", ".join(strays[:5]) + (" ..." if len(strays) > 5 else "")
+        raise CheckpointError(f"{path} has {counted(len(strays), 'tensor')} that belong to no component: {shown}.")
+    for part in parts:
+        file.check_tensors(part, shapes_of(part.component.class_name, part.config))
+    start = data_start(path)
+    with part_of(folder, overwrite=overwrite, folder=True, bytes_needed=path.stat().st_size) as new:
+        for part in parts:
+            name = part.component.kind
+            config = {"_class_name": part.component.diffusers_name, **part.config}
+            _write(new / name / "config.json", file.folder.get(name) or config)
+            tensors = {key: StoredTensor(path, file.entries[found], start) for key, found in part.keys.items()}
+            copy_tensors(new / name / WEIGHTS, tensors, {"format": "pt"})
+        scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", **file.scheduler}
+        _write(new / "scheduler" / "scheduler_config.json", scheduler)
+        idle = {key: StoredTensor(path, file.entries[key], start) for part in parts for key in part.idle}
+        if idle or not file.folder:
+            copy_tensors(new / SIDECAR, idle, file.metadata)
+        if text_encoder is not None:
+            for name in ("text_encoder", "tokenizer"):
+                shutil.copytree(text_encoder / name, new / name, copy_function=_link)
+        _write(new / "model_index.json", _model_index(file, text_encoder, entry))
+
+
+def _model_index(file: SingleFile, text_encoder: Path | None, entry: CatalogEntry | None) -> dict[str, Any]:
+    """The model_index.json of a new folder: the stored one, or what the version asks for."""
+    absent: list[Any] = [None, None]
+    texts = {"text_encoder": absent, "tokenizer": absent}
+    if text_encoder is not None:
+        stored = _read(text_encoder / "tokenizer" / "tokenizer_config.json")
+        texts = {"text_encoder": ["transformers", "T5EncoderModel"]}
+        texts |= {"tokenizer": ["transformers", stored.get("tokenizer_class") or "T5Tokenizer"]}
+    if "model_index" in file.folder:
+        index = file.folder["model_index"]
+        known = {name: index[name] for name in texts if text_encoder is not None and index.get(name, absent) != absent}
+        return {**index, **texts, **known}
+    return {
+        "_class_name": "LTXPipeline" if file.generation in ("0.9.0", "0.9.1") else "LTXConditionPipeline",
+        "_diffusers_version": version("diffusers"),
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        **{kind: ["diffusers", COMPONENTS[kind].diffusers_name] for kind in KINDS},
+        **texts,
+        "defaults": file_defaults(file, entry),
+    }
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise OutputError(f"{path} cannot be written: the folder {path.parent} does not exist.")
+    if path.exists() and not overwrite:
+        raise OutputError(exists_message(path))
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}.") from None
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link where that can be, else a copy: a text encoder has 10 GB and more."""
+    try:
+        os.link(os.path.realpath(source), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _total(tensors: Mapping[str, StoredTensor]) -> int:
+    return sum(tensor.entry.end - tensor.entry.start for tensor in tensors.values()) + (1 << 20)

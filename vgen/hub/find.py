@@ -1,0 +1,390 @@
+"""Model names to folders and single files, and what their JSON says, without importing torch.
+
+Nothing is ever downloaded here: a name of the Hugging Face hub is looked up in the local cache, and if it is not
+there the error says what to fetch. Nothing in a folder can run code, and only safetensors weights are read.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from vgen.errors import CheckpointError
+from vgen.hub.catalog import (
+    CATALOG,
+    REPOSITORY,
+    TEXT_ENCODERS,
+    CatalogEntry,
+    entry_of_file,
+    entry_of_repository,
+    generic_defaults,
+)
+from vgen.io.content_hash import content_hashes
+from vgen.io.walk import walk_files
+from vgen.io.weights.safetensors_header import check_weights
+from vgen.io.weights.single_file import SingleFile
+from vgen.io.weights.weight_files import check_variant, is_idle, variants_in, weight_files
+from vgen.request.trained import STATEMENT
+from vgen.types import Strides
+
+EMBEDDED = ("sprites",)
+"""Models that are shipped inside the package."""
+
+_LIBRARIES = {"vgen", "diffusers", "transformers"}
+_LTX_CLASSES = {"LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"}
+_SAMPLING = {"num_inference_steps": 50, "guidance_scale": 3.0, "guidance_rescale": 0.0, "negative_prompt": ""}
+_LTX_SIZE = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25.0}
+_FETCH_TEXT = f'hf download {REPOSITORY} --include "text_encoder/*" --include "tokenizer/*"'
+
+
+def resolve_model(
+    name_or_folder: str | os.PathLike[str], *, upcast_fp8: bool = False, variant: str | None = None
+) -> Path:
+    """The folder or single file of a model, checked as far as can be without loading it.
+
+    Args:
+        name_or_folder: an embedded model's name; a name of `vgen.hub.catalog` or `owner/name` of the Hugging Face hub,
+            if it is cached; a folder; or a single safetensors file.
+        upcast_fp8: let plain FP8 weights pass, see `SingleFile.check_precision`.
+        variant: of a folder's weights, see `vgen.io.weights.weight_files.find_weights`.
+    Raises:
+        CheckpointError: unknown name (with the nearest known one), not on this machine (with what to fetch), or a
+            broken folder or file (with what is wrong with it).
+    """
+    text = os.fspath(name_or_folder)
+    if text in EMBEDDED:
+        found = Path(str(files("vgen.assets") / text))
+        if not found.is_dir():
+            raise CheckpointError(f"model {text!r} should be part of this installation, but {found} is missing.")
+    elif text in CATALOG:
+        found = find_entry(CATALOG[text]) or _refuse_absent(CATALOG[text])
+    else:
+        found = _local(text) or next(_cached_snapshots(text), None) or _refuse(text)
+    if found.is_dir():
+        check_model(found, variant)
+    else:
+        SingleFile.open(found).check_precision(upcast_fp8)
+    return found
+
+
+def _local(text: str) -> Path | None:
+    if not text or "\0" in text:
+        raise CheckpointError(f"model={text!r} is no name; use {', '.join(EMBEDDED)} or a model's folder.")
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
+            return path
+        if path.exists():
+            raise CheckpointError(
+                f"model={text!r} is a file; a model is a folder with a model_index.json, or one .safetensors file."
+            )
+    except OSError as error:
+        raise CheckpointError(f"model={text[:80]!r} cannot be looked up: {error.strerror}.") from None
+    return None
+
+
+def _cached_snapshots(text: str) -> Iterator[Path]:
+    """The cached snapshots of a hub repository, the newest first, by the cache's own layout."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
+        return
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub")).expanduser()
+    repository = cache / f"models--{text.replace('/', '--')}"
+    try:
+        revision = (repository / "refs" / "main").read_text(encoding="ascii").strip()
+        others = sorted(path for path in (repository / "snapshots").iterdir() if path.name != revision)
+    except (OSError, ValueError):
+        return
+    newest = repository / "snapshots" / revision
+    if re.fullmatch(r"[\w.-]+", revision) and newest.is_dir():
+        yield from (newest, *others)
+
+
+def find_entry(entry: CatalogEntry) -> Path | None:
+    """Where a model of the catalog lies on this machine: a whole folder, else the single file, else None."""
+    for snapshot in _cached_snapshots(entry.folder or ""):
+        if all((snapshot / part).exists() for part in ("model_index.json", "transformer", "vae", "text_encoder")):
+            return snapshot
+    found = (snapshot / entry.file for snapshot in _cached_snapshots(REPOSITORY))
+    return next((file for file in found if file.is_file()), None)
+
+
+def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None, variant: str | None = None) -> Path:
+    """The folder whose text_encoder/ and tokenizer/ a model without its own is to use.
+
+    Args:
+        model: a folder or single file; those that lie in it or beside it come first, then the cache of the hub.
+        given: a folder, or `owner/name` of a cached hub repository, that is to be used.
+        variant: of its weights, see `vgen.io.weights.weight_files.find_weights`.
+    Raises:
+        CheckpointError: there is none (with what to fetch), or it is broken.
+    """
+    if given is not None:
+        text = os.fspath(given)
+        places = [path for path in (_local(text), *_cached_snapshots(text)) if path is not None]
+    else:
+        cached = (snapshot for name in TEXT_ENCODERS for snapshot in _cached_snapshots(name))
+        places = [model if model.is_dir() else model.parent, *cached]
+    for place in places:
+        if (place / "text_encoder").is_dir() and (place / "tokenizer").is_dir():
+            check_text_encoder(place, variant)
+            return place
+    where = f"{os.fspath(given)!r} has no text_encoder/ and tokenizer/" if given else f"{model} has no text encoder"
+    raise CheckpointError(
+        f"{where}, and none is on this machine. Fetch LTX-Video's with `{_FETCH_TEXT}`, or say where it is: "
+        "text_encoder_folder=... (a folder with text_encoder/ and tokenizer/), or put these two beside the model."
+    )
+
+
+def text_encoder_bytes(model: Path, given: str | os.PathLike[str] | None = None) -> int:
+    """Bytes of the weights of the text encoder that a model is to use, see `find_text_encoder`."""
+    folder = find_text_encoder(model, given) / "text_encoder"
+    return sum(file.stat().st_size for file in weight_files(folder))
+
+
+def check_text_encoder(folder: Path, variant: str | None = None) -> None:
+    """Check a folder's text_encoder/ and tokenizer/; of the weights those that are loaded.
+
+    Raises:
+        CheckpointError: names the file and what is wrong with it.
+    """
+    _check_component(folder / "text_encoder", needs_weights=True, variant=variant)
+    _check_component(folder / "tokenizer", needs_weights=False)
+
+
+def _refuse_absent(entry: CatalogEntry) -> Path:
+    message = f"model={entry.name!r} is not on this machine. Fetch it with `hf download {REPOSITORY} {entry.file}`"
+    try:
+        find_text_encoder(Path(entry.file))
+    except CheckpointError:
+        message += f" and its text encoder with `{_FETCH_TEXT}`"
+    size = f"{entry.file_bytes / 1e9:.1f} GB"
+    raise CheckpointError(f"{message} ({size}, licence: {entry.licence}); nothing is downloaded by itself.")
+
+
+def _refuse(text: str) -> Path:
+    near = difflib.get_close_matches(text, (*EMBEDDED, *CATALOG), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    message = (
+        f"model={text!r} is not known: {hint}Known are {', '.join(EMBEDDED)}, the names that `vgen models` lists, any "
+        "folder with a model_index.json, and any .safetensors file of LTX-Video."
+    )
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        message += (
+            f" If it is a model of the Hugging Face hub, fetch it first with `hf download {text}`; "
+            "nothing is downloaded by itself."
+        )
+    raise CheckpointError(message)
+
+
+def check_model(folder: Path, variant: str | None = None) -> None:
+    """Check a model folder: every component there, its JSON whole, its weights safetensors with a sound header.
+
+    Args:
+        folder: of the model.
+        variant: of the weights; at least one component must have it.
+    Raises:
+        RequestError: a variant that cannot be one.
+        CheckpointError: names the file and what is wrong with it.
+    """
+    check_variant(variant)
+    index = read_json(folder / "model_index.json")
+    components = {key: value for key, value in index.items() if isinstance(value, list)}
+    for name in ("transformer", "vae"):
+        if name not in components:
+            raise CheckpointError(f"{folder / 'model_index.json'} lists no {name!r}: it is not a video model's folder.")
+    held: set[str] = set()
+    for name, entry in components.items():
+        if len(entry) != 2 or entry == [None, None]:
+            continue
+        library, class_name = entry
+        if not (isinstance(library, str) and library in _LIBRARIES and isinstance(class_name, str)):
+            raise CheckpointError(
+                f"{folder / 'model_index.json'} asks for code from {library!r} for {name!r}; "
+                f"only {', '.join(sorted(_LIBRARIES))} are used, and code in a model's folder is never run."
+            )
+        has_weights = not class_name.endswith("Scheduler") and "Tokenizer" not in class_name
+        _check_component(folder / name, needs_weights=has_weights, variant=variant)
+        held |= set(variants_in(folder / name)) if has_weights else set()
+    if variant is not None and variant not in held:
+        there = ", ".join(sorted(held - {""})) or "none"
+        raise CheckpointError(
+            f"{folder} has no weights of variant={variant!r} (variants there: {there}); leave it out."
+        )
+
+
+def _check_component(folder: Path, needs_weights: bool, variant: str | None = None) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is missing: model_index.json lists it. Copy or fetch the whole model again.")
+    for file in sorted(folder.glob("*.json")):
+        content = read_json(file)
+        if "auto_map" in content:
+            raise CheckpointError(f"{file} asks for remote code (auto_map); code in a model's folder is never run.")
+    if not needs_weights:
+        return
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder / 'config.json'} is missing. Copy or fetch the whole model again.")
+    for file in weight_files(folder, variant):
+        check_weights(file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing. Is this a model's folder, and the whole of it?") from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON: {error}.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} does not hold a JSON object.")
+    return content
+
+
+def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What holds for the parameters that a caller leaves out, see `vgen.hub.catalog.CatalogEntry.defaults`.
+
+    Args:
+        folder: a model's folder or single file, from `resolve_model`.
+    Returns:
+        num_inference_steps, guidance_scale, guidance_rescale and negative_prompt in any case; height, width,
+        num_frames and frame_rate for models that say them and for LTX folders; whatever else the model states.
+    Raises:
+        CheckpointError: model_index.json is missing or broken.
+    """
+    if Path(folder).is_file():
+        return {**_SAMPLING, **_LTX_SIZE, **file_defaults(SingleFile.open(Path(folder)))}
+    file = Path(folder) / "model_index.json"
+    index = read_json(file)
+    stated = index.get("defaults", {})
+    if not isinstance(stated, Mapping):
+        raise CheckpointError(f"{file}: 'defaults' is not a JSON object.")
+    size = (
+        _LTX_SIZE if index.get("_class_name") in _LTX_CLASSES or index.get("convention", "").startswith("ltx") else {}
+    )
+    known = _defaults_of_repository(file)
+    return {**_SAMPLING, **size, **known, **{key: value for key, value in stated.items() if value is not None}}
+
+
+def _defaults_of_repository(file: Path) -> Mapping[str, Any]:
+    """The catalog's defaults for a folder in the cache of the hub: its own files do not say them."""
+    cached = next((part for part in file.parts if part.startswith("models--")), "")
+    entry = entry_of_repository(cached.removeprefix("models--").replace("--", "/", 1))
+    return entry.defaults if entry else {}
+
+
+def file_defaults(file: SingleFile, entry: CatalogEntry | None = None) -> dict[str, Any]:
+    """The defaults of a single file's model, see `model_defaults`.
+
+    Args:
+        file: opened.
+        entry: which model it is; None goes by the folder that the file was made from, the file's name, its header.
+    """
+    if "model_index" in file.folder and entry is None:
+        return dict(file.folder["model_index"].get("defaults") or {})
+    allowed = file.configs.get("allowed_inference_steps")
+    entry = entry or entry_of_file(file.path)
+    if entry is None:
+        return {**generic_defaults(file.generation, allowed), **file.facts}
+    return {**entry.defaults, **({"allowed_inference_steps": allowed} if allowed else {}), **file.facts}
+
+
+def model_strides(folder: str | os.PathLike[str]) -> Strides:
+    """What sizes must fit: pixels per token along time, height and width, from the JSON of VAE and transformer.
+
+    The VAE's ratios are read where its configuration states them, and counted from the downsampling blocks where not;
+    the transformer's patch size comes on top.
+
+    Raises:
+        CheckpointError: a file is missing or its keys make no sense.
+    """
+    file = Path(folder) / "vae" / "config.json"
+    if Path(folder).is_file():
+        file, single = Path(folder), SingleFile.open(Path(folder))
+        config, patch = (
+            {} if kind not in single.kinds else single.part(kind).config for kind in ("vae", "transformer")
+        )
+    else:
+        config, patch = read_json(file), read_json(Path(folder) / "transformer" / "config.json")
+    try:
+        scaling = [bool(scale) for scale in config.get("spatio_temporal_scaling") or (True, True, True, False)]
+        kinds = list(config.get("downsample_type") or ()) + ["conv"] * len(scaling)
+        used = [kind for kind, scale in zip(kinds, scaling, strict=False) if scale]
+        spatial = config.get("spatial_compression_ratio")
+        temporal = config.get("temporal_compression_ratio")
+        if spatial is None:
+            spatial = int(config.get("patch_size") or 4) * 2 ** sum(kind != "temporal" for kind in used)
+        if temporal is None:
+            temporal = int(config.get("patch_size_t") or 1) * 2 ** sum(kind != "spatial" for kind in used)
+        rows = int(spatial) * int(patch.get("patch_size") or 1)
+        strides = Strides(int(temporal) * int(patch.get("patch_size_t") or 1), rows, rows)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: the compression ratios cannot be read: {error}.") from None
+    if min(strides) < 1:
+        raise CheckpointError(f"{file}: compression ratios must be 1 or more; got {tuple(strides)}.")
+    return strides
+
+
+def model_hash(folder: str | os.PathLike[str], variant: str | None = None) -> str:
+    """A SHA-256 over a model's weights, configurations and tokenizer: the same folder content, the same hash.
+
+    Every file counts whole; large ones are read once, see `vgen.io.content_hash`. What a folder states about its
+    training (`vgen.request.trained`) changes nothing that is computed, and does not count.
+
+    Args:
+        folder: of a model or component, or a single file.
+        variant: of the weights that are loaded; the others do not count.
+    Returns:
+        64 hexadecimal digits.
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    root, total = Path(folder), hashlib.sha256()
+    try:
+        found = [root] if root.is_file() else _model_files(root, variant)
+        for file, digest in zip(found, content_hashes(found), strict=True):
+            name, size = "" if file == root else f"{file.relative_to(root).as_posix()}\0", file.stat().st_size
+            if name == "model_index.json\0" and STATEMENT in (index := read_json(file)):
+                content = _as_diffusers_writes({key: value for key, value in index.items() if key != STATEMENT})
+                size, digest = len(content), hashlib.sha256(content).hexdigest()
+            total.update(f"{name}{size}\0".encode() + bytes.fromhex(digest))
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or root} cannot be read: {error.strerror or error}.") from None
+    return total.hexdigest()
+
+
+def _as_diffusers_writes(index: Mapping[str, Any]) -> bytes:
+    """A model_index.json as `save_pretrained` formats it."""
+    return f"{json.dumps(index, indent=2, sort_keys=True)}\n".encode()
+
+
+def _model_files(root: Path, variant: str | None) -> list[Path]:
+    """Those of a folder that decide what the model computes.
+
+    Single files of other models on its top level do not, nor weights that are not loaded: see
+    `vgen.io.weights.weight_files`.
+    """
+    kept, whole = {".json", ".safetensors", ".model", ".txt"}, (root / "model_index.json").is_file()
+    loaded: dict[Path, set[str]] = {}
+    return [
+        file
+        for file in walk_files(root)
+        if file.suffix in kept
+        and file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        and not (whole and file.parent == root and file.suffix == ".safetensors")
+        and not is_idle(file, loaded, variant)
+    ]

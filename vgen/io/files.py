@@ -1,0 +1,150 @@
+"""Putting a finished file or folder in its place, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vgen.errors import OutputError
+
+_PRIVATE = 0o600
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def exists_message(path: Path) -> str:
+    """What is said when there is something at `path` already."""
+    return f"{path} exists already; use another name, or --overwrite (overwrite=True) to replace it."
+
+
+@contextmanager
+def part_of(path: Path, *, overwrite: bool, folder: bool = False, bytes_needed: int = 0) -> Iterator[Path]:
+    """A place beside `path` to write to; it takes the name `path` when the block ends well.
+
+    The name ends in `.part` and is unique. Without `overwrite` the last step fails if `path` has come to exist
+    meanwhile: of two processes with one output, one wins. After any failure nothing is left of the part.
+
+    Args:
+        path: final name; its parent exists.
+        overwrite: replace what is there.
+        folder: the part is a folder, made here.
+        bytes_needed: upper bound of what will be written, for the message when the disk is full.
+    Raises:
+        OutputError: `path` exists, the place cannot be written, or the disk is full.
+    """
+    part = path.with_name(f"{path.name[:32]}.{secrets.token_hex(6)}.part")
+    try:
+        if folder:
+            part.mkdir()
+        yield part
+        follow_umask(part)
+        _sync(part)
+        _publish(part, path, overwrite)
+        _sync(path.parent)
+    except OSError as error:
+        raise _output_error(path, error, bytes_needed) from None
+    finally:
+        if folder:
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a finished file, or the files of a folder, the mode that the umask gives new files.
+
+    Files that are made private (mode 0600) first, as those of safetensors are, stay so under their final name.
+    """
+    new = path.parent / f".{secrets.token_hex(6)}.part"
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        mode = stat.S_IMODE(new.stat().st_mode)
+    finally:
+        new.unlink()
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        found = file.lstat()
+        private = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == _PRIVATE
+        if private and mode != _PRIVATE and found.st_nlink == 1:  # a linked file belongs to somebody else, too
+            file.chmod(mode)
+
+
+def _output_error(path: Path, error: OSError, bytes_needed: int) -> OutputError:
+    if error.errno in _FULL:
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f", {shutil.disk_usage(path.parent).free:,} bytes are free"
+        return OutputError(
+            f"{path} could not be written: the disk is full (at most {bytes_needed:,} bytes needed{free})."
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+        return OutputError(exists_message(path))
+    return OutputError(f"{path} could not be written: {error.strerror or error}.")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
+
+
+def _publish(part: Path, path: Path, overwrite: bool) -> None:
+    if part.is_dir():
+        _publish_folder(part, path, overwrite)
+    elif overwrite:
+        os.replace(part, path)
+    else:
+        try:
+            os.link(part, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.replace(part, path)
+
+
+def _publish_folder(part: Path, path: Path, overwrite: bool) -> None:
+    """Rename onto nothing or onto an empty folder; a full one is put aside first if it may be replaced."""
+    if not overwrite or not path.exists():
+        os.rename(part, path)
+        return
+    aside = path.with_name(f"{path.name[:32]}.{secrets.token_hex(6)}.part")
+    os.rename(path, aside)
+    try:
+        os.rename(part, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def cache_home() -> Path:
+    """$VGEN_CACHE, else $XDG_CACHE_HOME/vgen, else ~/.cache/vgen; it need not exist."""
+    home = os.environ.get("VGEN_CACHE")
+    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vgen"
+    return base.expanduser()
+
+
+def private_folder(name: str) -> Path:
+    """A folder of `cache_home` to load code from, made if it is not there.
+
+    Raises:
+        OSError: it cannot be made, or others may write to it: what lies there could then be anybody's.
+    """
+    folder = cache_home() / name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written to by others, so nothing is loaded from it")
+    return folder

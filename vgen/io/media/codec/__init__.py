@@ -1,0 +1,1 @@
+"""Video files: opening, decoding, timing and writing them."""

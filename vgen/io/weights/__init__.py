@@ -1,0 +1,1 @@
+"""Weight files: safetensors, single files in the original layout, and LoRA."""

@@ -1,0 +1,104 @@
+"""LoRA files on disk: which file of a folder it is, its header, and the configuration that peft left with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vgen.errors import CheckpointError
+from vgen.io.weights.safetensors_header import TensorEntry, check_weights
+
+WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+"""What diffusers calls a LoRA in a folder."""
+
+METADATA_KEY = "lora_adapter_metadata"
+"""Where diffusers keeps peft's configuration in a file's metadata."""
+
+DEFAULTS_KEY = "vgen_defaults"
+"""Where a file's metadata keeps settings that it was made for (JSON), e.g. the sigmas of a distilled LoRA."""
+
+_PEFT_NAME, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file whose header was read and checked.
+
+    Attributes:
+        path: the file.
+        entries: type and shape by key.
+        config: of peft; empty where the file has none.
+        defaults: settings that it was made for; mostly none.
+    """
+
+    path: Path
+    entries: Mapping[str, TensorEntry]
+    config: Mapping[str, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, place: str | Path, weight_name: str | None = None) -> LoraFile:
+        """Find and check a LoRA; no tensor is read.
+
+        Args:
+            place: a file, or a folder that holds it.
+            weight_name: of the file in the folder, where there is more than one.
+        Raises:
+            CheckpointError: no such file, none or several in the folder, a pickle, or a damaged file.
+        """
+        path = _find(Path(place), weight_name)
+        entries = check_weights(path)
+        return cls(path, entries, _config(path), _defaults(path))
+
+
+def _find(place: Path, weight_name: str | None) -> Path:
+    if place.is_dir():
+        files = sorted(place.glob("*.safetensors"))
+        wanted = [weight_name] if weight_name else [WEIGHT_NAME, _PEFT_NAME]
+        chosen = [place / name for name in wanted if (place / name).is_file()]
+        if not chosen and not weight_name and len(files) == 1:
+            chosen = files
+        if not chosen:
+            have = ", ".join(file.name for file in files[:5]) or "no safetensors file"
+            raise CheckpointError(f"{place} has {have}: name the LoRA in it, as a file or with weight_name=.")
+        place = chosen[0]
+    if not place.is_file():
+        raise CheckpointError(f"LoRA {str(place)!r} is not there: give a safetensors file or a folder with one.")
+    if place.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"{place} is not a .safetensors file; pickles (.pt, .bin, .ckpt) are never loaded.")
+    return place
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    """Peft's configuration, without diffusers' component prefix."""
+    text: str | bytes | None = _metadata(path).get(METADATA_KEY)
+    beside = path.with_name(_PEFT_CONFIG)
+    if text is None and path.name == _PEFT_NAME and beside.is_file():
+        text = beside.read_bytes()
+    if text is None:
+        return {}
+    try:
+        found = json.loads(text)
+        return {key.removeprefix("transformer."): value for key, value in found.items()}
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its LoRA configuration cannot be read: {error}.") from None
+
+
+def _defaults(path: Path) -> Mapping[str, Any]:
+    """The settings in the metadata."""
+    text = _metadata(path).get(DEFAULTS_KEY)
+    if text is None:
+        return {}
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its {DEFAULTS_KEY} cannot be read: {error}.") from None
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    with path.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return header.get("__metadata__") or {}
