@@ -318,7 +318,7 @@ def test_evaluate_checks_first(tmp_path: Path, paper_model: Path, run_cli: Run) 
 
 
 def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vgen.training.evaluate.evaluate import evaluate as scoring
+    from vgen.training.evaluate import evaluate as scoring
 
     seen: list[Any] = []
     monkeypatch.setattr(scoring, "evaluate_model", lambda *given, **named: seen.append((given, named)))

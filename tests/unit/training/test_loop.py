@@ -25,12 +25,14 @@ from vgen.training.loop import Run, train
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.distill.config import DistillObjectiveConfig
 from vgen.training.objectives.distill.distill import DistillObjective
+from vgen.training.objectives.flow import finetune, flow
 from vgen.training.objectives.flow.density import scheduler_mu
 from vgen.training.objectives.flow.finetune import FineTuneObjective
-from vgen.training.objectives.flow.flow import FlowObjective, finetune, flow
+from vgen.training.objectives.flow.flow import FlowObjective
 from vgen.training.objectives.flow.tasks import FlowInputs
+from vgen.training.objectives.preference import preference
 from vgen.training.objectives.preference.config import PreferenceObjectiveConfig
-from vgen.training.objectives.preference.preference import PreferenceObjective, preference
+from vgen.training.objectives.preference.preference import PreferenceObjective
 from vgen.training.objectives.vae.vae import VaeObjective
 from vgen.training.randomness import Keys
 from vgen.training.recipe import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig

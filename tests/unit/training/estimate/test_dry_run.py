@@ -78,7 +78,12 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("a dry run works on shapes alone")
 
-    for name in ("timing.Probe._measured", "data.latents.encode_clips", "run.sprite_tokenizer", "run.build_parts"):
+    for name in (
+        "estimate.timing.Probe._measured",
+        "data.latents.encode_clips",
+        "run.sprite_tokenizer",
+        "run.build_parts",
+    ):
         monkeypatch.setattr(f"vgen.training.{name}", refuse)
     monkeypatch.chdir(CONFIGS.parents[1])
 

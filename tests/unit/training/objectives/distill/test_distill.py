@@ -21,8 +21,9 @@ from vgen.training.data.prompts import FilePrompts, SpritePrompts
 from vgen.training.data.sprites.keys import AnswerKey
 from vgen.training.estimate.dry_run import dry_run
 from vgen.training.judge.judge import Score
+from vgen.training.objectives.distill import trajectories
 from vgen.training.objectives.distill.config import DistillObjectiveConfig, TrajectoryConfig
-from vgen.training.objectives.distill.distill import DistillObjective, trajectories
+from vgen.training.objectives.distill.distill import DistillObjective
 from vgen.training.objectives.distill.teacher import Teacher
 from vgen.training.objectives.distill.trajectories import TrajectoryCache
 from vgen.training.randomness import Keys

@@ -20,10 +20,11 @@ from vgen.training.checkpoint.store import CheckpointStore
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.prompts import SpritePrompts
+from vgen.training.objectives.preference import pairs
 from vgen.training.objectives.preference.config import PairsConfig, PreferenceObjectiveConfig
 from vgen.training.objectives.preference.pair_sources import ClipMaker, JudgedPairs, PairFile, read_pair_file
 from vgen.training.objectives.preference.pairs import PairCache
-from vgen.training.objectives.preference.preference import PreferenceObjective, pairs
+from vgen.training.objectives.preference.preference import PreferenceObjective
 from vgen.training.randomness import Keys, generator
 from vgen.training.recipe import SpritesConfig
 from vgen.training.run import run_recipe
