@@ -64,8 +64,9 @@ _WILSON: Final = (
 )
 _READING: Final = """## How to read it
 
-- A judge without learned weights (`training/judge/judge.py`) reads presence, colour, shape and motion from the pixels of
-  a clip, and what two objects are to each other; *joint* means all of them are what the prompt asked for, of all objects.
+- A judge without learned weights (`training/judge/judge.py`) reads presence, colour, shape and motion from the pixels
+  of a clip, and what two objects are to each other; *joint* means all of them are what the prompt asked for, of all
+  objects.
   *Withheld*: combinations of colour, shape and motion that training never showed. No pixels are pasted back anywhere.
 - Intervals cover 95 %: {shares}.
 - *Ceilings*: the same judge on the original clips after the VAE. *Floors*: captions swapped among clips; a clip's
