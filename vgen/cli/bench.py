@@ -196,7 +196,7 @@ def calibrate(
     """Measure what --step-cache magcache needs of a model, once; it is kept in the user's cache folder."""
     from importlib.resources import files
 
-    from vgen.cli.jobs import Model, call_settings, load_pipeline, plan
+    from vgen.cli.jobs import Model, load_pipeline, plan
     from vgen.engine.lossy.magnitudes import magnitudes_file, write_magnitudes
     from vgen.request.request import GenerateRequest
 
@@ -211,7 +211,7 @@ def calibrate(
 
         from vgen.engine.lossy.step_cache import measure_magnitudes
 
-        settings = {"num_frames": job.request.num_frames, **call_settings(job.request)}
+        settings = {"num_frames": job.request.num_frames, **job.request.call_settings()}
         measured = measure_magnitudes(pipe, asked, seed, **settings)
     file = magnitudes_file(found.folder)
     write_magnitudes(measured, file)

@@ -243,7 +243,7 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
         result = pipe(
             prompt=request.prompt,
             num_frames=request.num_frames,
-            **call_settings(request),
+            **request.call_settings(),
             generator=[torch.Generator("cpu").manual_seed(request.seed)],
             output_type="uint8",
             **inputs,
@@ -260,23 +260,6 @@ def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | 
     report(path, job, frames, time.monotonic() - started)
 
 
-def call_settings(request: ResolvedRequest) -> dict[str, Any]:
-    """What every call of a pipeline is given, whatever its task: all but prompt, length and noise."""
-    return {
-        "negative_prompt": request.negative_prompt,
-        "height": request.height,
-        "width": request.width,
-        "frame_rate": request.frame_rate,
-        "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "guidance_rescale": request.guidance_rescale,
-        **_given(request, "sigmas", "guidance_sigmas", "cfg_star", "stg_scale", "stg_blocks", "stg_mode"),
-        **_given(request, "denoise_strength", "input_crf"),
-        **_given(request, "draft_steps", "guidance_interval", "step_cache"),
-        "vae_memory": request.vae_memory or ("auto" if request.memory is None else None),  # None: as planned
-    }
-
-
 def out_of_memory(request: ResolvedRequest, error: BaseException) -> OutOfMemoryError:
     """The error that says what would help."""
     return OutOfMemoryError(
@@ -284,11 +267,6 @@ def out_of_memory(request: ResolvedRequest, error: BaseException) -> OutOfMemory
         f"fit in the memory of {request.device}; use fewer frames, a smaller size, --memory, or --dtype bfloat16. "
         f"({str(error)[:200]})"
     )
-
-
-def _given(request: ResolvedRequest, *names: str) -> dict[str, Any]:
-    """Those of a request's fields that hold something."""
-    return {name: getattr(request, name) for name in names if getattr(request, name) is not None}
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgen.cli import display, processes
 from vgen.cli.contents import contents
-from vgen.cli.jobs import Job, call_settings, load_pipeline, out_of_memory, report, say_fit, versions
+from vgen.cli.jobs import Job, load_pipeline, out_of_memory, report, say_fit, versions
 from vgen.cli.shared_take import open_take
 from vgen.errors import OutputError, RequestError
 from vgen.hub.find import model_hash
@@ -154,7 +154,7 @@ def _make(
 
     show(take.windows_done - int(before > 0))
     made: list[Part] = [Part(*part) for part in parts]
-    settings = call_settings(job.request)
+    settings = job.request.call_settings()
     settings["height"], settings["width"] = take.shape[1:]
     try:
         make_windows(

@@ -62,12 +62,10 @@ def _first_picture(pipe: Any, job: Job) -> Any:
     """A single frame from the prompt, PIL."""
     import torch
 
-    from vgen.cli.jobs import call_settings
-
     request = job.request
     made = pipe(
         prompt=request.prompt,
-        **call_settings(request),
+        **request.call_settings(),
         num_frames=1,
         generator=[torch.Generator("cpu").manual_seed(request.seed)],
         output_type="pil",

@@ -266,6 +266,13 @@ class GenerateRequest(_Job):
         return ResolvedRequest.create(**values)
 
 
+_OF_CALLS = (
+    "sigmas", "guidance_sigmas", "cfg_star", "stg_scale", "stg_blocks", "stg_mode", "denoise_strength", "input_crf",
+    "draft_steps", "guidance_interval", "step_cache",
+)  # fmt: skip
+"""Settings of a pipeline's call, where there are any."""
+
+
 class ResolvedRequest(_Job):
     """A job with nothing left open: the same request on the same machine gives the same clip."""
 
@@ -302,6 +309,16 @@ class ResolvedRequest(_Job):
             value if isinstance(value, tuple) else (value or 0.0,) for value in (self.guidance_scale, self.stg_scale)
         )
         return 1 + (max(scales) > 1) + (max(perturbed) > 0)
+
+    def call_settings(self) -> dict[str, Any]:
+        """What every call of a pipeline is given, whatever its task: all but prompt, length and noise."""
+        always = ("negative_prompt", "height", "width", "frame_rate", "num_inference_steps", "guidance_scale")
+        given = {name: value for name in _OF_CALLS if (value := getattr(self, name)) is not None}
+        return {
+            **{name: getattr(self, name) for name in (*always, "guidance_rescale")},
+            **given,
+            "vae_memory": self.vae_memory or ("auto" if self.memory is None else None),  # None: as planned
+        }
 
     def to_metadata(
         self,
