@@ -18,10 +18,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from vgen.engine.device import peak_flops
 from vgen.errors import CheckpointError, OutputError
 from vgen.training import sharding
 from vgen.training.checkpoint.store import CheckpointStore, TrainingState
-from vgen.training.cost.throughput import Meter, ShapeKey, flops_by_shape, measured_peak_flops
+from vgen.training.cost.throughput import Meter, ShapeKey, flops_by_shape
 from vgen.training.data.plan import BatchPlan, Source
 from vgen.training.ema import Ema
 from vgen.training.objectives.base import Objective
@@ -108,7 +109,7 @@ def _meter(recipe: Recipe, objective: Objective, accelerator: Accelerator, plan:
         return Meter(objective, device, world)
     with contextlib.suppress(RuntimeError):  # an objective that looks at values cannot be counted: no utilisation then
         flops = flops_by_shape(objective, plan, source)
-    peak = measured_peak_flops(device, autocasts(recipe))
+    peak = peak_flops(device, torch.bfloat16 if autocasts(recipe) else torch.float32)
     return Meter(objective, device, world, peak, flops)
 
 

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from vgen.engine.device import DTYPES
 from vgen.engine.memory.allocator import keep_freed_memory
 from vgen.errors import RequestError, VgenError
 from vgen.io.files import follow_umask
@@ -47,7 +48,6 @@ from vgen.training.recipe import FineTuneObjectiveConfig, FlowObjectiveConfig, R
 from vgen.training.report.log import Journal
 from vgen.training.report.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PATIENCE = timedelta(hours=6)
 """How long processes wait for the one that validates, exports or encodes."""
 
@@ -251,7 +251,7 @@ def export(objective: Objective, run: Path, recipe: Recipe, control: Control, st
     folder = run / "export"
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    measured = objective.finish(partial, _DTYPES[recipe.export_dtype], control)
+    measured = objective.finish(partial, DTYPES[recipe.export_dtype], control)
     follow_umask(partial)
     write_record(partial, recipe, run / "log.jsonl", steps, int(os.environ.get("WORLD_SIZE", "1")))
     shutil.rmtree(folder, ignore_errors=True)

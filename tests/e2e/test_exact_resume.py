@@ -126,7 +126,7 @@ def _assert_same(first: TrainingState | None, second: TrainingState | None) -> N
 def no_probe() -> Iterator[None]:
     """Leave out the fifth of a second in which a run measures the machine."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vgen.training.components.measured_peak_flops", lambda device, bfloat16: 1e9)
+        patch.setattr("vgen.training.components.peak_flops", lambda device, dtype: 1e9)
         yield
 
 

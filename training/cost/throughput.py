@@ -14,10 +14,6 @@ from vgen.training.data.plan import RENDERED, Batch, BatchPlan, Source
 from vgen.training.objectives.base import Objective
 
 ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
-_PROBE_SIDES = {"cuda": 8192}
-_PROBE_SIDE = 1024
-"""Of the matrices that a device's rate is taken from, as small as keeps it busy."""
-_PROBE_SECONDS = 0.2
 PLANAR = 4
 """Tensors of at least so many dimensions decide what a micro-batch costs; the text beside them varies."""
 
@@ -112,27 +108,6 @@ def peak_memory(device: torch.device) -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def measured_peak_flops(device: torch.device, bfloat16: bool) -> float:
-    """Operations a second of a large matrix product on `device`, the best of a few: what utilisation is measured by."""
-    dtype = torch.bfloat16 if bfloat16 else torch.float32
-    side = _PROBE_SIDES.get(device.type, _PROBE_SIDE)
-    left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    best, until = float("inf"), time.perf_counter() + _PROBE_SECONDS
-    left @ right
-    while best == float("inf") or time.perf_counter() < until:
-        _synchronize(device)
-        began = time.perf_counter()
-        left @ right
-        _synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * side**3 / best
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def example_batches(plan: BatchPlan, source: Source) -> dict[tuple[int, int | None, int], Batch]:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
+from vgen.engine.device import synchronize
 from vgen.training.cost.rehearsal import CPU_ATTENTION
 
 _PROBE_ROWS = 4096
@@ -148,19 +149,15 @@ class Machine:
         best = float("inf")
         with torch.no_grad():
             work()
-            self._wait()
+            synchronize(self.device)
             until, runs = self.clock() + _PROBE_SECONDS, 0
             while runs < _PROBE_RUNS or self.clock() < until:
                 runs += 1
                 began = self.clock()
                 work()
-                self._wait()
+                synchronize(self.device)
                 best = min(best, max(self.clock() - began, 1e-9))
         return best
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def _cut(operation: Operation) -> Operation:

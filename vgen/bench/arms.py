@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vgen.bench import lossy
-from vgen.bench.build import DTYPES, Components, build, peer_components
+from vgen.bench.build import Components, build, peer_components
 from vgen.bench.lossy import noise_tokens, prompts_of
 from vgen.bench.scenarios import Scenario
 from vgen.diffusion.tokens import pack
+from vgen.engine.device import DTYPES
 from vgen.engine.session import inference_session
 from vgen.engine.speed.compile import compile_blocks
 from vgen.errors import RequestError

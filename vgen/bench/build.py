@@ -11,13 +11,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from vgen.bench.scenarios import ARCHITECTURES, Scenario
+from vgen.engine.device import DTYPES
 from vgen.errors import RequestError
 from vgen.hub.find import resolve_model
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.pipelines import TextToVideoPipeline
 from vgen.pipelines.text.encoder import PreTrainedTokenizerBase, T5EncoderModel, load_text_encoder
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass

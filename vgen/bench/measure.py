@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from vgen.engine.device import seconds
 
 Work = Callable[[], Any]
 
@@ -28,26 +29,6 @@ class Ratio(NamedTuple):
     confidence: float
 
 
-CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
-"""What can be read: the time that passes, or what this process takes of the processors (fair on a busy machine)."""
-
-
-def seconds(work: Work, device: torch.device, clock: str = "wall") -> float:
-    """How long one run takes, what it has started on the device included; `clock`: of CLOCKS, of a CPU's work."""
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        begin.record()
-        work()
-        end.record()
-        torch.cuda.synchronize(device)
-        return begin.elapsed_time(end) / 1e3
-    read = CLOCKS[clock]
-    started = read()
-    work()
-    return read() - started
-
-
 def interleaved(
     works: Mapping[str, Work], rounds: int, device: torch.device, clock: str = "wall"
 ) -> dict[str, list[float]]:
@@ -57,7 +38,7 @@ def interleaved(
         works: by name; warmed up already.
         rounds: of two runs each.
         device: what they run on.
-        clock: see `seconds`.
+        clock: see `vgen.engine.device.seconds`.
     Returns:
         Seconds by name, two a round, in order.
     """
@@ -114,15 +95,6 @@ def quantile(values: Sequence[float], share: float) -> float:
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, repeats: int = 5, clock: str = "wall") -> float:
-    """FLOP/s of a large square matrix product, the best of some: what this machine gives at most, measured now."""
-    side = 8192 if device.type == "cuda" else 1536
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(left)
-    best = min(seconds(lambda: torch.mm(left, right, out=out), device, clock) for _ in range(repeats + 1))
-    return 2 * side**3 / best
 
 
 def memory_peaks(work: Work, device: torch.device) -> tuple[int | None, int]:

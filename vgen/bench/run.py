@@ -14,23 +14,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vgen.bench.arms import Arm, make_arms
-from vgen.bench.build import DTYPES
 from vgen.bench.choose import STAGES
 from vgen.bench.lossy import error_of, reference_of
 from vgen.bench.measure import (
-    CLOCKS,
     attention_used,
     full_float32,
     interleaved,
-    matmul_rate,
     memory_peaks,
     paired_ratio,
     quantile,
     rounds_within,
-    seconds,
 )
 from vgen.bench.parity import check_parity
 from vgen.bench.scenarios import Scenario
+from vgen.engine.device import CLOCKS, DTYPES, peak_flops, seconds
 from vgen.engine.memory.offload import weight_bytes
 from vgen.errors import RequestError
 from vgen.ops import switches
@@ -72,7 +69,7 @@ def run(
         within: seconds after which all should be done: fewer rounds then, but at least one.
         seed: of weights and inputs.
         stages: which to time.
-        clock: of measure.CLOCKS; "process" counts this process's own work on a CPU alone.
+        clock: of vgen.engine.device.CLOCKS; "process" counts this process's own work on a CPU alone.
         say: told what is under way.
     Returns:
         The report, ready for JSON.
@@ -117,7 +114,7 @@ def run(
             timed[name][stage] = times
         if works[stage]:
             say(f"{stage}: " + ", ".join(f"{name} {quantile(timed[name][stage], 0.5):.4g} s" for name in works[stage]))
-    rate = matmul_rate(device, DTYPES[scenario.dtype], clock=clock)
+    rate = peak_flops(device, DTYPES[scenario.dtype], clock)
     report["matmul_flops_per_second"] = rate
     work_done = _flops(arms[0], stages)
     for arm in arms:

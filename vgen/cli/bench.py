@@ -77,7 +77,7 @@ def bench(
 
     starting("loading what is measured")
     from vgen.bench.choose import choose_scenario, choose_stages
-    from vgen.cli.jobs import choose_device
+    from vgen.engine.device import choose_device
 
     chosen_device = choose_device(device or "auto")
     _check_outputs(output, plot, overwrite)

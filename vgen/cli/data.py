@@ -93,7 +93,7 @@ def caption(
     elif source == "trigger":
         describe = captions.with_trigger(trigger, lambda clip: opened.captions(clip) or captions.sidecar(clip))
     elif source == "model":
-        from vgen.cli.jobs import choose_device
+        from vgen.engine.device import choose_device
         from vgen.training.data.footage.describe import QUESTION, describer
 
         describe = describer(model, question or QUESTION, choose_device(device or "auto"))
@@ -131,7 +131,7 @@ def cache(
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda, cuda:N or mps.")] = None,
 ) -> None:
     """Encode what a model trains on: latents by bucket, and captions; what is there already is not made again."""
-    from vgen.cli.jobs import choose_device
+    from vgen.engine.device import choose_device
     from vgen.training.data.footage.commands import geometry_for
     from vgen.training.data.footage.records import DataSet
 
@@ -163,7 +163,7 @@ def filter_clips(
     """Leave out clips whose captions do not fit their frames, by a model on this machine."""
     from pathlib import Path
 
-    from vgen.cli.jobs import choose_device
+    from vgen.engine.device import choose_device
     from vgen.training.data.footage.records import DataSet
 
     DataSet.open(data)

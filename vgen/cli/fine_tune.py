@@ -206,7 +206,7 @@ def clip(
     from pathlib import Path
 
     starting(f"reading {video}")
-    from vgen.cli.jobs import choose_device
+    from vgen.engine.device import choose_device
     from vgen.pipelines.loading.model_files import ModelParts
     from vgen.training.data.footage.cache import fill_cache
     from vgen.training.data.footage.captions import caption, same_text

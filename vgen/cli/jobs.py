@@ -19,7 +19,7 @@ from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.memory import plan_memory
 from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.engine.lossy.magnitudes import find_magnitudes
-from vgen.errors import OutOfMemoryError, RequestError, counted
+from vgen.errors import OutOfMemoryError, counted
 from vgen.hub.find import (
     find_text_encoder,
     model_defaults,
@@ -121,6 +121,7 @@ def load_pipeline(class_name: str, job: Job, prompts: Sequence[str] | None = Non
     import torch
 
     import vgen.pipelines
+    from vgen.engine.device import choose_device
 
     device = processes.place(job.request.device) if processes.count() > 1 else choose_device(job.request.device)
     dtype = (
@@ -194,27 +195,6 @@ def text_cache_for(request: ResolvedRequest, folder: Path) -> Any:
     if request.text_cache is None and text_encoder_bytes(folder, request.text_encoder) < LARGE_ENCODER:
         return None
     return TextCache(None if request.text_cache is False else cache_folder())
-
-
-def choose_device(asked: str) -> str:
-    """The device to run on: a GPU if there is one for "auto", else what was asked for; imports torch.
-
-    Raises:
-        RequestError: it is not on this machine.
-    """
-    import torch
-
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.startswith("cuda"):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        number = int(asked.partition(":")[2] or 0)
-        if number >= count:
-            have = f"cuda:0 to cuda:{count - 1} are there" if count else "there is no CUDA device; use cpu"
-            raise RequestError(f"device={asked!r} is not on this machine: {have}.")
-    if asked == "mps" and not torch.backends.mps.is_available():
-        raise RequestError("device='mps' is not on this machine; use cpu.")
-    return asked
 
 
 def make_clip(pipe: Any, job: Job, finish: Callable[[np.ndarray], np.ndarray] | None = None, **inputs: Any) -> None:

@@ -335,27 +335,10 @@ def test_evaluate_hands_over(tmp_path: Path, paper_model: Path, run_cli: Run, mo
     }  # fmt: skip
     assert seen[0] == ((str(paper_model),), expected)
     assert seen[1][1]["budget"] == scoring.QUICK._replace(prompts=9, seeds=2, batch=5) and seen[1][1]["workers"] == 3
-    monkeypatch.setattr("vgen.cli.jobs.choose_device", lambda asked: "cuda")
+    monkeypatch.setattr("vgen.engine.device.choose_device", lambda asked: "cuda")
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     assert run_cli("evaluate", "--model", paper_model).code == 0
     assert seen[2][1]["budget"].batch > scoring.FULL.batch and seen[2][1]["workers"] == 15
     assert seen[1][1]["guidance"] == (2.0, 3.5) and seen[1][1]["report"] == str(tmp_path / "README.md")
     assert seen[1][1]["tiers"] == (1, 3)
     assert seen[1][1]["command"].endswith("--num-prompts 9 --seeds 2 --choose-guidance 2,3.5,2 --tiers 1,3")
-
-
-def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from vgen.errors import RequestError
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert jobs.choose_device("auto") == "cpu"
-    with pytest.raises(RequestError, match=r"device='cuda' is not on this machine: there is no CUDA device; use cpu"):
-        jobs.choose_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert jobs.choose_device("auto") == "cuda"
-    assert jobs.choose_device("cuda:1") == "cuda:1"
-    with pytest.raises(RequestError, match="cuda:0 to cuda:1 are there"):
-        jobs.choose_device("cuda:2")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vgen.diffusion.tokens import pack, unpack
+from vgen.engine.device import DTYPES
 from vgen.errors import RequestError
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
 from vgen.pipelines.call.schedule_and_guidance import set_schedule
@@ -18,8 +19,6 @@ from vgen.training.control import Control
 from vgen.training.data.clips import to_frames
 from vgen.training.objectives.distill.config import TrajectoryConfig
 from vgen.training.precision import computes_bfloat16
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Layout(NamedTuple):
@@ -116,7 +115,7 @@ class Teacher:
         num_frames = 1 + (noise.shape[2] - 1) * self.pipeline.vae.strides.temporal
         drafted = self.config.draft_steps > 0 and pictures is None and num_frames > 1
         pipeline = self._pipeline("text" if pictures is None else "first")
-        dtype = _DTYPES[self.config.dtype]
+        dtype = DTYPES[self.config.dtype]
         with torch.autocast(device.type, dtype, enabled=dtype is torch.bfloat16 and computes_bfloat16(device)):
             pipeline(
                 **({} if pictures is None else {"image": pictures}),

@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vgen.engine.device import free_bytes
 from vgen.engine.memory.allocator import StandIns
 from vgen.errors import OutOfMemoryError, counted
 from vgen.models import CausalVideoVAE
@@ -297,15 +298,6 @@ def _double(vae: CausalVideoVAE, plan: CodingPlan | None, device: str | None = N
     if plan is not None:
         plan.apply(double)
     return double
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free now on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil
-
-    return int(psutil.virtual_memory().available)
 
 
 def ways_of_coding(vae: CausalVideoVAE, shape: LatentShape) -> Iterator[tuple[int | None, tuple[int, int] | None]]:

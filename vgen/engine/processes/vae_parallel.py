@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vgen.engine.memory.coding import free_bytes
+from vgen.engine.device import free_bytes
 from vgen.engine.processes.groups import Group, shares
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE

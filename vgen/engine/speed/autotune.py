@@ -8,7 +8,6 @@ else is measured by `vgen bench --tune` alone.
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any, Final
@@ -24,6 +23,7 @@ from diffusers.models.attention_dispatch import (
 )
 from torch import Tensor
 
+from vgen.engine.device import seconds
 from vgen.engine.speed.tuning_store import Measured, TuningStore, bucket, key_of, shared_store
 from vgen.models.transformer.attention import mask_for
 
@@ -220,16 +220,4 @@ def _score_bytes(query: Tensor, key: Tensor) -> int:
 
 def _seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """The shortest of some runs."""
-    times = []
-    for _ in range(repeats):
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return min(seconds(work, device) for _ in range(repeats))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vgen.errors import MediaError, OutputError, RequestError
 from vgen.training.components import alone_in
 from vgen.training.control import Control
-from vgen.training.cost.throughput import Meter, flops_by_shape, measured_peak_flops, peak_memory
+from vgen.training.cost.throughput import Meter, flops_by_shape, peak_memory
 from vgen.training.data.plan import Batch, BatchPlan, Draw
 from vgen.training.objectives.base import Objective
 from vgen.training.randomness import Keys
@@ -101,8 +101,7 @@ def test_utilisation_is_left_out_where_it_is_not_known() -> None:
     assert "mfu" not in meter.read()
 
 
-def test_the_probe_and_the_peak_are_positive() -> None:
-    assert measured_peak_flops(CPU, False) > 1e6
+def test_the_peak_is_positive() -> None:
     assert peak_memory(CPU) > 2**20
 
 
