@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import nn
 
-from vgen.errors import RequestError, counted
+from vgen.errors import RequestError, bytes_text, counted, duration
 from vgen.training.control import Control
 from vgen.training.estimate.dry_run import Estimate, dry_run
 from vgen.training.model_sources import ConfigSource
@@ -154,8 +154,8 @@ def dry_run_chain(links: Sequence[Link], say: Callable[[str], None], measure: bo
                 _release()
     if estimates:
         peak = max(estimate.peak for estimate in estimates)
-        hours = sum(estimate.seconds for estimate in estimates) / 3600
-        say(f"together: memory {peak / 2**30:.2f} GiB a process, time {hours:.3g} h")
+        seconds = sum(estimate.seconds for estimate in estimates)
+        say(f"together: memory {bytes_text(peak)} per process, time {duration(seconds)}")
     return estimates
 
 

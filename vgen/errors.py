@@ -1,4 +1,4 @@
-"""Every error that vgen raises on purpose, and the exit code the command gives for it."""
+"""Every error that vgen raises on purpose with the exit code of the command, and how messages word numbers."""
 
 from __future__ import annotations
 
@@ -60,3 +60,24 @@ def counted(count: int, noun: str) -> str:
         noun: in the singular; its plural ends in s.
     """
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, rounded: "0.42 s", "35 s", "2 min 5 s", "1 h 5 min"."""
+    whole = round(seconds)
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60} min"
+
+
+def bytes_text(num_bytes: float) -> str:
+    """A size in words, in powers of 1000: "4.25 GB", "63.1 MB", "2.5 kB", "17 bytes"."""
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:,.2f} GB"
+    if num_bytes >= 1e6:
+        return f"{num_bytes / 1e6:.1f} MB"
+    return f"{num_bytes / 1e3:.1f} kB" if num_bytes >= 1e3 else counted(round(num_bytes), "byte")

@@ -17,7 +17,7 @@ from vgen.engine.memory.offload import offload_blocks
 from vgen.engine.memory.plan import CUDA_CONTEXT, MemoryPlan, Sizes, choose_plan, find_plan
 from vgen.engine.memory.steps import Work
 from vgen.engine.session import Placement
-from vgen.errors import OutOfMemoryError, RequestError, counted
+from vgen.errors import OutOfMemoryError, RequestError, bytes_text, counted
 from vgen.hub.find import find_text_encoder
 from vgen.io.weights.single_file import SingleFile
 from vgen.models.empty import empty_model
@@ -137,7 +137,7 @@ def _with_remedy(
             continue
         pixels = VideoShape.of_latent(smaller.shape, sizes.vae.strides)
         size = f"{pixels.width} x {pixels.height} x {counted(pixels.num_frames, 'frame')}"
-        remedy = f" {size} would take {plan.peak / 1e9:.2f} GB."
+        remedy = f" {size} would take {bytes_text(plan.peak)}."
         break
     else:
         remedy = " Smaller sizes do not fit either: it is the weights and the runtime that need it."

@@ -79,7 +79,7 @@ def test_the_eight_commands(run_cli, data, tmp_path, tiny_pipeline_folder, foota
     assert "step 6/6" in done.out
     written = _files(run)
     done = _fine(run_cli("train", "run", run / "recipe.yaml", "--dry-run", "every.validate=3"))
-    assert "GiB a process" in done.out and "validation" in done.out and _files(run) == written
+    assert "per process" in done.out and "validation" in done.out and _files(run) == written
     done = _fine(run_cli("train", "resume", run))  # finished: nothing to do but to export again
     assert "resuming at step 6 of 6" in done.out
     done = _fine(run_cli("evaluate", run, "--device", "cpu"))

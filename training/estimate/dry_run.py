@@ -23,6 +23,7 @@ from torch import nn
 
 from vgen.engine.memory.coding import decoding_peak, encoding_peak
 from vgen.engine.memory.offload import resident_bytes, weight_bytes
+from vgen.errors import bytes_text, duration
 from vgen.models import CausalVideoVAE
 from vgen.training.components import build_parts, checkpoint_activations
 from vgen.training.control import Control
@@ -109,11 +110,11 @@ class Estimate:
             "average": memory.ema, "activations": memory.activations, "workspace": memory.workspace,
             "everything else": self.peak - self.memory.total,
         }  # fmt: skip
-        shown = [f"memory {self.peak / 2**30:.2f} GiB a process"]
-        shown += [f"  {name} {size / 2**30:.2f} GiB" for name, size in parts.items()]
-        shown.append(f"time {_duration(self.seconds)}, {self.samples_per_second:.3g} samples/s in training")
+        shown = [f"memory {bytes_text(self.peak)} per process"]
+        shown += [f"  {name} {bytes_text(size)}" for name, size in parts.items()]
+        shown.append(f"time {duration(self.seconds)}, {self.samples_per_second:.3g} samples/s in training")
         spent = {"encoding latents": self.caching, "training": self.training, "validation": self.validation}
-        shown += [f"  {name} {_duration(seconds)}" for name, seconds in spent.items() if seconds]
+        shown += [f"  {name} {duration(seconds)}" for name, seconds in spent.items() if seconds]
         for (num_frames, crop, size), seconds in self.steps.items():
             cut = f" cropped to {crop}" if crop else ""
             shown.append(f"  a step of {size} x {num_frames} frames{cut}: {seconds:.3g} s")
@@ -375,9 +376,3 @@ def _forward_seconds(micro: dict[Kind, float], num_frames: int) -> float:
     """Of one sample; taken from the kind nearest in length, whole clips before cropped ones."""
     kind = min(micro, key=lambda kind: (kind[1] is not None, abs(kind[0] - num_frames)))
     return micro[kind] / kind[2] / _BACKWARD * num_frames / kind[0]
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"

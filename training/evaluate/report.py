@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from vgen.errors import duration
+
 Rate = dict[str, float]
 JOINT_AIMS: Final = {"tier 1": {"seen": 0.90, "withheld": 0.75}, "tier 2": {"seen": 0.80, "withheld": 0.60}}
 VAE_AIMS: Final = {"psnr": 34.0, "object_psnr": 28.0, "ssim": 0.97, "judged": 0.99}
@@ -76,15 +78,6 @@ _READING: Final = """## How to read it
 - *Aims* are compared with the score, not with an end of its interval."""
 
 
-def duration(seconds: float | None) -> str:
-    """In words."""
-    if seconds is None:
-        return "an unknown time"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _trained(record: dict[str, Any] | None) -> str:
     """The run that made the weights and those before it, each once, with what it began with."""
     if record is None:
@@ -99,10 +92,14 @@ def _trained(record: dict[str, Any] | None) -> str:
         with_threads = f" with {threads} {'thread' if threads == 1 else 'threads'}" if threads else ""
         said.setdefault(
             _run(run),
-            f"{_run(run)}, {run['steps']:,} of {run['total_steps']:,} steps, {duration(run['seconds'])} on "
+            f"{_run(run)}, {run['steps']:,} of {run['total_steps']:,} steps, {_time(run['seconds'])} on "
             f"{run['device']}{with_threads}" + (f", from the {' and the '.join(parts)}" if parts else ""),
         )
     return "; ".join(said.values())
+
+
+def _time(seconds: float | None) -> str:
+    return "an unknown time" if seconds is None else duration(seconds)
 
 
 def _run(record: dict[str, Any] | None) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from vgen.errors import OutputError, RequestError
+from vgen.errors import OutputError, RequestError, duration
 
 Row = dict[str, Any]
 """What is measured of one clip: numbers, truth values, lists of them; None where there is nothing to measure."""
@@ -122,8 +122,7 @@ class Ledger:
         if self._cost_now == 0:
             return said
         seconds = (self.clock() - self._began) * max(0.0, total - self._cost_done) / self._cost_now
-        minutes, rest = divmod(int(seconds), 60)
-        return f"{said}, {minutes // 60}:{minutes % 60:02d}:{rest:02d} left"
+        return f"{said}, {duration(seconds)} left"
 
     def _read(self, path: Path) -> None:
         """Take in what is kept; a line that was cut off ends it."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vgen.errors import RequestError
+from vgen.errors import RequestError, bytes_text
 from vgen.training.config.files import RECIPE, apply_override, placed, read_recipe
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.records import write_text
@@ -107,8 +107,8 @@ def fit_memory(asked: FineTune, preset: str, measure: Measure) -> FineTune:
         needed = measure(asked)
     if needed > allowed:
         raise RequestError(
-            f"preset={preset}: the run needs {needed / 1e9:.1f} GB with everything that saves memory, and "
-            f"{allowed / 1e9:.1f} GB are allowed; use a smaller --size or fewer --num-frames with `vgen data cache`."
+            f"preset={preset}: the run needs {bytes_text(needed)} with everything that saves memory, and "
+            f"{bytes_text(allowed)} are allowed; use a smaller --size or fewer --num-frames with `vgen data cache`."
         )
     return asked
 

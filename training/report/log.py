@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from vgen.errors import OutputError
+from vgen.errors import OutputError, duration
 from vgen.io.files import part_of
 
 _SHOWN_MEANS = 4
@@ -143,7 +143,9 @@ class Journal:
             return
         done = max(1, step - self.start_step)
         left = (now - self._began) / done * (self.total_steps - step)
-        self.say(f"step {step}/{self.total_steps} {summary} [{_clock(now - self._began)} gone, {_clock(left)} left]")
+        self.say(
+            f"step {step}/{self.total_steps} {summary} [{duration(now - self._began)} gone, {duration(left)} left]"
+        )
 
 
 def _drop_lines_after(path: Path, step: int) -> None:
@@ -159,12 +161,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
             kept.append(line + "\n")
     with part_of(path, overwrite=True) as part:
         part.write_text("".join(kept))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def _short(value: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vgen.cli.display import starting
+from vgen.errors import bytes_text
 
 
 def convert(
@@ -55,4 +56,4 @@ def convert(
         note = "" if texts else "It has no text encoder (--text-encoder FOLDER): one from the hub's cache will be used."
     files = [path] if to_file else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    typer.echo(f"{target}: {size / 1e6:,.1f} MB. {note}".rstrip())
+    typer.echo(f"{target}: {bytes_text(size)}. {note}".rstrip())

@@ -16,7 +16,7 @@ from typing import Any, Final, TextIO
 import typer
 
 from vgen.cli import processes
-from vgen.errors import counted
+from vgen.errors import counted, duration
 from vgen.progress import Progress
 
 _LINE_EVERY: Final = 5.0
@@ -110,7 +110,7 @@ class Display:
         if not step:
             return ""
         seconds = self._seconds_left(now)
-        left = f", {_spoken(seconds)} left" if seconds else ""
+        left = f", {duration(max(1, round(seconds)))} left" if seconds else ""
         return f"step {step} of {num_steps}{left}"
 
     def _seconds_left(self, now: float) -> float | None:
@@ -165,16 +165,6 @@ def starting(what: str) -> None:
     """Say on stderr, at once, what takes a while to begin; of several processes the first says it."""
     if processes.leads():
         typer.echo(what, err=True)
-
-
-def _spoken(seconds: float) -> str:
-    """ "8 s", "3 min 20 s", "2 h 5 min"."""
-    whole = max(1, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _new_bar(stream: TextIO) -> Any:

@@ -10,6 +10,7 @@ import typer
 
 from vgen.cli.display import starting
 from vgen.cli.options import with_options
+from vgen.errors import bytes_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -255,7 +256,7 @@ def _fitted(asked: Any, preset: str, index: Any) -> Any:
     before = asdict(asked)
     saved = [f"{name}={value}" for name, value in asdict(fitted).items() if value != before[name]]
     needed = run_memory(index, fitted)
-    typer.echo(f"Preset {preset}: about {needed / 1e9:.2f} GB are needed, with {', '.join(saved) or 'nothing saved'}.")
+    typer.echo(f"Preset {preset}: about {bytes_text(needed)} are needed, with {', '.join(saved) or 'nothing saved'}.")
     return fitted
 
 

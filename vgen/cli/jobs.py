@@ -19,7 +19,7 @@ from vgen.cli.lora import check_loras, load_loras
 from vgen.cli.memory import plan_memory
 from vgen.cli.upscale import check_upscale, load_two_pass
 from vgen.engine.lossy.magnitudes import find_magnitudes
-from vgen.errors import OutOfMemoryError, counted
+from vgen.errors import OutOfMemoryError, bytes_text, counted, duration
 from vgen.hub.find import (
     find_text_encoder,
     model_defaults,
@@ -265,7 +265,7 @@ def report(path: Path, job: Job, frames: Sized, seconds: float) -> None:
     enlarged = f", written {request.scale} times as large" if (request.scale or 1) > 1 else ""
     display.say(
         f"{os.fspath(job.output)}: {counted(len(frames), 'frame')} of {request.width} x {request.height} at "
-        f"{request.frame_rate:g} fps{enlarged}, {size / 1000:.1f} kB, made in {seconds:.1f} s, "
+        f"{request.frame_rate:g} fps{enlarged}, {bytes_text(size)}, made in {duration(seconds)}, "
         f"seed {request.seed}, model {request.model}"
     )
 

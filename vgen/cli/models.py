@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vgen.errors import bytes_text
+
 
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON, with paths.")] = False,
@@ -25,7 +27,7 @@ def models(
     table.add_column("licence")
     table.add_column("here", no_wrap=True)
     for row in rows:
-        sizes = [_said(row[key]) for key in ("file_bytes", "memory_bytes")]
+        sizes = [bytes_text(row[key]) for key in ("file_bytes", "memory_bytes")]
         here = "no" if row["path"] is None else "yes"
         table.add_row(row["name"], row["size"], *sizes, row["licence"] + (" *" if row["fp8"] else ""), here)
     Console(markup=False).print(table)
@@ -35,10 +37,6 @@ def models(
         "slower. Distilled models: as their makers made them."
     )
     typer.echo("*: FP8 weights for Lightricks' own kernels; their layout is not read here.")
-
-
-def _said(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _rows() -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, bytes_text
 from vgen.hub.catalog import (
     CATALOG,
     REPOSITORY,
@@ -165,8 +165,9 @@ def _refuse_absent(entry: CatalogEntry) -> Path:
         find_text_encoder(Path(entry.file))
     except CheckpointError:
         message += f" and its text encoder with `{_FETCH_TEXT}`"
-    size = f"{entry.file_bytes / 1e9:.1f} GB"
-    raise CheckpointError(f"{message} ({size}, licence: {entry.licence}); nothing is downloaded by itself.")
+    raise CheckpointError(
+        f"{message} ({bytes_text(entry.file_bytes)}, licence: {entry.licence}); nothing is downloaded by itself."
+    )
 
 
 def _refuse(text: str) -> Path:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgen.errors import OutputError
+from vgen.errors import OutputError, bytes_text
 from vgen.io.files import cache_home, part_of
 from vgen.io.walk import walk_files
 
@@ -65,7 +65,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
     new = [path for path in paths if _lookup(path, known) is None]
     total = sum(path.stat().st_size for path in new)
     if total >= _SAID_FROM:
-        logger.warning("Reading %.1f GB once, to name what is computed from %s by its content.", total / 1e9, new[0])
+        logger.warning("Reading %s once, to name what is computed from %s by its content.", bytes_text(total), new[0])
     return [_lookup(path, known) or _hash_and_remember(path, store, known) for path in paths]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vgen.errors import RequestError, ShapeError, counted
+from vgen.errors import RequestError, ShapeError, bytes_text, counted
 from vgen.types import SKIP_MODES, Strides, VideoShape
 
 MAX_VIDEO_BYTES = 16e9
@@ -29,8 +29,8 @@ def check_amount(shape: VideoShape, strides: Strides) -> None:
     else:
         remedy = f"at {shape.width} x {shape.height} use at most num_frames={frames}"
     raise ShapeError(
-        f"width={shape.width}, height={shape.height}, num_frames={shape.num_frames} needs about {needed / 1e9:,.0f} GB "
-        f"for its pixels alone; at most {MAX_VIDEO_BYTES / 1e9:.0f} GB are allowed: {remedy}."
+        f"width={shape.width}, height={shape.height}, num_frames={shape.num_frames} needs about {bytes_text(needed)} "
+        f"for its pixels alone; at most {bytes_text(MAX_VIDEO_BYTES)} are allowed: {remedy}."
     )
 
 

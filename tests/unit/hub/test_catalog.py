@@ -123,7 +123,7 @@ def test_absent_models_say_what_to_fetch(cache: Callable[[str], Path], paper_mod
     said = str(caught.value)
     assert f"`hf download {REPOSITORY} ltxv-2b-0.9.8-distilled.safetensors`" in said
     assert f'`hf download {REPOSITORY} --include "text_encoder/*" --include "tokenizer/*"`' in said
-    assert "6.3 GB, licence: LTXV Open Weights" in said
+    assert "6.34 GB, licence: LTXV Open Weights" in said
     snapshot = cache("PixArt-alpha/PixArt-XL-2-1024-MS")
     for name in ("text_encoder", "tokenizer"):
         shutil.copytree(paper_model / name, snapshot / name)
@@ -193,8 +193,8 @@ def test_models_command(
     assert done.code == 0
     lines = {line.split()[0]: line for line in done.out.splitlines() if line.split()}
     assert set(CATALOG) | {"sprites"} <= lines.keys()
-    assert "6.3 GB" in lines[NAME] and "15.9 GB" in lines[NAME] and lines[NAME].split()[-1] == "yes"
-    assert lines["ltx-13b-0.9.8-dev"].split()[-1] == "no" and "28.6 GB" in lines["ltx-13b-0.9.8-dev"]
+    assert "6.34 GB" in lines[NAME] and "15.86 GB" in lines[NAME] and lines[NAME].split()[-1] == "yes"
+    assert lines["ltx-13b-0.9.8-dev"].split()[-1] == "no" and "28.57 GB" in lines["ltx-13b-0.9.8-dev"]
     assert lines["sprites"].split()[-1] == "yes"
     rows = {row["name"]: row for row in json.loads(run_cli("models", "--json").out)}
     assert rows[NAME]["path"].endswith(CATALOG[NAME].file)

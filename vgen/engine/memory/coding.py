@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from vgen.engine.device import free_bytes
 from vgen.engine.memory.allocator import StandIns
-from vgen.errors import OutOfMemoryError, counted
+from vgen.errors import OutOfMemoryError, bytes_text, counted
 from vgen.models import CausalVideoVAE
 from vgen.models.vae.decoding_steps import piece_on
 from vgen.types import LatentShape, VideoShape
@@ -242,8 +242,8 @@ def _plan(
             return plan._replace(peak_bytes=needed)
         least = min(needed, least or needed)
     error = OutOfMemoryError(
-        f"vae_memory={budget / 2**30:.2f} GiB is too little to {verb} {shape.frames} x {shape.height} x {shape.width} "
-        f"latents of {counted(batch, 'clip')}: the least is {least / 2**30:.2f} GiB; give that much, or fewer clips."
+        f"vae_memory={bytes_text(budget)} is too little to {verb} {shape.frames} x {shape.height} x {shape.width} "
+        f"latents of {counted(batch, 'clip')}: the least is {bytes_text(least)}; give that much, or fewer clips."
     )
     error.least = least
     raise error

@@ -17,7 +17,7 @@ from torch import nn
 from vgen.engine.memory.coding import CodingPlan, decoding_peak, encoding_peak, ways_of_coding
 from vgen.engine.memory.offload import resident_bytes, weight_bytes
 from vgen.engine.memory.steps import Work, denoising_peak, encoding_text_peak
-from vgen.errors import OutOfMemoryError
+from vgen.errors import OutOfMemoryError, bytes_text
 from vgen.types import VideoShape
 
 CUDA_CONTEXT: Final = 600_000_000
@@ -140,10 +140,10 @@ class MemoryPlan:
             "host": "text encoded on the host",
         }[self.text]
         branches = ", branches of the guidance one after another" if self.guidance_batching == "separate" else ""
-        stages = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in self.stages.items())
-        host = f"; {self.host_bytes / 1e9:.2f} GB of weights wait on the host" if self.host_bytes else ""
+        stages = ", ".join(f"{name} {bytes_text(size)}" for name, size in self.stages.items())
+        host = f"; {bytes_text(self.host_bytes)} of weights wait on the host" if self.host_bytes else ""
         return [
-            f"memory: {self.peak / 1e9:.2f} of {self.budget / 1e9:.2f} GB ({stages}){host}",
+            f"memory: {bytes_text(self.peak)} of {bytes_text(self.budget)} ({stages}){host}",
             f"  {where}; {texts}{branches}; clip decoded {_say(self.decoding)}",
         ]
 
@@ -180,7 +180,7 @@ def choose_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int
     )
     stage = max(least.stages, key=lambda name: least.stages[name])
     error = OutOfMemoryError(
-        f"memory={budget / 1e9:.2f} GB is too little: the least is {least.peak / 1e9:.2f} GB (to {stage}); "
+        f"memory={bytes_text(budget)} is too little: the least is {bytes_text(least.peak)} (to {stage}); "
         "give that much, fewer frames or a smaller size."
     )
     error.least = least.peak

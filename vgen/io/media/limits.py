@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vgen.errors import MediaError
+from vgen.errors import MediaError, bytes_text
 
 MAX_PICTURE_PIXELS = 8192 * 8192
 """Most pixels of one picture or video frame: 67 million, 200 MB as RGB."""
@@ -20,11 +20,6 @@ READ_SECONDS = 120.0
 
 MAX_FRAME_RATE = 1000.0
 """Highest frame rate that is written; GIF has its own, lower limit."""
-
-
-def gigabytes(num_bytes: float) -> str:
-    """`num_bytes` as a rounded number of gigabytes for messages."""
-    return f"{num_bytes / 1e9:,.1f} GB"
 
 
 def frame_limit(path: Path, width: int, height: int, max_frames: int | None, declared: int) -> int:
@@ -43,7 +38,7 @@ def frame_limit(path: Path, width: int, height: int, max_frames: int | None, dec
     wanted = declared if max_frames is None else min(max_frames, declared or max_frames)
     if wanted > limit:
         raise MediaError(
-            f"{path} would give {wanted:,} frames of {width} x {height}, {gigabytes(wanted * width * height * 3)} "
+            f"{path} would give {wanted:,} frames of {width} x {height}, {bytes_text(wanted * width * height * 3)} "
             f"decoded; at most {limit:,} frames of this size are read at once. Read fewer frames or cut a shorter clip."
         )
     return limit if max_frames is None else min(max_frames, limit)

@@ -92,8 +92,9 @@ def test_what_a_newer_report_tells_is_shown(scores: dict[str, Any]) -> None:
     tier["vae"]["intervals"] = {"psnr": [35.0, 36.5]}
     tier["untrained"] = dict.fromkeys(("presence", "colour", "shape", "motion", "joint"), joint)
     page = render(newer)
-    assert "`tasks` (recipe SHA-256 abababababababab), 900 of 1,000 steps, 2.5 h on cpu with 1 thread" in page
-    assert "from the vae of an unknown run and the start of `text`" in page and "60 s on cpu with 2 threads" in page
+    assert "`tasks` (recipe SHA-256 abababababababab), 900 of 1,000 steps, 2 h 30 min on cpu with 1 thread" in page
+    assert "from the vae of an unknown run and the start of `text`" in page
+    assert "1 min 0 s on cpu with 2 threads" in page
     assert "`vgen evaluate --tasks all`" in page and "2026-01-02" in page and "**3** was chosen" in page
     assert _row(page, "VAE: PSNR")[2] == "35.0 – 36.5 dB"
     assert _row(page, "text to video, seen: joint")[5].endswith("untrained 50.0 %")

@@ -82,7 +82,7 @@ def test_the_time_left_follows_what_is_new_and_what_is_to_come(tmp_path: Path) -
     assert ledger.seconds == 40.0
     ledger.rows("clips", 8, 2, make, measured)
     assert said[0] == "clips: 4 of 8, 22% of all"
-    assert said[2] == "clips: 8 of 8, 44% of all, 0:01:40 left", "40 s for 4; 2 of 5 times the cost are left"
+    assert said[2] == "clips: 8 of 8, 44% of all, 1 min 40 s left", "40 s for 4; 2 of 5 times the cost are left"
     assert ledger.seconds == 80.0
 
 

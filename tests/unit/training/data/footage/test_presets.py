@@ -79,7 +79,7 @@ def test_a_preset_saves_no_more_than_it_must(preset, saved) -> None:
 
 
 def test_what_fits_in_no_way_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"the run needs 17\.0 GB .* 7\.2 GB are allowed"):
+    with pytest.raises(RequestError, match=r"the run needs 17\.00 GB .* 7\.20 GB are allowed"):
         fit_memory(FineTune(), "8gb", lambda asked: _measure(asked) + int(11e9))
     with pytest.raises(RequestError, match="use 8gb, 16gb"):
         fit_memory(FineTune(), "12gb", _measure)
