@@ -36,8 +36,8 @@ import vgen.cli
 import vgen.models
 import vgen.pipelines
 
-STORED = Path(__file__).with_name("fingerprints.json")
-WRITE = "VGEN_WRITE_FINGERPRINTS"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOLERANCE = 0.04
 LATENTS_TOLERANCE = 2e-4
 
@@ -146,63 +146,6 @@ def described_request(text: str) -> dict[str, Any]:
     return request
 
 
-class Stored:
-    """The values of `fingerprints.json`: compared with, or with --write replaced."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = json.loads(STORED.read_text()) if STORED.is_file() else {}
-
-    def check(self, key: str, made: Any, tolerance: float = 0.0, relative: float = 0.0) -> None:
-        """Fail with every place where `made` is not what is stored under `key`."""
-        made = json.loads(json.dumps(made))
-        if os.environ.get(WRITE):
-            self.values[key] = made
-            rows = (f"{json.dumps(name)}: {json.dumps(self.values[name])}" for name in sorted(self.values))
-            STORED.write_text("{\n" + ",\n".join(rows) + "\n}\n")
-            return
-        assert key in self.values, f"{key}: nothing is stored; run with --write"
-        found = list(differences(self.values[key], made, tolerance, relative))
-        listed = "\n  ".join(found[:12])
-        assert not found, f"{key}: {len(found)} differences (place: stored -> now):\n  {listed}"
-
-
-def differences(stored: Any, made: Any, tolerance: float, relative: float, place: str = "") -> Iterator[str]:
-    """Places where two JSON values differ, numbers by more than the tolerances."""
-    if isinstance(stored, dict) and isinstance(made, dict):
-        for name in sorted({*stored, *made}):
-            if name not in made or name not in stored:
-                yield f"{place}.{name}: {'gone' if name in stored else 'new'}"
-            else:
-                yield from differences(stored[name], made[name], tolerance, relative, f"{place}.{name}")
-    elif isinstance(stored, list) and isinstance(made, list):
-        if all(isinstance(entry, str) for entry in stored + made):
-            yield from (f"{place}: {name!r} is gone" for name in stored if name not in made)
-            yield from (f"{place}: {name!r} is new" for name in made if name not in stored)
-        elif len(stored) != len(made):
-            yield f"{place}: length {len(stored)} -> {len(made)}"
-        else:
-            for index, pair in enumerate(zip(stored, made, strict=True)):
-                yield from differences(*pair, tolerance, relative, f"{place}[{index}]")
-    elif isinstance(stored, float) and isinstance(made, float):
-        if not abs(stored - made) <= tolerance + relative * abs(stored):
-            yield f"{place}: {stored} -> {made}"
-    elif stored != made or type(stored) is not type(made):
-        yield f"{place}: {stored!r} -> {made!r}"
-
-
-@pytest.fixture(scope="module")
-def stored() -> Stored:
-    return Stored()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def fill(model: torch.nn.Module) -> torch.nn.Module:
     """Weights by name, whatever order a model makes them in."""
     for name, value in sorted(model.state_dict().items()):
@@ -244,15 +187,13 @@ def make(run_cli: Any, material: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_a_clip(
-    name: str, stored: Stored, ltx_folders: dict[str, Path], make: Callable[..., Path], run_cli: Any
-) -> None:
+def test_a_clip(name: str, stored: Any, ltx_folders: dict[str, Path], make: Callable[..., Path], run_cli: Any) -> None:
     folder = make(*(ltx_folders["0.9.5"] if word == "LTX" else word for word in CLIPS[name]))
     stored.check(f"clip: {name}", signature(read_frames(folder)), TOLERANCE)
     stored.check(f"info: {name}", described_request(run_cli("info", folder, "--json").out))
 
 
-def test_clips_of_a_file_of_prompts(stored: Stored, make: Callable[..., Path]) -> None:
+def test_clips_of_a_file_of_prompts(stored: Any, make: Callable[..., Path]) -> None:
     """They are H.264, in which 1e-6 in the frames can become half a level; another seed is 35 of them."""
     folder = make("generate", "--prompts", "prompts.txt", *SPRITES)
     for file in sorted(folder.iterdir()):
@@ -268,7 +209,7 @@ def sprites() -> Any:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_latents_in_python(name: str, stored: Stored, sprites: Any) -> None:
+def test_latents_in_python(name: str, stored: Any, sprites: Any) -> None:
     kind, arguments = CALLS[name](draw_clip(), vgen)
     pipe = sprites if kind is type(sprites) else kind.from_pipe(sprites)
     pipe.set_progress_bar_config(disable=True)
@@ -299,7 +240,7 @@ def walk(command: Any, name: str = "vgen") -> Iterator[tuple[str, Any]]:
         yield from walk(each, f"{name} {below}")
 
 
-def test_commands_and_their_options(stored: Stored, run_cli: Any) -> None:
+def test_commands_and_their_options(stored: Any, run_cli: Any) -> None:
     root = typer.main.get_command(vgen.cli.app)
     for name, command in walk(root):
         stored.check(f"command: {name}", described(command))
@@ -308,7 +249,7 @@ def test_commands_and_their_options(stored: Stored, run_cli: Any) -> None:
 
 
 @pytest.mark.parametrize("module", [vgen, vgen.pipelines, vgen.models], ids=lambda module: module.__name__)
-def test_public_names(module: Any, stored: Stored) -> None:
+def test_public_names(module: Any, stored: Any) -> None:
     """With what a pipeline's call takes."""
     names = {name: [] for name in sorted(module.__all__)}
     for name in names:
@@ -321,5 +262,6 @@ def test_public_names(module: Any, stored: Stored) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("python tests/e2e/test_fingerprints.py --write replaces fingerprints.json")
-    os.environ[WRITE] = "1"
-    sys.exit(pytest.main([__file__, "-q", "-n", "0", "-p", "no:cacheprovider"]))
+    os.environ["VGEN_WRITE_FINGERPRINTS"] = "1"
+    training = Path(__file__).with_name("test_fingerprints_training.py")
+    sys.exit(pytest.main([__file__, str(training), "-q", "-n", "0", "-p", "no:cacheprovider"]))
