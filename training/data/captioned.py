@@ -20,7 +20,7 @@ NULL_TEXT = ""
 
 
 class CaptionedLatents(CachedBatches[LatentCache]):
-    """Latents and newly worded captions; a caption is drawn anew each time its clip is.
+    """Latents and newly worded captions; a caption is drawn again each time its clip is.
 
     Args:
         cache: the latents, filled.

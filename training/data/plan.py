@@ -23,7 +23,7 @@ from vgen.training.recipe import Stage
 Batch = dict[str, Tensor]
 
 RENDERED: Final = "rendered"
-"""What a batch holds beside its samples where an objective had clips rendered for the step: see `Prepare`."""
+"""What a batch holds in addition to its samples where an objective had clips rendered for the step: see `Prepare`."""
 
 PREFETCHED: Final = 4
 """Batches that each worker makes ahead."""

@@ -86,7 +86,7 @@ class FilePrompts:
             raise RequestError(f"prompts={str(path)!r} cannot be read: {error}; give a UTF-8 text file.") from None
         self.texts = [line.strip() for line in lines if line.strip()]
         if not self.texts:
-            raise RequestError(f"prompts={str(path)!r} holds no prompt: give one a line.")
+            raise RequestError(f"prompts={str(path)!r} holds no prompt: give one per line.")
 
     @property
     def fingerprint(self) -> str:

@@ -72,7 +72,7 @@ class ShardCache(ABC):
 
         Args:
             control: asked now and then whether to stop.
-            say: told what is being done.
+            say: called with what is being done.
             process, processes: of several processes, each makes its share.
         Raises:
             StopRequested: asked to stop; finished shards stay.

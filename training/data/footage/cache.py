@@ -127,7 +127,7 @@ def fill_cache(
         parts: of the model.
         geometry: of the samples.
         device: encodes.
-        say: told what is being done.
+        say: called with what is being done.
         bfloat16: encode in bfloat16 where that is safe.
     Returns:
         The index file, the index, and how many samples were encoded now.

@@ -1,4 +1,4 @@
-"""Captions of clips: from files beside the footage, one text for all, a trigger word, or a vision-language model."""
+"""Captions of clips: from files next to the footage, one text for all, a trigger word, or a vision-language model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def caption(data: DataSet, describe: Describe, say: Callable[[str], None], overw
     Args:
         data: the data set.
         describe: gives a clip's captions.
-        say: told of every clip without one, and why.
+        say: called for every clip without one, with the reason.
         overwrite: also replace captions that are there.
     Returns:
         How many clips got captions now, and how many still have none.
@@ -43,7 +43,7 @@ def caption(data: DataSet, describe: Describe, say: Callable[[str], None], overw
 
 
 def sidecar(clip: Clip) -> list[str]:
-    """The lines of NAME.txt beside NAME.mp4; of a source with many shots, all have the same.
+    """The lines of NAME.txt next to NAME.mp4; of a source with many shots, all have the same.
 
     Raises:
         RequestError: no such file, or nothing in it.
@@ -52,11 +52,13 @@ def sidecar(clip: Clip) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except FileNotFoundError:
-        raise RequestError(f"{path} is not there; it should hold the captions of {clip.source}, one a line.") from None
+        raise RequestError(
+            f"{path} is not there; it should hold the captions of {clip.source}, one per line."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} cannot be read as UTF-8 text: {error}.") from None
     if not lines:
-        raise RequestError(f"{path} is empty; it should hold the captions of {clip.source}, one a line.")
+        raise RequestError(f"{path} is empty; it should hold the captions of {clip.source}, one per line.")
     return lines
 
 

@@ -26,7 +26,7 @@ def geometry_for(
         frame_rate: a number or "keep".
         windows, allow_upscale: see `Geometry`.
     Raises:
-        RequestError: a word that is no number, or a size or length that the model cannot have.
+        RequestError: a word that is not a number, or a size or length that the model cannot have.
     """
     defaults, strides = parts.defaults, parts.token_strides
     lengths = (

@@ -100,7 +100,7 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
         footage: a folder, or one file.
         folder: of the data set; made if it is not there. A file that was scanned before is not decoded again.
         settings: what decides.
-        say: told what is being done, a line at a time.
+        say: called with what is being done, line by line.
     Raises:
         RequestError: no footage, or `folder` is something else.
         OutputError: it cannot be written.

@@ -6,7 +6,7 @@ A data set is a folder with
     clips.jsonl        a kept clip a line
     dropped.jsonl      a dropped shot or skipped file a line, with its reason
     refused.jsonl      a clip a line that `vgen data filter` refused, with its reason
-    captions/ID.txt    captions of a clip, one a line; free to be edited
+    captions/ID.txt    captions of a clip, one per line; may be edited
     thumbnails/ID.jpg  and report.html, report.png
     cache/KEY/         what `vgen data cache` made for one model
 """

@@ -79,7 +79,7 @@ def refuse_low_scores(
         folder: of the data set.
         scorer: of clips.
         at_least: the limit.
-        say: told every score.
+        say: called with every score.
     Returns:
         The refused clips, with their scores as reasons.
     Raises:

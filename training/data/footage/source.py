@@ -27,7 +27,7 @@ from vgen.training.recipe import FootageConfig
 
 @dataclass(frozen=True)
 class CaptionEncoding:
-    """How captions become embeddings: with what, how long, and whether the encoder is told what is padding."""
+    """How captions become embeddings: with what, how long, and whether the encoder is given the padding mask."""
 
     text: DeferredText
     max_length: int

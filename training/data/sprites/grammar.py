@@ -164,7 +164,7 @@ STOPS: Final = (Verb("stops", "stopping"), Verb("stops", "stopping", "moving"), 
 
 
 class Place(NamedTuple):
-    """How one object's place beside another is said: before the other one's noun, or behind a noun of its own."""
+    """How one object's place next to another is said: before the other one's noun, or behind a noun of its own."""
 
     to: tuple[str, ...]
     it: tuple[str, ...]
@@ -179,7 +179,7 @@ _ON_ITS: Final = {
 _OVER: Final = (("above", "above", "over", "higher than"), ("above it", "above it", "over it", "higher up"))
 _UNDER: Final = (("below", "below", "under", "beneath"), ("below it", "below it", "under it", "beneath it"))
 # What the object is that the sentence is about; `it` places the other one.
-BESIDE: Final[dict[str, Place]] = {
+RELATIVE_PLACE: Final[dict[str, Place]] = {
     "left of": Place(_TO_THE["left"], _ON_ITS["right"]),
     "right of": Place(_TO_THE["right"], _ON_ITS["left"]),
     "above": Place(_OVER[0], _UNDER[1]),

@@ -20,7 +20,7 @@ SPEED_RANGE: Final = {"slow": (0.9, 1.3), "quick": (1.8, 2.4)}
 TURN_RANGE: Final = {"slow": (5.0, 8.0), "quick": (12.0, 18.0)}  # degrees a frame
 MIN_TURN: Final = 45.0  # degrees over a whole clip, however short
 # How much the area grows (or shrinks): the wide range where the object starts at the end of the scale that
-# leaves it room, the narrow one where it would become too large or too small to be told apart.
+# leaves it room, the narrow one where it would become too large or too small to be distinguished.
 WIDE_FACTOR: Final = (2.6, 5.8)
 NARROW_FACTOR: Final = (2.6, 3.6)
 

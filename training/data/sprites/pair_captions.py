@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from vgen.training.data.sprites.grammar import BESIDE, HITS, PASSES, STOPS, Verb
+from vgen.training.data.sprites.grammar import RELATIVE_PLACE, HITS, PASSES, STOPS, Verb
 from vgen.training.data.sprites.keys import AnswerKey, ObjectKey
 from vgen.training.data.sprites.phrases import Parts, Random, inflect, join, pick, say, verb
 
@@ -44,7 +44,7 @@ def say_pair(key: AnswerKey, rng: Random, detail: str, require: frozenset[str]) 
     swap = rng.random() < 0.5 and (full or relation not in ("collides with", "behind"))
     about, other = (second, first) if swap else (first, second)
     if still:
-        place = pick(rng, BESIDE[relation if not swap else second.relation].to) if key.relation else "and"
+        place = pick(rng, RELATIVE_PLACE[relation if not swap else second.relation].to) if key.relation else "and"
         found = _nouns(about, place, other)
     elif relation == "collides with":
         found = _collision(about, other, rng, full)
@@ -71,7 +71,7 @@ def _followed(parts: Parts, tail: str) -> Parts:
 
 def _beside(about: _Said, other: _Said, rng: Random, full: bool) -> Parts:
     """Where the other object is, and what it does."""
-    words, parts, noun = BESIDE[about.relation], other.parts, other.parts.new
+    words, parts, noun = RELATIVE_PLACE[about.relation], other.parts, other.parts.new
     to, it = pick(rng, words.to), pick(rng, words.it)
     draw = rng.random()
     if not full:

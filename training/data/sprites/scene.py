@@ -54,11 +54,11 @@ def moved(scene: Scene, x: float, y: float, height: int, width: int) -> Scene:
     first = np.array(scene.bodies[0].start)
     low, high = np.full(2, -np.inf), np.full(2, np.inf)
     for item, body in zip(scene.key.objects, scene.bodies, strict=True):
-        # Where the first object can be so that this one, which keeps its place beside it, is inside.
-        beside = np.array(body.start) - first
+        # Where the first object can be so that this one, which keeps its place next to it, is inside.
+        offset = np.array(body.start) - first
         sides = sides_of(item.shape, body.radius)
-        low = np.maximum(low, (sides.left, sides.up) - beside)
-        high = np.minimum(high, (canvas[0] - sides.right, canvas[1] - sides.down) - beside)
+        low = np.maximum(low, (sides.left, sides.up) - offset)
+        high = np.minimum(high, (canvas[0] - sides.right, canvas[1] - sides.down) - offset)
     place = low + np.array((x, y)) * (high - low)
     bodies = []
     for body in scene.bodies:

@@ -1,6 +1,6 @@
 """SpriteWorld: short captioned clips with an answer key, each a pure function of its index.
 
-Nothing is stored: `SpriteWorld(split, tier).sample(index)` paints the clip anew, in about a millisecond.
+Nothing is stored: `SpriteWorld(split, tier).sample(index)` renders the clip again, in about a millisecond.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class SpriteClip:
 
     @cached_property
     def events(self) -> tuple[Event, ...]:
-        """Impacts of a bounce, and the collision of two objects (told of the first one), in order of time."""
+        """Impacts of a bounce, and the collision of two objects (of the first one), in order of time."""
         times = np.arange(len(self.frames))
         found = []
         for number, (body, track) in enumerate(zip(self.scene.bodies, self.tracks.centres, strict=True)):
