@@ -52,9 +52,7 @@ def sidecar(clip: Clip) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except FileNotFoundError:
-        raise RequestError(
-            f"{path} is not there; it should hold the captions of {clip.source}, one per line."
-        ) from None
+        raise RequestError(f"{path} is missing; it should hold the captions of {clip.source}, one per line.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} cannot be read as UTF-8 text: {error}.") from None
     if not lines:

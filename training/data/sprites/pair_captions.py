@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from vgen.training.data.sprites.grammar import RELATIVE_PLACE, HITS, PASSES, STOPS, Verb
+from vgen.training.data.sprites.grammar import HITS, PASSES, RELATIVE_PLACE, STOPS, Verb
 from vgen.training.data.sprites.keys import AnswerKey, ObjectKey
 from vgen.training.data.sprites.phrases import Parts, Random, inflect, join, pick, say, verb
 
