@@ -6,14 +6,13 @@ if __name__ != "vgen.pipelines":
     raise ImportError("import vgen.pipelines, not the folder pipelines/ itself")
 
 from vgen.models.diffusers_compat import register_class
-from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.base import BasePipeline, VideoPipelineOutput
 from vgen.pipelines.coding.given_pixels import VideoCondition
 from vgen.pipelines.coding.save import save_video
 from vgen.pipelines.image_to_video import ImageToVideoPipeline
 from vgen.pipelines.interpolation import InterpolationPipeline
 from vgen.pipelines.latent_upsample import LatentUpsamplePipeline, load_upsampler
 from vgen.pipelines.masked_prediction import MaskedPredictionPipeline
-from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.passes.two_pass import TwoPass
 from vgen.pipelines.text_to_video import TextToVideoPipeline
 from vgen.pipelines.video_to_video import VideoToVideoPipeline

@@ -1,139 +1,87 @@
 """The base of all pipelines: check, encode, denoise, decode. Here is the only denoising loop.
 
-A task is a choice of known tokens; the loop knows none by name. Its strategies (guidance, schedule, numerical
-conventions) are handed to it.
+A task is a choice of known tokens, a call is a list of passes; the loop knows none by name. Its strategies (guidance,
+schedule, numerical conventions) are handed to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+import PIL.Image
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from diffusers.video_processor import VideoProcessor
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from vgen.diffusion.conditions import ConditionSet, KnownLatents, arrange, token_sigmas
 from vgen.diffusion.guidance import Branch, ClassifierFreeGuidance, Guidance, StepState
 from vgen.diffusion.samplers import advance, renoise_hard
-from vgen.diffusion.tokens import pack, unpack
+from vgen.diffusion.tokens import unpack
 from vgen.engine.lossy.magnitudes import Magnitudes
 from vgen.engine.lossy.step_cache import cached_steps
 from vgen.engine.processes.parallel import BranchParallel
-from vgen.engine.session import Placement, denoising, inference_session
-from vgen.errors import NonFiniteError, RequestError
-from vgen.models import CausalVideoVAE, VideoDiT
-from vgen.pipelines.call.checks import check_call, check_start
-from vgen.pipelines.call.conventions import Convention, convention_named
+from vgen.engine.session import denoising, inference_session
+from vgen.errors import NonFiniteError
+from vgen.pipelines.call.checks import check_call
+from vgen.pipelines.call.noise import draw
 from vgen.pipelines.call.progress import CallSteps, steps_counted
-from vgen.pipelines.call.schedule_and_guidance import guidance_of, largest_scale, loop_timesteps, sampling, set_schedule
+from vgen.pipelines.call.schedule_and_guidance import largest_scale, loop_timesteps, sampling, set_schedule
 from vgen.pipelines.call.settings import GenerationSettings
-from vgen.pipelines.call.untrained import warn_untrained
-from vgen.pipelines.coding.decode import decode_latents, decode_to_bytes, paste_known, to_output
-from vgen.pipelines.coding.encode import draw, encode_given, prepare_noise_and_known
-from vgen.pipelines.coding.given_pixels import GivenPixels, VideoCondition, read_conditions
-from vgen.pipelines.coding.reencode import renew_known
-from vgen.pipelines.loading.load import PipelineLoading
-from vgen.pipelines.loading.lora import PipelineLora
-from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.passes.draft import make_draft, steps_of
-from vgen.pipelines.text.cache import DeferredText
-from vgen.pipelines.text.encoder import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings
-from vgen.pipelines.text.prompts import PipelinePrompts
+from vgen.pipelines.coding.decode import decode_frames
+from vgen.pipelines.coding.encode import prepare_noise_and_known
+from vgen.pipelines.coding.given_pixels import Conditions, GivenPixels, read_conditions
+from vgen.pipelines.loading.pipeline import ModelPipeline
+from vgen.pipelines.passes.passes import Pass
+from vgen.pipelines.passes.plan import plan_call
+from vgen.pipelines.text.encoder import TextEmbeddings
 from vgen.progress import Observer
 from vgen.types import LatentShape, VideoShape
 
-Conditions = Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]]
 
+@dataclass
+class VideoPipelineOutput(BaseOutput):
+    """The generated clips.
 
-class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
-    """Components, and the way from a prompt and known pixels to frames.
-
-    Args:
-        scheduler: does the stepping.
-        vae: pixels <-> latents.
-        text_encoder: prompts to embeddings.
-        tokenizer: of the text encoder.
-        transformer: predicts velocities.
-        convention: numerical conventions of the model, see vgen.pipelines.call.conventions.
-        defaults: the model's own values for what a caller leaves out (height, width, num_frames, frame_rate,
-            num_inference_steps, guidance_scale, negative_prompt ...); saved in model_index.json.
-        trained: what the model states about its training, see vgen.request.trained; saved in model_index.json.
-        deferred_text: encodes prompts where text encoder and tokenizer are None.
+    Attributes:
+        frames: by `output_type`: "pil", a list of lists of pictures; "np", [B, F, H, W, 3] in [0, 1]; "pt",
+            [B, F, 3, H, W] in [0, 1]; "uint8", an array [B, F, H, W, 3], rounded and copied piece by piece as the
+            decoder gives it out; "latent", normalised latents [B, C, f, h, w].
     """
 
-    scheduler: FlowMatchEulerDiscreteScheduler
-    vae: CausalVideoVAE
-    transformer: VideoDiT
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components: ClassVar[list[str]] = []
+    frames: list[list[PIL.Image.Image]] | np.ndarray | Tensor
+
+
+class BasePipeline(ModelPipeline):
+    """A model's components, and the way from a prompt and known pixels to frames."""
+
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
     branch_parallel: BranchParallel | None = None
-    """Where given, the branches of a guidance are spread over several processes."""
+    """Where set, the branches of a guidance are spread over several processes."""
     magnitudes: Magnitudes | None = None
     """Of the model, for the step cache magcache; see `vgen.engine.lossy.step_cache.measure_magnitudes`."""
-    placement: Placement | None = None
-    """Where given, not all models lie on the device, see `vgen.pipelines.loading.placement.place_models`."""
     observer: Observer | None = None
-    """Where given, it is told what a call is doing; see `vgen.progress`."""
+    """Where set, called with what a call is doing; see `vgen.progress`."""
     call_steps: CallSteps | None = None
     """Of the current call, None outside one."""
     num_call_steps: int = 0
     """See `num_timesteps`."""
-    _conditions_anywhere: ClassVar[bool] = False
-    """Whether the task takes conditions at any frame; picks the convention of such tasks."""
-
-    def __init__(
-        self,
-        scheduler: FlowMatchEulerDiscreteScheduler,
-        vae: CausalVideoVAE,
-        text_encoder: T5EncoderModel,
-        tokenizer: PreTrainedTokenizerBase,
-        transformer: VideoDiT,
-        convention: str = "vgen",
-        defaults: dict[str, Any] | None = None,
-        trained: dict[str, Any] | None = None,
-        deferred_text: DeferredText | None = None,
-    ) -> None:
-        super().__init__()
-        convention_named(convention)
-        self.deferred_text = deferred_text
-        self.register_modules(
-            scheduler=scheduler, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer
-        )
-        self.register_to_config(convention=convention, defaults=dict(defaults or {}), trained=trained)
-        self.video_processor = VideoProcessor(vae_scale_factor=vae.strides.height)
-        self._settings: GenerationSettings | None = None
-        self._guidance: Guidance = ClassifierFreeGuidance()
-        self._interrupt = False
-        self._current_timestep: Tensor | None = None
-
-    @property
-    def convention(self) -> Convention:
-        """The conventions of this task with this model."""
-        convention = self.model_convention
-        return self._stated(convention.conditions_name) if self._conditions_anywhere else convention
-
-    @property
-    def _execution_device(self) -> torch.device:
-        """Where a call works; diffusers' own where the models lie there."""
-        return super()._execution_device if self.placement is None else self.placement.device
-
-    @property
-    def patch_size(self) -> int:
-        """Latents per token along rows and columns."""
-        return self.transformer.config.patch_size
+    _settings: GenerationSettings | None = None
+    _guidance: Guidance = ClassifierFreeGuidance()
+    _interrupt: bool = False
+    _current_timestep: Tensor | None = None
 
     @property
     def guidance_scale(self) -> float:
-        """Guidance scale of the current or last call; of a list the largest."""
+        """Guidance scale of the current or last pass; of a list the largest."""
         return largest_scale(self._settings) if self._settings else 1.0
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the current or last call uses the negative prompt."""
+        """Whether the current or last pass uses the negative prompt."""
         return self._guidance.needs_negative
 
     @property
@@ -155,9 +103,13 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         """The settings of a call: the caller's, then the model's defaults, then the convention's."""
         of_scheduler = {name: self.scheduler.config.get(name) for name in ("sigmas", "allowed_inference_steps")}
         planned = self.placement.settings if self.placement is not None else {}
-        return GenerationSettings.fill(
+        settings = GenerationSettings.fill(
             given, planned, self.lora_defaults(), self.config.defaults, of_scheduler, self.convention.defaults
         )
+        callback = settings.callback_on_step_end
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            return replace(settings, callback_on_step_end_tensor_inputs=callback.tensor_inputs)
+        return settings
 
     def check_inputs(
         self, settings: GenerationSettings, conditions: Conditions = ()
@@ -176,6 +128,17 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         )
         return shape, given
 
+    def encode_ahead(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
+        """Encode what many calls are going to ask for, so that a deferred text encoder is loaded but once.
+
+        Args:
+            prompts: of the calls.
+            negative_prompt: of all of them.
+        """
+        if self.text_encoder is None and self.deferred_text is not None:
+            length = self.fill_settings({}).max_sequence_length
+            self.encode_prompt([*prompts, negative_prompt], None, False, max_sequence_length=length)
+
     def prepare_latents(
         self,
         settings: GenerationSettings,
@@ -184,7 +147,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         device: torch.device,
         known_latents: Sequence[KnownLatents] = (),
     ) -> tuple[Tensor, ConditionSet]:
-        """Draw the noise, encode what is given, and lay it out as tokens, beside what is known as latents already.
+        """Draw the noise, encode what is given, and lay it out as tokens, next to what is known as latents already.
 
         Returns:
             Noise tokens [B, N, C], and the known tokens.
@@ -206,115 +169,63 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         )
         return noise, conditions
 
-    def noise_clip(
-        self, noise: Tensor, known: ConditionSet, clip: GivenPixels | Tensor | None, settings: GenerationSettings
-    ) -> Tensor:
-        """The tokens to start from: noise, or a clip noised to where the schedule starts; known tokens mixed in.
-
-        Args:
-            noise: [B, N, C].
-            known: the condition set.
-            clip: its content starts the video, as pixels or as normalised latents [B, C, f, h, w]; or None.
-            settings: of the call; the scheduler has its sigmas.
-        Returns:
-            [B, K + N, C].
-        """
-        sigma = self.scheduler.timesteps[0].to(noise.device) / self.scheduler.config.num_train_timesteps
-        if clip is None or sigma >= 1:
-            return known.start(noise)
-        if isinstance(clip, GivenPixels):
-            clip = encode_given(self.vae, clip, settings, self.convention, noise.device).latents
-        return known.start(noise, pack(clip.to(noise), self.patch_size).expand(noise.shape), sigma)
-
     @torch.no_grad()
     def _generate(
         self,
         given_settings: Mapping[str, Any],
         conditions: Conditions = (),
         clip: GivenPixels | Tensor | None = None,
-        interrupted: bool = False,
     ) -> Any:
         """A call of any task: settings, conditions and perhaps a clip to start from in, clips out."""
         with inference_session(self):
-            return self._run(given_settings, conditions, clip, interrupted)
-
-    def _run(
-        self,
-        given_settings: Mapping[str, Any],
-        conditions: Conditions,
-        clip: GivenPixels | Tensor | None,
-        interrupted: bool,
-    ) -> Any:
-        two_pass = given_settings.get("two_pass")
-        if two_pass is not None:
-            if not hasattr(two_pass, "run"):
-                raise RequestError(f"two_pass is a {type(two_pass).__name__}: give TwoPass(upsampler, preset).")
-            once = {name: value for name, value in given_settings.items() if name != "two_pass"}
-            return two_pass.run(self, once, conditions, clip)
-        settings = self.fill_settings(given_settings)
-        if isinstance(settings.callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            given_settings = {
-                **given_settings, "callback_on_step_end_tensor_inputs": settings.callback_on_step_end.tensor_inputs
-            }  # fmt: skip
-            settings = self.fill_settings(given_settings)
-        guidance = guidance_of(settings)
-        shape, given = self.check_inputs(settings, conditions)
-        check_start(settings, clip is not None)
-        parts = steps_of(settings, given, clip is not None)
-        for count in parts:
-            guidance.check(count, len(self.transformer.transformer_blocks))
-        warn_untrained(self, settings, given, clip)
-        self._settings, self._guidance, self._interrupt = settings, guidance, interrupted
-        with steps_counted(self, sum(parts)) as steps:
-            steps.tell("encoding")
-            text = self.encode_prompt(
-                settings.prompt, settings.negative_prompt, guidance.needs_negative, settings.num_videos_per_prompt,
-                settings.prompt_embeds, settings.prompt_attention_mask,
-                settings.negative_prompt_embeds, settings.negative_prompt_attention_mask,
-                settings.max_sequence_length, self._execution_device,
+            call = plan_call(self, given_settings, conditions, clip)
+            self._interrupt = False
+            with steps_counted(self, call.num_steps) as steps:
+                steps.tell("encoding")
+                text, latents = self._encode_text(call.passes[0].settings, call.needs_negative), None
+                for one in call.passes:
+                    repeated = text.repeated(one.settings.num_videos_per_prompt)
+                    latents = one.run(self, steps, repeated, latents)
+                if call.settings.output_type != "latent":
+                    steps.tell("decoding")
+            frames = decode_frames(
+                self.vae, latents, call.decoding, call.settings, call.given,
+                self.convention, self.transformer.dtype, self.video_processor,
             )  # fmt: skip
-            latents, first = None, []
-            if len(parts) > 1:
-                latents, text = make_draft(self, steps, settings, shape, text, guidance)
-                first = [KnownLatents(latents[:, :, :1])]
-            if latents is None or not self.interrupt:
-                latents, text = self._sample(steps, settings, shape, given, first, clip, text, guidance)
-            if settings.output_type != "latent":
-                steps.tell("decoding")
-        latents = renew_known(self.vae, latents, given, settings, self.convention, self.transformer.dtype)
-        frames: Any
-        if settings.output_type == "latent":
-            frames = latents
-        elif settings.output_type == "uint8":
-            frames = decode_to_bytes(self.vae, latents, settings, self.convention, self.transformer.dtype, given)
-        else:
-            video = decode_latents(self.vae, latents, settings, self.convention, self.transformer.dtype)
-            video = paste_known(video, given, settings.keep_known_pixels, settings.num_videos_per_prompt)
-            frames = to_output(video, settings.output_type, self.video_processor)
-        self.maybe_free_model_hooks()
-        return VideoPipelineOutput(frames=frames) if settings.return_dict else (frames,)
+            self.maybe_free_model_hooks()
+            return VideoPipelineOutput(frames=frames) if call.settings.return_dict else (frames,)
 
-    def _sample(
-        self,
-        steps: CallSteps,
-        settings: GenerationSettings,
-        shape: LatentShape,
-        given: Sequence[GivenPixels],
-        known_latents: Sequence[KnownLatents],
-        clip: GivenPixels | Tensor | None,
-        text: TextEmbeddings,
-        guidance: Guidance,
+    def _encode_text(self, settings: GenerationSettings, needs_negative: bool) -> TextEmbeddings:
+        """The texts of a call, one entry per prompt."""
+        return self.encode_prompt(
+            settings.prompt, settings.negative_prompt, needs_negative, 1,
+            settings.prompt_embeds, settings.prompt_attention_mask,
+            settings.negative_prompt_embeds, settings.negative_prompt_attention_mask, settings.max_sequence_length,
+        )  # fmt: skip
+
+    def sample(
+        self, one: Pass, steps: CallSteps, text: TextEmbeddings, known_latents: Sequence[KnownLatents] = ()
     ) -> tuple[Tensor, TextEmbeddings]:
-        """From noise, or a clip, and what is known to normalised latents [B, C, f, h, w]; and the text at the end."""
-        device = self._execution_device
-        noise, known = self.prepare_latents(settings, shape, given, device, known_latents)
+        """Denoise one pass.
+
+        Args:
+            one: its settings, what is known and what it starts from.
+            steps: counts those of the call.
+            text: embeddings, one entry per clip.
+            known_latents: known in addition to what the pass is given.
+        Returns:
+            Normalised latents [B, C, f, h, w], and the embeddings as a callback left them.
+        """
+        settings, device = one.settings, self._execution_device
+        self._settings, self._guidance = settings, one.guidance
+        noise, known = self.prepare_latents(settings, one.shape, one.given, device, known_latents)
         set_schedule(self.scheduler, settings, noise.shape[1], self.convention, device)
-        start = self.noise_clip(noise, known, clip, settings)
+        start = one.start(self, noise, known)
         sigmas = (self.scheduler.timesteps / self.scheduler.config.num_train_timesteps).tolist()
-        caching = cached_steps(self.transformer, settings.step_cache, guidance, sigmas, self.magnitudes)
+        caching = cached_steps(self.transformer, settings.step_cache, one.guidance, sigmas, self.magnitudes)
         with sampling(self.scheduler, settings.stochastic_sampling), caching:
-            tokens, text = self._denoise(steps, start, known, text, guidance, settings)
-        return unpack(tokens, shape, self.patch_size), text
+            tokens, text = self._denoise(steps, start, known, text, one.guidance, settings)
+        return unpack(tokens, one.shape, self.patch_size), text
 
     def _denoise(
         self,
@@ -341,7 +252,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
                     fresh = draw(tuple(tokens.shape), settings.generator, tokens.device)
                     tokens = renoise_hard(tokens, start, fresh, settings.image_cond_noise_scale, sigma, strength)
                 step = StepState(index, len(timesteps), sigma, tokens)
-                predictions = self._predict(guidance.branches(step), step, known, text, settings)
+                predictions = self.predict(guidance.branches(step), step, known, text, settings)
                 velocity = guidance.combine(predictions, step)
                 tokens = advance(self.scheduler, velocity, timestep, tokens, strength, settings.generator)
                 self._check_finite(tokens, step)
@@ -349,7 +260,7 @@ class BasePipeline(PipelineLoading, PipelinePrompts, PipelineLora):
         self._current_timestep = None
         return known.video_tokens(tokens), text
 
-    def _predict(
+    def predict(
         self,
         branches: Sequence[Branch],
         step: StepState,

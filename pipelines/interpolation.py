@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from vgen.errors import RequestError
-from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.base import BasePipeline, VideoPipelineOutput
 from vgen.pipelines.call.settings import with_settings
 from vgen.pipelines.coding.given_pixels import per_prompt
-from vgen.pipelines.output import VideoPipelineOutput
 from vgen.types import FitMode
 
 

@@ -17,12 +17,12 @@ from vgen.hub.upsampler import find_upsampler
 from vgen.io.weights.weight_files import as_plain
 from vgen.models import CausalVideoVAE
 from vgen.models.latent_upsampler import LatentUpsampler
+from vgen.pipelines.base import VideoPipelineOutput
 from vgen.pipelines.call.checks import OUTPUT_TYPES
 from vgen.pipelines.call.conventions import LTX
 from vgen.pipelines.call.settings import GenerationSettings, Generators
 from vgen.pipelines.coding.decode import decode_latents, to_output
 from vgen.pipelines.coding.pixels import read_frames
-from vgen.pipelines.output import VideoPipelineOutput
 from vgen.pipelines.passes.two_pass import TwoPass
 from vgen.types import LatentShape, VideoShape
 
@@ -126,7 +126,7 @@ class LatentUpsamplePipeline(DiffusionPipeline):
             tone_map_compression_ratio: before decoding; does nothing to latents that are returned.
             decode_timestep, decode_noise_scale, vae_memory: see GenerationSettings.
             generator: draws the posterior of `video`, and the noise of a timestep-conditioned decoder.
-            output_type: "pil", "np", "pt", "uint8" or "latent", see vgen.pipelines.output.
+            output_type: "pil", "np", "pt", "uint8" or "latent", see vgen.pipelines.base.VideoPipelineOutput.
             return_dict: False returns a tuple.
         Returns:
             `.frames`, or a tuple of them.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.base import BasePipeline, VideoPipelineOutput
 from vgen.pipelines.call.settings import with_settings
-from vgen.pipelines.output import VideoPipelineOutput
 
 
 class TextToVideoPipeline(BasePipeline):

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from vgen.diffusion.tokens import token_strides
 from vgen.errors import RequestError, ShapeError, counted
-from vgen.pipelines.base import BasePipeline
+from vgen.pipelines.base import BasePipeline, VideoPipelineOutput
 from vgen.pipelines.call.settings import GenerationSettings, with_settings
 from vgen.pipelines.coding.given_pixels import GivenPixels, VideoCondition, read_conditions
 from vgen.pipelines.coding.pixels import check_fit, read_frames
-from vgen.pipelines.output import VideoPipelineOutput
 from vgen.types import FitMode, Strides, VideoShape
 
 

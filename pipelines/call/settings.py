@@ -81,7 +81,7 @@ class GenerationSettings:
         guidance_interval: guidance only at the steps whose sigma is from the first to the second; None at all. Lossy.
         step_cache: leaves out what hardly changes, see vgen.request.lossy.StepCache; as text, "first-block:0.05".
         Lossy. attention_kwargs: handed to the transformer (for instance {"scale": 0.8} for LoRA).
-        output_type: "pil", "np", "pt", "uint8" or "latent", see vgen.pipelines.output.
+        output_type: "pil", "np", "pt", "uint8" or "latent", see vgen.pipelines.base.VideoPipelineOutput.
         return_dict: False returns a tuple.
         callback_on_step_end: called as (pipeline, step, timestep, {name: tensor}); tensors it returns are used. The
             step counts from 0 over the whole call: a draft first, then the clip; of two passes the first, then the

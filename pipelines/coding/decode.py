@@ -13,11 +13,43 @@ from torch import Tensor
 from vgen.diffusion.latent_statistics import tone_map
 from vgen.engine.speed.host_copy import HostFrames
 from vgen.pipelines.call.conventions import Convention
+from vgen.pipelines.call.noise import draw
 from vgen.pipelines.call.settings import GenerationSettings
-from vgen.pipelines.coding.encode import draw
 from vgen.pipelines.coding.given_pixels import GivenPixels
+from vgen.pipelines.coding.resize import resize_video
 from vgen.pipelines.coding.vae_memory import within_memory
 from vgen.types import LatentShape
+
+
+def decode_frames(
+    vae: Any,
+    latents: Tensor,
+    decoding: GenerationSettings,
+    output: GenerationSettings,
+    given: Sequence[GivenPixels],
+    convention: Convention,
+    dtype: torch.dtype,
+    processor: Any,
+) -> Any:
+    """What a call gives out for the latents of its last pass.
+
+    Args:
+        vae, latents, convention, dtype: see `decode_latents`.
+        decoding: settings of the last pass.
+        output: settings of the call: size, `output_type` and `keep_known_pixels`.
+        given: pasted in, at the size of `output`.
+        processor: diffusers' VideoProcessor.
+    """
+    if output.output_type == "latent":
+        return latents
+    same_size = (decoding.height, decoding.width) == (output.height, output.width)
+    if output.output_type == "uint8" and same_size:
+        return decode_to_bytes(vae, latents, decoding, convention, dtype, given)
+    video = decode_latents(vae, latents, decoding, convention, dtype)
+    if not same_size:
+        video = resize_video(video, output.height, output.width)
+    video = paste_known(video, given, output.keep_known_pixels, output.num_videos_per_prompt)
+    return to_output(video, output.output_type, processor)
 
 
 def decode_latents(

@@ -1,4 +1,4 @@
-"""Draws: in the order, and in the shapes, that make equal seeds give equal clips."""
+"""Noise and encoded pixels that a pass starts from, drawn in the order that makes equal seeds give equal clips."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from einops import repeat
 from torch import Tensor
 
@@ -14,18 +13,12 @@ from vgen.diffusion.conditions import KnownLatents, cell_strength, num_extra_fra
 from vgen.diffusion.hiding import hide_pixels
 from vgen.diffusion.tokens import pack, token_grid
 from vgen.pipelines.call.conventions import Convention
-from vgen.pipelines.call.settings import GenerationSettings, Generators
+from vgen.pipelines.call.noise import draw
+from vgen.pipelines.call.settings import GenerationSettings
 from vgen.pipelines.coding.given_pixels import GivenPixels
 from vgen.pipelines.coding.soften import soften
 from vgen.pipelines.coding.vae_memory import within_memory
 from vgen.types import LatentShape, VideoShape
-
-
-def draw(
-    shape: tuple[int, ...], generator: Generators, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Standard normal noise; a list of generators gives each entry of the batch what it would get alone."""
-    return randn_tensor(shape, generator=generator, device=device, dtype=dtype)
 
 
 def prepare_noise_and_known(

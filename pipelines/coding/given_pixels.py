@@ -43,6 +43,10 @@ class VideoCondition:
     name: str | None = None
 
 
+Conditions = Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]]
+"""Of a call: for all prompts, or one list per prompt."""
+
+
 @dataclass(frozen=True, eq=False)
 class GivenPixels:
     """A condition, read: one for all prompts (P = 1) or one a prompt.
@@ -66,7 +70,7 @@ class GivenPixels:
 
 
 def read_conditions(
-    conditions: Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]],
+    conditions: Conditions,
     shape: VideoShape,
     strides: Strides,
     num_prompts: int,

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
 from vgen.diffusion.hiding import hide_pixels
 from vgen.errors import RequestError
-from vgen.pipelines.coding.given_pixels import GivenPixels, VideoCondition, read_fitted
+from vgen.pipelines.coding.given_pixels import Conditions, GivenPixels, VideoCondition, read_fitted
 from vgen.pipelines.coding.pixels import read_frames, read_mask
 from vgen.pipelines.coding.soften import soften
 from vgen.types import VideoShape
-
-if TYPE_CHECKING:
-    from vgen.pipelines.base import Conditions
 
 
 def resize_conditions(conditions: Conditions, target: VideoShape, shape: VideoShape, every: int = 1) -> Conditions:
@@ -94,6 +92,13 @@ def resize_frames(frames: Tensor, height: int, width: int) -> Tensor:
     if tuple(frames.shape[-2:]) == (height, width):
         return frames
     return F.interpolate(frames, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def resize_video(video: Tensor, height: int, width: int) -> Tensor:
+    """[B, 3, F, H, W] about [-1, 1] -> [B, 3, F, height, width] in [-1, 1], clip by clip."""
+    clips = ((rearrange(clip, "c f h w -> f c h w") * 0.5 + 0.5).clamp(0, 1) for clip in video)
+    resized = torch.stack([resize_frames(clip, height, width) for clip in clips])
+    return rearrange(resized, "b f c h w -> b c f h w") * 2 - 1
 
 
 def resize_mask(mask: Tensor, height: int, width: int) -> Tensor:

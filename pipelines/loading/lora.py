@@ -1,4 +1,4 @@
-"""LoRA on a pipeline's transformer: files of every layout in, exact fusing, and a file that keeps its scales out."""
+"""LoRA on a transformer: files of every layout in, exact fusing, and a file that keeps its scales out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from diffusers.loaders import LTXVideoLoraLoaderMixin
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -38,12 +38,6 @@ from vgen.pipelines.loading.weight_changes import (
 
 logger = logging.getLogger(__name__)
 
-_KEPT = "_weights_before_fusing"
-"""Attribute of a transformer: weights as they were, by layer; pipelines that share it share them."""
-
-_DEFAULTS = "_defaults_of_loras"
-"""Attribute of a transformer: settings by adapter, as its file says them."""
-
 
 @dataclass(frozen=True)
 class LoadedLora:
@@ -64,45 +58,60 @@ class LoadedLora:
     text_encoder: tuple[str, ...]
 
 
-class PipelineLora(LTXVideoLoraLoaderMixin):
-    """The part of a pipeline that knows LoRA; `set_adapters`, `delete_adapters` and the rest are diffusers' own."""
+@dataclass(eq=False)
+class LoraState:
+    """What is kept of the LoRAs of one transformer, for all pipelines that share it.
 
-    def load_lora_weights(
+    Attributes:
+        unfused: weights as they were before fusing, by layer and parameter, on the CPU.
+        defaults: settings by adapter that it was made for, as its file says them.
+    """
+
+    unfused: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    defaults: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+_STATES: WeakKeyDictionary[nn.Module, LoraState] = WeakKeyDictionary()
+
+
+class Loras:
+    """The LoRAs of a transformer: files of every layout in, exact fusing, files out.
+
+    Args:
+        transformer: shared, perhaps, by several pipelines, and perhaps compiled.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        self.transformer = transformer
+        self.state = _STATES.setdefault(getattr(transformer, "_orig_mod", transformer), LoraState())
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters that are loaded."""
+        return list(getattr(self.transformer, "peft_config", {}))
+
+    def load(
         self,
-        pretrained_model_name_or_path_or_dict: str | os.PathLike[str] | Mapping[str, Tensor],
+        given: str | os.PathLike[str] | Mapping[str, Tensor],
         adapter_name: str | None = None,
         hotswap: bool = False,
         *,
         weight_name: str | None = None,
         low_cpu_mem_usage: bool = False,
+        pipeline: Any = None,
     ) -> LoadedLora:
-        """Load a LoRA beside those that are there; `set_adapters` says which count, and how much.
-
-        Args:
-            pretrained_model_name_or_path_or_dict: a safetensors file, a folder with one, or tensors by key.
-            adapter_name: a name of its own, without dots; left out, default_0 and so on.
-            hotswap: put it in the place of the adapter of that name.
-            weight_name: of the file in the folder.
-            low_cpu_mem_usage: as in diffusers.
-        Returns:
-            what was loaded, and which keys were left out; those are said in a warning, too.
-        Raises:
-            CheckpointError: no such file, a pickle, a damaged file, no key that fits, or shapes that do not.
-            RequestError: the adapter's name is taken or is no name.
-        """
+        """See `vgen.pipelines.loading.pipeline.ModelPipeline.load_lora_weights`; `pipeline` is for diffusers' hooks."""
         self._check_adapter(adapter_name, hotswap)
         layers = tunable_layers(self.transformer)
-        given, file = pretrained_model_name_or_path_or_dict, None
-        source, config = "the LoRA", {}
+        source, config, defaults = "the LoRA", {}, {}
         entries: Mapping[str, Tensor] | Mapping[str, TensorEntry]
         if isinstance(given, Mapping):
             entries = given
         else:
             file = LoraFile.open(os.fspath(given), weight_name)
-            source, config, entries = str(file.path), dict(file.config), file.entries
+            source, config, entries, defaults = str(file.path), dict(file.config), file.entries, dict(file.defaults)
         keys = map_lora_keys(entries, layers, source)
-        shapes = {key: tuple(entry.shape) for key, entry in entries.items()}
-        _check_shapes(keys, shapes, layers, source)
+        _check_shapes(keys, {key: tuple(entry.shape) for key, entry in entries.items()}, layers, source)
         if config.get("use_dora") and keys.factors:
             bare = next(iter(keys.factors))
             raise CheckpointError(f"{source}: its configuration says use_dora, and {bare!r} has no magnitude.")
@@ -110,11 +119,11 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
             raise RequestError(
                 f"{source} holds more than plain LoRA factors, which cannot be swapped in place: load it."
             )
-        loaded = given if isinstance(given, Mapping) else load_file(source)
-        changes = _changes(keys, loaded, config, source)
-        name = adapter_name or self._free_name()
+        tensors = given if isinstance(given, Mapping) else load_file(source)
+        changes = _changes(keys, tensors, config, source)
+        name = adapter_name or next(n for i in range(len(self.names) + 1) if (n := f"default_{i}") not in self.names)
         if keys.factors:
-            state, settings = _to_peft(keys, loaded, config, source)
+            state, settings = _to_peft(keys, tensors, config, source)
             self.transformer.load_lora_adapter(
                 state,
                 prefix=None,
@@ -122,7 +131,7 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
                 metadata=settings,
                 hotswap=hotswap,
                 low_cpu_mem_usage=low_cpu_mem_usage,
-                _pipeline=self,
+                _pipeline=pipeline,
             )
         else:
             known = {**getattr(self.transformer, "peft_config", {}), name: LoraConfig(target_modules=[*keys.changes])}
@@ -130,23 +139,18 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
         put_changes(self.transformer, name, changes)
         if any(isinstance(module, ChangedLayer) for module in self.transformer.modules()):
             self.transformer.set_adapter(name)  # as loading plain factors does
-        stored = {**getattr(self.transformer, _DEFAULTS, {}), name: dict(file.defaults) if file else {}}
-        setattr(self.transformer, _DEFAULTS, stored)
+        self.state.defaults[name] = defaults
         faults = keys.faults()
         if faults:
             logger.warning("%s: left out: %s", source, faults)
         return LoadedLora(name, keys.layout, keys.modules, keys.unmatched, keys.text_encoder)
 
-    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
-        """Add the active adapters to the weights, as diffusers does; the weights themselves are kept on the CPU.
+    def keep_unfused(self) -> None:
+        """Keep the weights of the layers with adapters on the CPU, before the adapters are fused.
 
-        Args:
-            components: ["transformer"], or left out.
-            **kwargs: as diffusers' own: lora_scale, safe_fusing, adapter_names.
         Raises:
             RequestError: there is no LoRA, or a layer is quantised and cannot be brought back exactly.
         """
-        kept = getattr(self.transformer, _KEPT, {})
         tuned = {
             name: module for name, module in self.transformer.named_modules() if isinstance(module, BaseTunerLayer)
         }
@@ -157,45 +161,26 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
             if type(base) not in (nn.Linear, AcrossHeadsNorm):
                 raise RequestError(f"fuse_lora: {layer!r} is a {type(base).__name__}: use the LoRA without fusing it.")
             weights = {key: value.detach().to("cpu", copy=True) for key, value in base.named_parameters()}
-            kept.setdefault(layer, weights)
-        setattr(self.transformer, _KEPT, kept)
-        super().fuse_lora(components=components or ["transformer"], **kwargs)
+            self.state.unfused.setdefault(layer, weights)
 
-    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
-        """Bring back the weights as they were before `fuse_lora`, to the bit, also if its adapters were unloaded."""
-        refuse_quantized(self.transformer, "unfuse_lora")
-        super().unfuse_lora(components=components or ["transformer"], **kwargs)
-        kept = getattr(self.transformer, _KEPT, {})
-        for name, weights in kept.items():
+    def restore_unfused(self) -> None:
+        """Bring back the weights that were kept, also of layers whose adapters were unloaded since."""
+        for name, weights in self.state.unfused.items():
             module = self.transformer.get_submodule(name)
             base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
             for key, weight in weights.items():
                 base.get_parameter(key).data.copy_(weight)
-        setattr(self.transformer, _KEPT, {})
+        self.state.unfused.clear()
 
-    def save_lora(
+    def save(
         self,
         folder: str | os.PathLike[str],
         adapter_name: str | None = None,
         weight_name: str = WEIGHT_NAME,
         defaults: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write a loaded LoRA in diffusers' layout, with its alphas and ranks.
-
-        diffusers loads the same from a plain LoRA. What else there is (DoRA, LoKr, LoHa, differences) has the names of
-        LyCORIS and ComfyUI, and comes back here as it was.
-
-        Args:
-            folder: where it goes; made if it is not there.
-            adapter_name: which; may be left out if there is only one.
-            weight_name: of the file.
-            defaults: settings that it was made for, see `lora_defaults`; None keeps those it was loaded with.
-        Returns:
-            the file.
-        Raises:
-            RequestError: no such adapter.
-        """
-        have = list(getattr(self.transformer, "peft_config", {}))
+        """See `vgen.pipelines.loading.pipeline.ModelPipeline.save_lora`."""
+        have = self.names
         name = adapter_name if adapter_name is not None else (have[0] if len(have) == 1 else None)
         if name is None or name not in have:
             raise RequestError(f"adapter_name={adapter_name!r} names none of the LoRAs that are loaded: {have}.")
@@ -207,61 +192,46 @@ class PipelineLora(LTXVideoLoraLoaderMixin):
             state |= {f"{module}.{ending}": tensor for ending, tensor in change.tensors()}
         config = self.transformer.peft_config[name].to_dict()
         about = {f"transformer.{key}": sorted(v) if isinstance(v, set) else v for key, v in config.items()}
-        file = Path(folder) / weight_name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"transformer.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
         metadata = {"format": "pt", METADATA_KEY: json.dumps(about, sort_keys=True)}
-        if defaults is None:
-            defaults = getattr(self.transformer, _DEFAULTS, {}).get(name)
+        defaults = self.state.defaults.get(name) if defaults is None else defaults
         if defaults:
             metadata[DEFAULTS_KEY] = json.dumps(dict(defaults), sort_keys=True)
-        save_file(tensors, file, metadata)
+        file = Path(folder) / weight_name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({f"transformer.{key}": value.detach().cpu().contiguous() for key, value in state.items()}, file,
+                  metadata)  # fmt: skip
         follow_umask(file)
         return file
 
-    def lora_defaults(self) -> dict[str, Any]:
-        """Settings that the active LoRAs were made for, e.g. the sigmas of a distilled one; they go before the model's.
+    def defaults(self, active: Callable[[], Iterable[str]]) -> dict[str, Any]:
+        """Settings that the active LoRAs were made for, e.g. the sigmas of a distilled one.
 
+        Args:
+            active: names them; diffusers' own refuses to where there are none.
         Raises:
             RequestError: two of them are for different sigmas.
         """
-        stored = getattr(self.transformer, _DEFAULTS, {})
-        found: dict[str, Any] = {}
-        for name in self.get_active_adapters() if stored else ():
-            for key, value in stored.get(name, {}).items():
-                if found.setdefault(key, value) != value:
+        merged: dict[str, Any] = {}
+        for name in active() if self.state.defaults else ():
+            for key, value in self.state.defaults.get(name, {}).items():
+                if merged.setdefault(key, value) != value:
                     raise RequestError(
-                        f"{name!r} is for {key}={value}, another LoRA for {found[key]}: use one of them."
+                        f"{name!r} is for {key}={value}, another LoRA for {merged[key]}: use one of them."
                     )
-        return found
+        return merged
 
     def _check_adapter(self, name: str | None, hotswap: bool) -> None:
         refuse_quantized(self.transformer, "load_lora_weights")
-        taken = getattr(self.transformer, "peft_config", {})
         if name is not None and (not name or "." in name):
-            raise RequestError(f"adapter_name={name!r} is no name for an adapter; use one without dots.")
-        if name in taken and not hotswap:
+            raise RequestError(f"adapter_name={name!r} is not a name for an adapter; use one without dots.")
+        if name in self.names and not hotswap:
             raise RequestError(f"adapter_name={name!r} is taken; use another, or delete_adapters({name!r}) before.")
-
-    def _free_name(self) -> str:
-        taken = getattr(self.transformer, "peft_config", {})
-        return next(name for n in range(len(taken) + 1) if (name := f"default_{n}") not in taken)
 
 
 def linear_layers(transformer: nn.Module) -> dict[str, tuple[int, int]]:
     """(out, in) of a transformer's linear layers by name, whether they carry a LoRA or not."""
-    found: dict[str, tuple[int, int]] = {}
-    tuned: set[str] = set()
-    for name, module in transformer.named_modules():
-        if any(name.startswith(f"{outer}.") for outer in tuned):
-            continue
-        base = module
-        if isinstance(module, BaseTunerLayer):
-            tuned.add(name)
-            base = module.get_base_layer()
-        if isinstance(base, nn.Linear):
-            found[name] = (base.out_features, base.in_features)
-    return found
+    layers = tunable_layers(transformer).items()
+    return {name: (layer.out_features, layer.in_features) for name, layer in layers if isinstance(layer, nn.Linear)}
 
 
 def tunable_layers(transformer: nn.Module) -> dict[str, nn.Module]:

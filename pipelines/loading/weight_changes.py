@@ -164,7 +164,7 @@ class ChangedLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters.extend(names)
 
     def unmerge(self) -> None:
-        """Take the changes off again, exact up to rounding; `PipelineLora.unfuse_lora` brings back every bit."""
+        """Take the changes off again, exact up to rounding; `Loras.restore_unfused` brings back every bit."""
         base: Any = self.get_base_layer()
         weight, bias = _working(base.weight), _bias(base)
         factor: float | Tensor = 1.0

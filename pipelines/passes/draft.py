@@ -12,19 +12,20 @@ there are two drafts, from a noise and from its negative, and the second is take
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from vgen.diffusion.conditions import KnownLatents
 from vgen.diffusion.guidance import Guidance, StepState
 from vgen.diffusion.tokens import pack
 from vgen.errors import RequestError
 from vgen.pipelines.call.progress import CallSteps
 from vgen.pipelines.call.settings import GenerationSettings
+from vgen.pipelines.passes.passes import Pass, Sampler
 from vgen.pipelines.text.encoder import TextEmbeddings
-from vgen.request.steps import skipped_steps
 from vgen.types import LatentShape
 
 LOSS_SIGMA: Final = 0.6
@@ -55,50 +56,58 @@ def has_draft(settings: GenerationSettings, given: Sequence[Any], starts_from_cl
     return True
 
 
-def steps_of(settings: GenerationSettings, given: Sequence[Any], starts_from_clip: bool) -> tuple[int, ...]:
-    """Steps of a call's two drafts, if it makes them, and of the call itself; see `has_draft`.
+@dataclass(frozen=True, eq=False)
+class DraftedPass(Pass):
+    """Two drafts from noise, and the clip from the first frame of the better one."""
 
-    Raises:
-        RequestError: a schedule by hand together with a draft, or a denoise_strength that leaves no step.
-    """
-    skipped = skipped_steps(settings.num_inference_steps, settings.denoise_strength)
-    own = settings.num_inference_steps - skipped
-    return (settings.draft_steps, settings.draft_steps, own) if has_draft(settings, given, starts_from_clip) else (own,)
+    @property
+    def draft(self) -> Pass:
+        """One of the drafts, without its noise."""
+        settings = replace(self.settings, num_inference_steps=self.settings.draft_steps, draft_steps=0)
+        return Pass(settings, self.shape, (), self.guidance)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of both drafts and of the clip."""
+        return 2 * self.settings.draft_steps + super().num_steps
+
+    def check(self, num_blocks: int) -> None:
+        """See `Pass.check`; the draft has steps of its own."""
+        self.draft.check(num_blocks)
+        self.guidance.check(super().num_steps, num_blocks)
+
+    def run(self, pipe: Sampler, steps: CallSteps, text: TextEmbeddings, before: Tensor | None) -> Tensor:
+        """See `Pass.run`; after an interrupt in a draft it is the draft."""
+        draft, text = better_draft(pipe, steps, self.draft, text)
+        if pipe.interrupt:
+            return draft
+        return pipe.sample(self, steps, text, [KnownLatents(draft[:, :, :1])])[0]
 
 
-def make_draft(
-    pipe: Any,
-    steps: CallSteps,
-    settings: GenerationSettings,
-    shape: LatentShape,
-    text: TextEmbeddings,
-    guidance: Guidance,
-) -> tuple[Tensor, TextEmbeddings]:
-    """The draft of a call: for each clip the better one of two.
+def better_draft(pipe: Sampler, steps: CallSteps, draft: Pass, text: TextEmbeddings) -> tuple[Tensor, TextEmbeddings]:
+    """For each clip the better of two drafts.
 
     Args:
-        pipe: a pipeline.
+        pipe: does the denoising.
         steps: counts those of the call.
-        settings: of the call; the noise is drawn first, from the same generators, once for both drafts.
-        shape: latent size.
+        draft: without its noise, which is drawn once for both, from the generators of the call.
         text: embeddings.
-        guidance: of the call.
     Returns:
         Normalised latents [B, C, f, h, w], and the text at the end.
     """
-    draft = replace(settings, num_inference_steps=settings.draft_steps, draft_steps=0)
-    noise, _ = pipe.prepare_latents(draft, shape, (), pipe._execution_device)
-    first, text = pipe._sample(steps, replace(draft, latents=noise), shape, (), (), None, text, guidance)
+    settings, shape, guidance = draft.settings, draft.shape, draft.guidance
+    noise, _ = pipe.prepare_latents(settings, shape, (), pipe._execution_device)
+    first, text = pipe.sample(replace(draft, settings=replace(settings, latents=noise)), steps, text)
     if pipe.interrupt:
         return first, text
-    second, text = pipe._sample(steps, replace(draft, latents=-noise), shape, (), (), None, text, guidance)
-    losses = [loss_on(pipe, latents, draft, shape, text, guidance) for latents in (first, second)]
+    second, text = pipe.sample(replace(draft, settings=replace(settings, latents=-noise)), steps, text)
+    losses = [loss_on(pipe, latents, settings, shape, text, guidance) for latents in (first, second)]
     worse = losses[0] > CLEARLY_WORSE * losses[1]
     return torch.where(worse.view(-1, 1, 1, 1, 1), second, first), text
 
 
 def loss_on(
-    pipe: Any,
+    pipe: Sampler,
     latents: Tensor,
     settings: GenerationSettings,
     shape: LatentShape,
@@ -120,5 +129,5 @@ def loss_on(
     _, known = pipe.prepare_latents(replace(settings, latents=clean), shape, (), clean.device)
     sigma = torch.tensor(LOSS_SIGMA, device=clean.device)
     step = StepState(0, settings.num_inference_steps, sigma, torch.lerp(clean, drawn, LOSS_SIGMA))
-    velocity = pipe._predict(guidance.branches(step), step, known, text, settings)["cond"]
+    velocity = pipe.predict(guidance.branches(step), step, known, text, settings)["cond"]
     return (velocity - (drawn - clean)).square().mean((1, 2))

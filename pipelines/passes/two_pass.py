@@ -22,49 +22,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from vgen.diffusion.latent_statistics import match_statistics
 from vgen.diffusion.tokens import token_grid, token_strides
 from vgen.errors import RequestError, ShapeError, counted
-from vgen.pipelines.call.progress import steps_counted
-from vgen.pipelines.call.schedule_and_guidance import guidance_of, set_schedule
+from vgen.models.latent_upsampler import LatentUpsampler
+from vgen.pipelines.call.progress import CallSteps
+from vgen.pipelines.call.schedule_and_guidance import set_schedule
 from vgen.pipelines.call.settings import GenerationSettings
-from vgen.pipelines.coding.decode import paste_known, to_output
-from vgen.pipelines.coding.given_pixels import GivenPixels
+from vgen.pipelines.coding.given_pixels import Conditions, GivenPixels
 from vgen.pipelines.coding.resize import fit_conditions, resize_clip, resize_conditions, soften_conditions
-from vgen.pipelines.output import VideoPipelineOutput
-from vgen.pipelines.passes.draft import steps_of
-from vgen.request.steps import skipped_steps
+from vgen.pipelines.passes.passes import Call, Pass, Sampler
+from vgen.pipelines.passes.plan import plan_pass, with_reencoding
+from vgen.pipelines.text.encoder import TextEmbeddings
 from vgen.request.two_pass_presets import PLAIN, SCHEDULE, SKIPS, TwoPassPreset, pass_shapes, preset_named
 from vgen.types import VideoShape
-
-if TYPE_CHECKING:
-    from vgen.models.latent_upsampler import LatentUpsampler
-    from vgen.pipelines.base import BasePipeline, Conditions
 
 _FIRST_ONLY = ("latents", "denoise_strength")
 """Settings of the call that say how the first pass starts, and nothing about the second."""
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One pass, checked.
+@dataclass(frozen=True, eq=False)
+class RefiningPass(Pass):
+    """The second pass: starts from the latents of the first, enlarged by `two_pass`."""
 
-    Attributes:
-        given: the arguments of its call.
-        settings: the same, filled in.
-        conditions: what is known, at its size.
-    """
+    two_pass: TwoPass | None = None
 
-    given: dict[str, Any]
-    settings: GenerationSettings
-    conditions: Conditions
+    def run(self, pipe: Sampler, steps: CallSteps, text: TextEmbeddings, before: Tensor | None) -> Tensor:
+        """See `Pass.run`."""
+        assert self.two_pass is not None and before is not None
+        clip = self.two_pass.enlarge(pipe.vae, before, pipe._execution_device)
+        return pipe.sample(replace(self, clip=clip), steps, text)[0]
 
 
 class TwoPass:
@@ -100,70 +92,47 @@ class TwoPass:
             second_pass=_overlay(base.second_pass, second_pass or {}),
         )
 
-    def run(
-        self, pipe: BasePipeline, given: Mapping[str, Any], conditions: Conditions, clip: GivenPixels | None
-    ) -> VideoPipelineOutput | tuple[Any, ...]:
-        """Run both passes of a call.
+    def plan(
+        self, pipe: Sampler, given: Mapping[str, Any], conditions: Conditions, clip: GivenPixels | Tensor | None
+    ) -> Call:
+        """Both passes of a call, checked; computes nothing.
 
         Args:
             pipe: of any task.
             given: the call's settings, without `two_pass`.
-            conditions: of the call's size.
-            clip: what the first pass starts from, or None.
-        Returns:
-            What the call returns; with output_type "latent" those of the second pass, at its size.
+            conditions: at the size of the call.
+            clip: pixels that the first pass starts from, or None.
         Raises:
-            RequestError: something cannot be done as asked in one of the passes; nothing was computed.
+            RequestError: something cannot be done as asked in one of the passes.
         """
         asked = pipe.fill_settings({name: value for name, value in given.items() if name not in _FIRST_ONLY})
         # The schedules are those of the passes, which are checked with them.
         _, pixels = pipe.check_inputs(replace(asked, sigmas=(1.0,)), conditions)
-        first, second = self.plan(pipe, given, conditions)
+        self.check_upsampler(pipe.vae)
+        target, scale = VideoShape(asked.num_frames, asked.height, asked.width), self.upsampler.scale
+        shapes = pass_shapes(
+            target, token_strides(pipe.vae.strides, pipe.patch_size), scale, self.preset.downscale_factor
+        )
+        conditions = soften_conditions(fit_conditions(conditions, target), asked.input_crf)
+        if isinstance(clip, GivenPixels):
+            clip = resize_clip(clip, shapes.first, scale.temporal)
+        small, large = (resize_conditions(conditions, target, shape, every)
+                        for shape, every in ((shapes.first, scale.temporal), (shapes.second, 1)))  # fmt: skip
+        settings = _pass_settings(
+            pipe, _merge(given, self.preset.first_pass, ()), shapes.first, asked.frame_rate / scale.temporal
+        )
+        first = plan_pass(pipe, settings, small, clip)
+        settings = _pass_settings(
+            pipe, _merge(given, self.preset.second_pass, _FIRST_ONLY), shapes.second, asked.frame_rate
+        )
+        second = plan_pass(pipe, settings, large, None, RefiningPass, two_pass=self)
+        _check_second(pipe, second)
         if clip is None and first.settings.denoise_strength < 1:
             raise RequestError(
                 f"denoise_strength={first.settings.denoise_strength:g} of the first pass needs a clip to start from: "
                 "use VideoToVideoPipeline, or say it in second_pass."
             )
-        text = self._encode_prompts(pipe, first, second)
-        if clip is not None:
-            clip = resize_clip(clip, _shape(first.settings), self.upsampler.scale.temporal)
-        counts = [steps_of(first.settings, first.conditions, clip is not None)]
-        counts += [steps_of(second.settings, second.conditions, starts_from_clip=True)]
-        with steps_counted(pipe, sum(map(sum, counts))):
-            latents = pipe._generate({**first.given, **text}, first.conditions, clip).frames
-            enlarged = self.enlarge(pipe.vae, latents, pipe._execution_device)
-            frames = pipe._generate({**second.given, **text}, second.conditions, enlarged, pipe.interrupt).frames
-        if asked.output_type != "latent":
-            video = _resize_video(frames, asked.height, asked.width) * 2 - 1
-            video = paste_known(video, pixels, asked.keep_known_pixels, asked.num_videos_per_prompt)
-            frames = to_output(video, asked.output_type, pipe.video_processor)
-        return VideoPipelineOutput(frames=frames) if asked.return_dict else (frames,)
-
-    def plan(self, pipe: BasePipeline, given: Mapping[str, Any], conditions: Conditions) -> tuple[Pass, Pass]:
-        """The two passes of a call, checked; computes nothing.
-
-        Raises:
-            RequestError: see `run`.
-        """
-        self.check_upsampler(pipe.vae)
-        asked = pipe.fill_settings({name: value for name, value in given.items() if name not in _FIRST_ONLY})
-        target, scale = _shape(asked), self.upsampler.scale
-        strides = token_strides(pipe.vae.strides, pipe.patch_size)
-        shapes = pass_shapes(target, strides, scale, self.preset.downscale_factor)
-        conditions = soften_conditions(fit_conditions(conditions, target), asked.input_crf)
-        output_type = "latent" if asked.output_type == "latent" else "pt"
-        passes: list[Pass] = []
-        for own, shape, every, last in (
-            (self.preset.first_pass, shapes.first, scale.temporal, "latent"),
-            (self.preset.second_pass, shapes.second, 1, output_type),
-        ):
-            call = _merge(given, own, second=bool(passes))
-            size = {"num_frames": shape.num_frames, "height": shape.height, "width": shape.width}
-            call.update(size, frame_rate=asked.frame_rate / every)
-            call.update(output_type=last, keep_known_pixels=False, return_dict=True, input_crf=0)
-            passes.append(_checked(pipe, call, resize_conditions(conditions, target, shape, every)))
-        self._check_second(pipe, passes[1].settings)
-        return passes[0], passes[1]
+        return Call([*with_reencoding(first), *with_reencoding(second)], asked, pixels)
 
     @torch.no_grad()
     def enlarge(self, vae: Any, latents: Tensor, device: torch.device | None = None) -> Tensor:
@@ -199,40 +168,6 @@ class TwoPass:
                 "upsampler that was made for it."
             )
 
-    @staticmethod
-    def _check_second(pipe: BasePipeline, settings: GenerationSettings) -> None:
-        _set_schedule(pipe, settings)
-        sigma = float(pipe.scheduler.sigmas[0])
-        if sigma >= 1 - 1e-6:
-            raise RequestError(
-                "The second pass would start from noise alone (sigma 1) and lose the first: give it a denoise_strength "
-                "below 1, skip_initial_steps, or sigmas that start lower; a schedule of one step has no room for it."
-            )
-
-    @staticmethod
-    def _encode_prompts(pipe: BasePipeline, first: Pass, second: Pass) -> dict[str, Any]:
-        """Both passes' embeddings, encoded once, in place of the prompts."""
-        settings = first.settings
-        text = pipe.encode_prompt(
-            settings.prompt,
-            settings.negative_prompt,
-            any(guidance_of(one.settings).needs_negative for one in (first, second)),
-            1,
-            settings.prompt_embeds,
-            settings.prompt_attention_mask,
-            settings.negative_prompt_embeds,
-            settings.negative_prompt_attention_mask,
-            settings.max_sequence_length,
-        )
-        return {
-            "prompt": None,
-            "negative_prompt": None,
-            "prompt_embeds": text.prompt_embeds,
-            "prompt_attention_mask": text.prompt_attention_mask,
-            "negative_prompt_embeds": text.negative_prompt_embeds,
-            "negative_prompt_attention_mask": text.negative_prompt_attention_mask,
-        }
-
 
 def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Settings over settings: another schedule drops all of the old one's, another strength its skipped steps."""
@@ -246,33 +181,42 @@ def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in under.items() if name not in dropped} | dict(over)
 
 
-def _merge(given: Mapping[str, Any], own: Mapping[str, Any], *, second: bool) -> dict[str, Any]:
-    """The call's settings with a pass's own over them."""
-    under = {name: value for name, value in given.items() if value is not None}
-    dropped: set[str] = set(_FIRST_ONLY) if second else set()
+def _merge(given: Mapping[str, Any], own: Mapping[str, Any], without: Sequence[str]) -> dict[str, Any]:
+    """The call's settings, `without` some, with a pass's own over them."""
+    dropped = set(without)
     if any(own.get(name) is not None for name in SCHEDULE):
         dropped |= set(SCHEDULE)
     if own.get("guidance_scale") is not None:
         dropped |= {"guidance"}
-    return {name: value for name, value in under.items() if name not in dropped} | dict(own)
+    return {name: value for name, value in given.items() if value is not None and name not in dropped} | dict(own)
 
 
-def _checked(pipe: BasePipeline, call: dict[str, Any], conditions: Conditions) -> Pass:
-    """Turn skipped steps into sigmas, and check the pass as its call will."""
+def _pass_settings(pipe: Sampler, call: dict[str, Any], shape: VideoShape, frame_rate: float) -> GenerationSettings:
+    """The settings of a pass of this size; steps that it skips become sigmas."""
+    size = {"num_frames": shape.num_frames, "height": shape.height, "width": shape.width}
+    call |= {**size, "frame_rate": frame_rate, "input_crf": 0}
     skips = [call.pop(name, 0) for name in SKIPS]
     settings = pipe.fill_settings(call)
-    if any(skips):
-        pipe.check_inputs(settings)
-        sigmas = _cut(pipe, settings, *skips)
-        call = {name: value for name, value in call.items() if name not in SCHEDULE} | {"sigmas": sigmas}
-        settings = pipe.fill_settings(call)
-    pipe.check_inputs(settings, conditions)
-    steps = settings.num_inference_steps - skipped_steps(settings.num_inference_steps, settings.denoise_strength)
-    guidance_of(settings).check(steps, len(pipe.transformer.transformer_blocks))
-    return Pass(call, settings, conditions)
+    if not any(skips):
+        return settings
+    pipe.check_inputs(settings)
+    sigmas = _cut(pipe, settings, *skips)
+    return pipe.fill_settings(
+        {name: value for name, value in call.items() if name not in SCHEDULE} | {"sigmas": sigmas}
+    )
 
 
-def _cut(pipe: BasePipeline, settings: GenerationSettings, initial: int, final: int) -> list[float]:
+def _check_second(pipe: Sampler, second: Pass) -> None:
+    """Refuse a second pass that would start from noise alone."""
+    _set_schedule(pipe, second.settings)
+    if float(pipe.scheduler.sigmas[0]) >= 1 - 1e-6:
+        raise RequestError(
+            "The second pass would start from noise alone (sigma 1) and lose the first: give it a denoise_strength "
+            "below 1, skip_initial_steps, or sigmas that start lower; a schedule of one step has no room for it."
+        )
+
+
+def _cut(pipe: Sampler, settings: GenerationSettings, initial: int, final: int) -> list[float]:
     """The sigmas of a pass without its first and last ones; the rest still ends at 0."""
     _set_schedule(pipe, replace(settings, denoise_strength=1.0))
     sigmas = pipe.scheduler.sigmas[:-1].tolist()
@@ -284,20 +228,7 @@ def _cut(pipe: BasePipeline, settings: GenerationSettings, initial: int, final: 
     return sigmas[initial : len(sigmas) - final]
 
 
-def _set_schedule(pipe: BasePipeline, settings: GenerationSettings) -> None:
-    grid = token_grid(_shape(settings).latent(pipe.vae.strides), pipe.patch_size)
-    set_schedule(pipe.scheduler, settings, grid.num_tokens, pipe.convention, torch.device("cpu"))
-
-
-def _shape(settings: GenerationSettings) -> VideoShape:
-    return VideoShape(settings.num_frames, settings.height, settings.width)
-
-
-def _resize_video(frames: Tensor, height: int, width: int) -> Tensor:
-    """[B, F, 3, h, w] in [0, 1] -> [B, 3, F, height, width], clip by clip."""
-    if tuple(frames.shape[-2:]) == (height, width):
-        return rearrange(frames, "b f c h w -> b c f h w")
-    clips: Sequence[Tensor] = [
-        F.interpolate(clip, size=(height, width), mode="bilinear", align_corners=False) for clip in frames
-    ]
-    return rearrange(torch.stack(list(clips)), "b f c h w -> b c f h w")
+def _set_schedule(pipe: Sampler, settings: GenerationSettings) -> None:
+    shape = VideoShape(settings.num_frames, settings.height, settings.width).latent(pipe.vae.strides)
+    tokens = token_grid(shape, pipe.patch_size).num_tokens
+    set_schedule(pipe.scheduler, settings, tokens, pipe.convention, torch.device("cpu"))

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """What the transformer is told: prompts [B, L, D] with bool masks [B, L] (True = keep), and the negative ones."""
+    """Embeddings of prompts [B, L, D] with bool masks [B, L] (True = keep), and of negative prompts."""
 
     prompt_embeds: Tensor
     prompt_attention_mask: Tensor
@@ -48,7 +48,7 @@ class TextEmbeddings:
         """Embeddings and masks of several branches one below the other; the same tensors as long as nothing changes.
 
         Args:
-            negatives: by branch, whether it is told the negative prompts.
+            negatives: by branch, whether it takes the negative prompts.
             dtype: of the embeddings.
         """
         embeds, masks = zip(*(self.branch(negative) for negative in negatives), strict=True)
@@ -63,6 +63,16 @@ class TextEmbeddings:
             return self.prompt_embeds, self.prompt_attention_mask
         assert self.negative_prompt_embeds is not None and self.negative_prompt_attention_mask is not None
         return self.negative_prompt_embeds, self.negative_prompt_attention_mask
+
+    def repeated(self, count: int, device: torch.device | None = None) -> TextEmbeddings:
+        """Copies of every row `count` times, for clips of the same prompt; on `device` where it is given."""
+
+        def rows(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device or tensor.device).repeat_interleave(count, dim=0)
+
+        own = (self.prompt_embeds, self.prompt_attention_mask, self.negative_prompt_embeds,
+               self.negative_prompt_attention_mask)  # fmt: skip
+        return TextEmbeddings(*map(rows, own))  # type: ignore[arg-type]
 
     def updated(self, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None) -> TextEmbeddings:
         """With other embeddings where given; where they are its own, the same object, with all that it keeps."""

@@ -1,107 +1,82 @@
-"""The part of a pipeline that turns prompts into embeddings."""
+"""Prompts of a call to embeddings, with the text encoder in memory or with one that is loaded when it is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from vgen.errors import RequestError
-from vgen.pipelines.call.conventions import Convention
-from vgen.pipelines.call.settings import GenerationSettings
 from vgen.pipelines.text.cache import DeferredText
 from vgen.pipelines.text.encoder import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings, encode_texts
 
+Encode = Callable[[list[str], int], tuple[Tensor, Tensor]]
+"""Texts and max_sequence_length L to embeddings [P, L, D] and masks [P, L]."""
 
-class PipelinePrompts(DiffusionPipeline):
-    """Prompts to embeddings, with the text encoder here or with one that is loaded when it is needed."""
 
-    tokenizer: PreTrainedTokenizerBase | None
-    text_encoder: T5EncoderModel | None
-    deferred_text: DeferredText | None
-    fill_settings: Callable[[Mapping[str, Any]], GenerationSettings]
+def text_encoding(
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_encoder: T5EncoderModel | None,
+    deferred_text: DeferredText | None,
+    masked: bool,
+    device: torch.device,
+) -> Encode:
+    """What encodes the texts of a pipeline.
 
-    @property
-    def convention(self) -> Convention:
-        """See BasePipeline."""
-        raise NotImplementedError
+    Args:
+        tokenizer, text_encoder: where they are in memory.
+        deferred_text: stands in for them.
+        masked: whether the encoder knows which tokens are padding.
+        device: where to encode.
+    """
+    if text_encoder is not None and tokenizer is not None:
+        return partial(encode_texts, tokenizer, text_encoder, masked=masked, device=device)
+    if deferred_text is not None:
+        return partial(deferred_text.encode, masked=masked, device=device)
+    return _refuse
 
-    @torch.no_grad()
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        negative_prompt: str | list[str] | None = None,
-        do_classifier_free_guidance: bool = True,
-        num_videos_per_prompt: int = 1,
-        prompt_embeds: Tensor | None = None,
-        prompt_attention_mask: Tensor | None = None,
-        negative_prompt_embeds: Tensor | None = None,
-        negative_prompt_attention_mask: Tensor | None = None,
-        max_sequence_length: int = 128,
-        device: torch.device | None = None,
-    ) -> TextEmbeddings:
-        """Encode prompts, or take embeddings as they are; one entry a clip.
 
-        Args:
-            prompt, negative_prompt: text; the negative one may be one for all, None is "".
-            do_classifier_free_guidance: whether the negative prompt is needed.
-            num_videos_per_prompt: entries for each prompt.
-            prompt_embeds, prompt_attention_mask: in place of `prompt`, [P, L, D] and [P, L].
-            negative_prompt_embeds, negative_prompt_attention_mask: in place of `negative_prompt`.
-            max_sequence_length: L.
-            device: where to encode.
-        Returns:
-            Embeddings [B, L, D] and masks [B, L].
-        Raises:
-            RequestError: neither a prompt nor embeddings with their mask, or no text encoder.
-        """
-        device = device or self._execution_device
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-        count = len(prompts) if prompt_embeds is None else prompt_embeds.shape[0]
-        texts = prompts if prompt_embeds is None else []
-        encodes_negative = do_classifier_free_guidance and negative_prompt_embeds is None
+def _refuse(texts: list[str], max_sequence_length: int) -> tuple[Tensor, Tensor]:
+    raise RequestError("prompt: this pipeline has no text encoder; give prompt_embeds and their masks.")
+
+
+def embed_prompts(
+    encode: Encode,
+    prompt: str | list[str] | None,
+    negative_prompt: str | list[str] | None,
+    max_sequence_length: int,
+    embeds: Tensor | None = None,
+    mask: Tensor | None = None,
+    negative_embeds: Tensor | None = None,
+    negative_mask: Tensor | None = None,
+) -> TextEmbeddings:
+    """Encode what is not given as embeddings, all of it as one batch.
+
+    Args:
+        encode: see `text_encoding`.
+        prompt: P texts, one as a string.
+        negative_prompt: one for all, or P; None: it is not needed.
+        max_sequence_length: L, where `embeds` do not say it.
+        embeds, mask, negative_embeds, negative_mask: in place of the texts, [P, L, D] and [P, L].
+    Returns:
+        One entry per prompt.
+    Raises:
+        RequestError: neither a prompt nor embeddings with their mask, or no text encoder.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+    count = len(prompts) if embeds is None else embeds.shape[0]
+    texts = prompts if embeds is None else []
+    encodes_negative = negative_prompt is not None and negative_embeds is None
+    if encodes_negative:
+        texts = texts + ([negative_prompt] * count if isinstance(negative_prompt, str) else list(negative_prompt or ()))
+    if texts:
+        encoded, masks = encode(texts, max_sequence_length if embeds is None else embeds.shape[1])
+        if embeds is None:
+            embeds, mask = encoded[:count], masks[:count]
         if encodes_negative:
-            negative = negative_prompt if negative_prompt is not None else ""
-            texts = texts + ([negative] * count if isinstance(negative, str) else list(negative))
-        if texts:
-            length = max_sequence_length if prompt_embeds is None else prompt_embeds.shape[1]
-            embeds, mask = self._encoding()(texts, length, masked=self.convention.mask_text_encoder, device=device)
-            if prompt_embeds is None:
-                prompt_embeds, prompt_attention_mask = embeds[:count], mask[:count]
-            if encodes_negative:
-                negative_prompt_embeds, negative_prompt_attention_mask = embeds[-count:], mask[-count:]
-        if prompt_embeds is None or prompt_attention_mask is None:
-            raise RequestError("prompt is None: give a prompt, or prompt_embeds with prompt_attention_mask.")
-
-        def repeated(row: Tensor) -> Tensor:
-            return row.to(device).repeat_interleave(num_videos_per_prompt, dim=0)
-
-        return TextEmbeddings(
-            repeated(prompt_embeds),
-            repeated(prompt_attention_mask),
-            None if negative_prompt_embeds is None else repeated(negative_prompt_embeds),
-            None if negative_prompt_attention_mask is None else repeated(negative_prompt_attention_mask),
-        )
-
-    def encode_ahead(self, prompts: Sequence[str], negative_prompt: str = "") -> None:
-        """Encode what many calls are going to ask for, so that a deferred text encoder is loaded but once.
-
-        Args:
-            prompts: of the calls.
-            negative_prompt: of all of them.
-        """
-        if self.text_encoder is None and self.deferred_text is not None:
-            length, masked = self.fill_settings({}).max_sequence_length, self.convention.mask_text_encoder
-            self.deferred_text.encode([*prompts, negative_prompt], length, masked=masked, device=self._execution_device)
-
-    def _encoding(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """What encodes texts: the text encoder here, or one that is loaded when it is needed."""
-        if self.text_encoder is not None:
-            return partial(encode_texts, self.tokenizer, self.text_encoder)
-        if self.deferred_text is None:
-            raise RequestError("prompt: this pipeline has no text encoder; give prompt_embeds and their masks.")
-        return self.deferred_text.encode
+            negative_embeds, negative_mask = encoded[-count:], masks[-count:]
+    if embeds is None or mask is None:
+        raise RequestError("prompt is None: give a prompt, or prompt_embeds with prompt_attention_mask.")
+    return TextEmbeddings(embeds, mask, negative_embeds, negative_mask)

@@ -159,3 +159,15 @@ def test_the_command_takes_files_with_scales(run_cli, pipe, ltx_folders, tmp_pat
         assert done.code == 2 and message in " ".join(done.err.split())
         assert not (tmp_path / "x.gif").exists()
     assert run_cli(*words, "-o", tmp_path / "x.gif", "--lora", f"{file}:1e9").code == 2
+
+
+def test_pipelines_that_share_a_transformer_share_what_is_kept_of_its_loras(pipe) -> None:
+    before, own = _weights(pipe), set(vars(pipe.transformer))
+    pipe.load_lora_weights(_file(_factors(pipe), "kohya"), "a")
+    pipe.fuse_lora()
+    assert set(vars(pipe.transformer)) - own <= {"peft_config"}, "nothing of ours is hung on the transformer"
+    other = type(pipe).from_pipe(pipe)
+    assert other.loras.state is pipe.loras.state and other.loras.state.unfused
+    other.unload_lora_weights()
+    other.unfuse_lora()
+    assert all(torch.equal(value, before[key]) for key, value in _weights(pipe).items())

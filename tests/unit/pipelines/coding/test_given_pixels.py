@@ -8,9 +8,9 @@ import torch
 from vgen.errors import RequestError, ShapeError
 from vgen.io.media.images import as_rgb, fit_image
 from vgen.io.media.masks import mask_values
+from vgen.pipelines.base import VideoPipelineOutput
 from vgen.pipelines.coding.given_pixels import VideoCondition, per_prompt, read_conditions
 from vgen.pipelines.coding.pixels import read_frames, read_mask
-from vgen.pipelines.output import VideoPipelineOutput
 from vgen.types import Strides, VideoShape
 
 SHAPE, STRIDES = VideoShape(17, 16, 24), Strides(4, 8, 8)
