@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from vgen.engine.speed.processor import lacks
+from vgen.engine.device import lacks
 from vgen.training.recipe import FineTuneObjectiveConfig, Recipe
 
 

@@ -20,7 +20,7 @@ from vgen.hub.convert import folder_to_file
 from vgen.io.weights.single_file import read_metadata
 from vgen.models import LatentUpsampler
 from vgen.models.empty import model_shapes
-from vgen.models.vae.latent_distribution import LatentDistribution
+from vgen.models.vae.video_vae import LatentDistribution
 from vgen.pipelines import MaskedPredictionPipeline, TwoPass, VideoCondition
 
 CODE = os.environ.get("LTX_VIDEO_CODE")

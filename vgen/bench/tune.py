@@ -13,6 +13,7 @@ from vgen.bench.measure import interleaved, quantile
 from vgen.bench.scenarios import Scenario
 from vgen.engine.speed.autotune import AttentionTuner, combination_key, fastest
 from vgen.engine.speed.compile import compile_blocks, release_blocks
+from vgen.engine.speed.fast_path import fast_path
 from vgen.engine.speed.tuning_store import Measured, TuningStore, shared_store
 from vgen.models.transformer.attention import attention_chosen_by
 
@@ -46,9 +47,9 @@ def tune(
     (arm,) = make_arms(scenario, (), device, seed)
     transformer, step = arm.pipeline.transformer, arm.stage("step")
     assert step is not None
-    tuner = AttentionTuner(store, "always")
+    tuner = AttentionTuner(store, measures=True)
     say(f"attention of {scenario.config}, {scenario.width}x{scenario.height}x{scenario.num_frames}")
-    with attention_chosen_by(tuner), transformer.hoisting():
+    with attention_chosen_by(tuner), fast_path(transformer):
         step()
     found = dict(tuner.met)
     if combinations if combinations is not None else device.type == "cuda":

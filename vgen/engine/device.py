@@ -18,6 +18,7 @@ DTYPES: Final[Mapping[str, torch.dtype]] = {
 """By the name that requests, recipes and scenarios have for them."""
 CLOCKS: Final[Mapping[str, Callable[[], float]]] = {"wall": time.perf_counter, "process": time.process_time}
 """What can be read: the time that passes, or what this process takes of the processors (fair on a busy machine)."""
+_X86: Final = ("x86_64", "amd64")
 _PROBE_SIDES: Final = {"cuda": 8192}
 _PROBE_SIDE: Final = 1536
 """Of the matrices that a device's rate is taken from, as small as keeps it busy."""
@@ -41,6 +42,17 @@ def choose_device(asked: str) -> str:
     if asked == "mps" and not torch.backends.mps.is_available():
         raise RequestError("device='mps' is not on this machine; use cpu.")
     return asked
+
+
+def lacks(*instructions: str) -> bool:
+    """Whether this is an x86 processor that is known to have none of some instruction sets.
+
+    Args:
+        instructions: names as in `torch.cpu.get_capabilities()`, for instance avx512_vnni.
+    """
+    read: Any = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch cannot say
+    found = read()
+    return str(found.get("architecture", "")).lower() in _X86 and not any(found.get(name) for name in instructions)
 
 
 def free_bytes(device: torch.device) -> int:

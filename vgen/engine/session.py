@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from vgen.engine.memory.offload import offload_of
 from vgen.engine.speed.autotune import AttentionTuner, chosen_combination
 from vgen.engine.speed.compile import compile_blocks, is_compiled, release_blocks
 from vgen.engine.speed.cuda_graph import blocks_recorded
+from vgen.engine.speed.fast_path import FastPath, fast_path
 from vgen.errors import RequestError
 from vgen.models.transformer.attention import attention_chosen_by
 from vgen.models.transformer.fusing import move_together, plain
@@ -54,6 +55,8 @@ class _Work:
 
 _AT_WORK: WeakKeyDictionary[Any, _Work] = WeakKeyDictionary()
 _LOCK = threading.Lock()
+_COMPILED_BY_CHOICE: WeakSet[Any] = WeakSet()
+"""Transformers whose blocks were compiled because that was measured to be faster, not by the caller."""
 
 
 @contextmanager
@@ -87,10 +90,10 @@ def _sole_use(transformer: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _looping(transformer: Any, closed: bool) -> Iterator[None]:
+def _looping(path: FastPath, closed: bool) -> Iterator[None]:
     """Mark the loop, and vouch for the weights where nobody else acts meanwhile."""
-    work, offload = _AT_WORK.get(transformer), offload_of(transformer)
-    keepers = [transformer] if offload is None else [transformer, offload]
+    work, offload = _AT_WORK.get(path.transformer), offload_of(path.transformer)
+    keepers = [path] if offload is None else [path, offload]
     before = [keeper.weights_fixed for keeper in keepers]
     for keeper in keepers:
         keeper.weights_fixed = closed
@@ -131,8 +134,7 @@ def inference_session(pipeline: Any) -> Iterator[None]:
         if switches.enabled("fused_qkv") and not moving:  # moved weights do not stay together
             for block in pipeline.transformer.transformer_blocks:
                 move_together(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
-        if switches.enabled("hoisting"):
-            stack.enter_context(pipeline.transformer.hoisting())
+        stack.enter_context(fast_path(pipeline.transformer, switches.enabled("hoisting")))
         if switches.enabled("autotune"):
             stack.enter_context(attention_chosen_by(AttentionTuner()))
         yield
@@ -144,20 +146,21 @@ def denoising(transformer: Any, timesteps: Tensor, rows: int, tokens: int, close
 
     Args:
         transformer: a VideoDiT.
-        timesteps: [K], all that the loop will ask for, see VideoDiT.expect_timesteps.
+        timesteps: [K], all that the loop will ask for, see FastPath.expect_timesteps.
         rows: samples of a call, all branches of a guidance together.
         tokens: of a sample.
         closed: whether nothing but the loop acts meanwhile: no callback that could touch the model.
     """
-    transformer.expect_timesteps(timesteps)
+    path = transformer.fast_path
+    path.expect_timesteps(timesteps)
     with ExitStack() as stack:
-        stack.enter_context(_looping(transformer, closed))
-        stack.callback(transformer.expect_timesteps, None)
+        stack.enter_context(_looping(path, closed))
+        stack.callback(path.expect_timesteps, None)
         if transformer.device.type == "cuda":
             measured = switches.enabled("autotune")
             _follow_choice(transformer, chosen_combination(transformer, rows, tokens) if measured else "eager")
         if switches.enabled("cuda_graph") and closed:
-            stack.enter_context(blocks_recorded(transformer, rows * tokens))
+            stack.enter_context(blocks_recorded(path, rows * tokens))
         yield
 
 
@@ -165,7 +168,7 @@ def _follow_choice(transformer: Any, choice: str) -> None:
     """Compile blocks, or undo what was compiled for another shape; what the caller has compiled stays."""
     if choice == "compiled" and not is_compiled(transformer) and all(plain(b) for b in transformer.transformer_blocks):
         compile_blocks(transformer)
-        transformer.compiled_by_choice = True
-    elif choice == "eager" and transformer.compiled_by_choice:
+        _COMPILED_BY_CHOICE.add(transformer)
+    elif choice == "eager" and transformer in _COMPILED_BY_CHOICE:
         release_blocks(transformer)
-        transformer.compiled_by_choice = False
+        _COMPILED_BY_CHOICE.discard(transformer)

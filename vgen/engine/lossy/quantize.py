@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vgen.engine.speed.processor import lacks
+from vgen.engine.device import lacks
 from vgen.errors import RequestError
 from vgen.models import VideoDiT
 from vgen.request.lossy import read_quantize, read_quantize_text

@@ -19,7 +19,7 @@ from vgen.engine.device import free_bytes
 from vgen.engine.memory.allocator import StandIns
 from vgen.errors import OutOfMemoryError, bytes_text, counted
 from vgen.models import CausalVideoVAE
-from vgen.models.vae.decoding_steps import piece_on
+from vgen.models.vae.decoder import piece_on
 from vgen.types import LatentShape, VideoShape
 
 WORKSPACE: Final = 1.3

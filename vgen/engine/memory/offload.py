@@ -1,7 +1,7 @@
 """Block offload: the blocks of a model live on the host, and two of them at a time on the device.
 
 Why not diffusers' or accelerate's hooks: theirs give every weight new memory at every turn. Results that are kept by
-the weights' address (vgen.models.transformer.loop_memo) and weights that lie next to each other
+the weights' address (vgen.engine.speed.loop_memo) and weights that lie next to each other
 (vgen.models.transformer.fusing) are then lost, and in training the backward finds no weights at all. Here a block
 always comes to the same place, in one copy.
 """

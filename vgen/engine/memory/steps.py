@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vgen.engine.memory.coding import LiveBytes
+from vgen.engine.speed.fast_path import fast_path
 from vgen.types import LatentShape
 
 
@@ -98,7 +99,7 @@ def denoising_peak(transformer: Any, work: Work, *, together: bool = True) -> in
         start = torch.empty(work.clips, count, config.in_channels, device="meta")
         coordinates = torch.empty(1, 3, count, device="meta")
         texts = [_text(transformer, size * work.clips, work.text_tokens) for size in parts]
-        with transformer.hoisting():
+        with fast_path(transformer):
             tokens = start
             for _ in range(2):  # the second finds what the first has kept
                 predictions: list[Tensor] = []

@@ -1,8 +1,7 @@
 """Measure, choose, remember: the attention backend for a shape, and whether compiled blocks are faster.
 
-Only ways that compute the same take part, and every one is checked before it is timed. Nothing is measured behind the
-caller's back except attention on a GPU, where that takes well under a second for a shape that was never met; everything
-else is measured by `vgen bench --tune` alone.
+Only ways that compute the same take part, and every one is checked before it is timed. `vgen bench --tune` measures;
+every other process uses what is remembered, and measures nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -39,7 +37,6 @@ CANDIDATES: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """Exact backends by kind of device; those that are not installed, or refuse a shape, drop out."""
 _WORTH: Final = 0.95  # a choice must take at most this share of the default's time: the rest is noise
-_PATIENCE: Final = 1.0  # seconds that measuring may take where nobody asked for it
 _REPEATS: Final = 3
 _ROWS: Final = 256  # queries that are compared; all of them would need the whole matrix of scores
 _LARGEST_SCORES: Final = 1 << 30  # bytes of such a matrix above which `_native_math` is not tried
@@ -52,15 +49,16 @@ class AttentionTuner:
 
     Args:
         store: where choices are remembered.
-        measure: "always" measures what is not known; "cheap" does so on a GPU if it takes less than a second and the
-            process is alone; "never" takes what is known.
+        measures: measure what is not known.
+
+    Attributes:
+        met: what it was asked for, by key.
     """
 
-    def __init__(self, store: TuningStore | None = None, measure: str = "cheap") -> None:
+    def __init__(self, store: TuningStore | None = None, measures: bool = False) -> None:
         self.store = store or shared_store()
-        self.measure = measure
+        self.measures = measures
         self.met: dict[str, Measured] = {}
-        """What this tuner was asked for, by key."""
         self._choices: dict[Any, str | None] = {}
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str | None:
@@ -84,21 +82,12 @@ class AttentionTuner:
         name = attention_key(query, key, mask)
         known = self.store.get(name)
         if known is None or known.choice not in CANDIDATES[device.type]:
-            if not self._may_measure(device):
+            if not self.measures:
                 return None
-            known = measure_attention(query, key, mask, None if self.measure == "always" else _PATIENCE)
-            if known is None:
-                return None
+            known = measure_attention(query, key, mask)
             self.store.put(name, known)
         self.met[name] = known
         return None if known.choice == DEFAULT else known.choice
-
-    def _may_measure(self, device: torch.device) -> bool:
-        if self.measure == "always":
-            return True
-        if self.measure == "never" or device.type != "cuda" or (dist.is_available() and dist.is_initialized()):
-            return False
-        return not torch.cuda.is_current_stream_capturing()
 
 
 def attention_key(query: Tensor, key: Tensor, mask: Tensor | None) -> str:
@@ -110,14 +99,11 @@ def attention_key(query: Tensor, key: Tensor, mask: Tensor | None) -> str:
 
 
 @torch.no_grad()
-def measure_attention(query: Tensor, key: Tensor, mask: Tensor | None, patience: float | None) -> Measured | None:
+def measure_attention(query: Tensor, key: Tensor, mask: Tensor | None) -> Measured:
     """Time every backend on random numbers of a shape.
 
     Args:
         query, key, mask: give shapes, dtype and device; their content is not used.
-        patience: seconds that it may take, judged by the default; None: any.
-    Returns:
-        None where it would take longer.
     """
     device = query.device
     noise = torch.Generator(device).manual_seed(0)
@@ -127,10 +113,9 @@ def measure_attention(query: Tensor, key: Tensor, mask: Tensor | None, patience:
     ]
     hidden = _some_hidden(mask)
     truth = _reference(numbers, hidden)
-    candidates = CANDIDATES[device.type]
-    seconds: dict[str, float] = {}
+    times: dict[str, float] = {}
     allowed = 0.0
-    for name in candidates:
+    for name in CANDIDATES[device.type]:
         if name == "_native_math" and _score_bytes(query, key) > _LARGEST_SCORES:
             continue
         work = _work(name, numbers, hidden)
@@ -141,21 +126,18 @@ def measure_attention(query: Tensor, key: Tensor, mask: Tensor | None, patience:
                 error = _error(work(), truth)
             if name == DEFAULT:
                 allowed = 1.1 * error if query.dtype != torch.float32 else max(1.1 * error, _TOLERANCE)
-                once = _seconds(work, device, 1)
-                if patience is not None and once * len(candidates) * (_REPEATS + 2) > patience:
-                    return None
             if error > allowed:  # a mask that is not heeded, another precision: not the same work
                 continue
-            seconds[name] = _seconds(work, device, _REPEATS)
+            times[name] = _fastest_run(work, device)
         except _REFUSALS as refusal:
             logger.debug("%s does not do %s: %s", name, tuple(query.shape), refusal)
-    return Measured(fastest(seconds), seconds)
+    return Measured(fastest(times), times)
 
 
-def fastest(seconds: dict[str, float], default: str = DEFAULT) -> str:
+def fastest(times: dict[str, float], default: str = DEFAULT) -> str:
     """The quickest by name; `default` unless another one needs clearly less."""
-    best = min(seconds, key=lambda name: seconds[name])
-    return best if default not in seconds or seconds[best] < _WORTH * seconds[default] else default
+    best = min(times, key=lambda name: times[name])
+    return best if default not in times or times[best] < _WORTH * times[default] else default
 
 
 def combination_key(transformer: Any, batch: int, tokens: int) -> str:
@@ -218,6 +200,5 @@ def _score_bytes(query: Tensor, key: Tensor) -> int:
     return batch * heads * tokens * key.shape[1] * 4
 
 
-def _seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """The shortest of some runs."""
-    return min(seconds(work, device) for _ in range(repeats))
+def _fastest_run(work: Callable[[], Any], device: torch.device) -> float:
+    return min(seconds(work, device) for _ in range(_REPEATS))

@@ -6,6 +6,9 @@ import logging
 import os
 from typing import Any, Final
 
+import torch
+from torch import Tensor, nn
+
 from vgen.io.files import private_folder
 
 logger = logging.getLogger(__name__)
@@ -30,12 +33,23 @@ def compile_blocks(transformer: Any) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
     if not is_compiled(transformer):
         transformer.compile_repeated_blocks(dynamic=True)
+        transformer.proj_in.register_forward_hook(_as_between_blocks)
 
 
 def release_blocks(transformer: Any) -> None:
     """Undo `compile_blocks`."""
     for block in transformer.transformer_blocks:
         block._compiled_call_impl = None
+    hooks = transformer.proj_in._forward_hooks
+    for name in [name for name, hook in hooks.items() if hook is _as_between_blocks]:
+        del hooks[name]
+
+
+def _as_between_blocks(module: nn.Module, args: Any, hidden_states: Tensor) -> Tensor:
+    """What the first block gets as the others get it, so that one program fits all: no view; float32 in autocast."""
+    kind = hidden_states.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return hidden_states.to(torch.float32 if mixed else hidden_states.dtype, copy=True)
 
 
 def is_compiled(transformer: Any) -> bool:

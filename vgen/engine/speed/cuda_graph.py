@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from vgen.engine.speed.fast_path import FastPath
 from vgen.models.transformer.attention import VideoAttentionProcessor
 from vgen.models.transformer.fusing import plain
 
@@ -28,26 +29,25 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 
 @contextmanager
-def blocks_recorded(transformer: Any, tokens: int, capture: Capture | None = None) -> Iterator[None]:
+def blocks_recorded(path: FastPath, tokens: int, capture: Capture | None = None) -> Iterator[None]:
     """Inside, for one denoising loop, the blocks are recorded at their second call and played back from then on.
 
     Nothing but the inputs of the blocks may change meanwhile: weights are read where they lay when it was recorded.
     Does nothing where `recordable` says no.
 
     Args:
-        transformer: a VideoDiT.
+        path: of the loop.
         tokens: of a call, over its whole batch.
         capture: stands in for CUDA's.
     """
-    if not recordable(transformer, tokens):
+    if path.recorder is not None or not recordable(path.transformer, tokens):
         yield
         return
-    before = transformer.block_runner
-    transformer.block_runner = BlockRecorder(capture or capture_cuda)
+    path.recorder = BlockRecorder(capture or capture_cuda)
     try:
         yield
     finally:
-        transformer.block_runner = before
+        path.recorder = None
 
 
 def recordable(transformer: Any, tokens: int) -> bool:
@@ -58,7 +58,6 @@ def recordable(transformer: Any, tokens: int) -> bool:
     blocks = transformer.transformer_blocks
     return (
         tokens <= LARGEST
-        and transformer.block_runner is None
         and all(weight.device.type == _DEVICE for weight in blocks.parameters())
         and all(plain(module) and module._compiled_call_impl is None for module in blocks.modules())
         and all(

@@ -8,7 +8,6 @@ from contextvars import ContextVar
 from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
@@ -19,18 +18,16 @@ from torch import Tensor, nn
 
 from vgen import ops
 from vgen.errors import RequestError
-from vgen.models.transformer.fusing import neighbours, plain
-from vgen.models.transformer.loop_memo import Memo, text_rows
+from vgen.models.transformer.fusing import plain, together
 from vgen.models.transformer.rope import Rotation
 from vgen.models.transformer.skip import BlockSkip, replace_rows
-from vgen.ops import switches
 
 Chooser = Callable[[Tensor, Tensor, Tensor, Tensor | None], str | None]
 """From queries, keys, values (each [B, N or L, heads, head_dim]) and mask to a backend's name; None: the default."""
 _chooser: ContextVar[Chooser | None] = ContextVar("attention chooser", default=None)
 
 KeptText = tuple[tuple[Tensor, Tensor], ...]
-"""Keys and values of the text, [b, L, D] each, a pair for each run of samples of one length."""
+"""Keys and values of the text, [b, L, D] each, a pair for each run of samples with texts of one length."""
 
 
 def mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
@@ -101,14 +98,13 @@ class VideoAttentionProcessor:
         """See VideoAttention.forward.
 
         `skip`: samples whose attention is replaced, by mode (see types.SkipLayers); `kept_text`: of
-        VideoAttention.keep_text, together with the mask that it leaves.
+        `TextKeeper.keep_text`, together with the mask that it leaves.
         """
+        keeper = None if torch.compiler.is_compiling() else attention.text_keeper
+        if kept_text is None and keeper is not None and encoder_hidden_states is not None and not skip:
+            kept_text, attention_mask = keeper.keep_text(attention, encoder_hidden_states, attention_mask)
         if kept_text is not None:
             return self._to_text(attention, kept_text, hidden_states, attention_mask)
-        memo = None if torch.compiler.is_compiling() else attention.memo
-        if memo is not None and encoder_hidden_states is not None and rotation is None and not skip:
-            kept, mask = attention.keep_text(encoder_hidden_states, attention_mask, memo)
-            return self._to_text(attention, kept, hidden_states, mask)
         query, key, value = attention.project(hidden_states, encoder_hidden_states)
         query, key = attention.norm_q.rotated(query, rotation), attention.norm_k.rotated(key, rotation)
         attended = self._attend(attention, query, key, value, attention_mask)
@@ -165,6 +161,13 @@ class VideoAttentionProcessor:
         return attended
 
 
+class TextKeeper(Protocol):
+    """Computes keys and values of the text once for all steps of a loop, see vgen.engine.speed.fast_path."""
+
+    def keep_text(self, attention: VideoAttention, text: Tensor, mask: Tensor | None) -> tuple[KeptText, Tensor | None]:
+        """Keys and values of `text` [B, L, D] without its padding, and the mask that is then still needed."""
+
+
 class SpreadTokens(Protocol):
     """Tokens on several processes, see vgen.engine.processes.sequence_parallel."""
 
@@ -185,8 +188,8 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
         qk_norm: only "rms_norm_across_heads".
     """
 
-    memo: Memo | None = None
-    """Of the loop under way, see VideoDiT.hoisting; None outside."""
+    text_keeper: TextKeeper | None = None
+    """Of the loop under way, in cross-attention; None outside."""
     sequence: SpreadTokens | None = None
     """Where each of several processes has a part of the tokens: how they attend to all of them."""
     fused_projections: bool
@@ -224,16 +227,13 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
 
     def project(self, hidden_states: Tensor, encoder_hidden_states: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, [B, N, D] and twice [B, N or L, D]; in one matrix product where fused."""
-        if encoder_hidden_states is None and (fused := neighbours(self.to_q, self.to_k, self.to_v)) is not None:
-            query, key, value = F.linear(hidden_states, *fused).chunk(3, dim=-1)
-            return query, key, value
-        if not self.fused_projections:
-            source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-            return self.to_q(hidden_states), self.to_k(source), self.to_v(source)
-        if encoder_hidden_states is None:
+        if encoder_hidden_states is not None:
+            return self.to_q(hidden_states), *self.project_text(encoder_hidden_states)
+        if self.fused_projections:
             query, key, value = self.to_qkv(hidden_states).chunk(3, dim=-1)
-            return query, key, value
-        return self.to_q(hidden_states), *self.project_text(encoder_hidden_states)
+        else:
+            query, key, value = together(hidden_states, self.to_q, self.to_k, self.to_v)
+        return query, key, value
 
     def project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of what is attended to: [B, L, D] each, keys not normalised yet."""
@@ -241,29 +241,6 @@ class VideoAttention(nn.Module, AttentionModuleMixin):
             return self.to_k(text), self.to_v(text)
         key, value = self.to_kv(text).chunk(2, dim=-1)
         return key, value
-
-    def keep_text(self, text: Tensor, mask: Tensor | None, memo: Memo) -> tuple[KeptText, Tensor | None]:
-        """Keys and values of the text, remembered, without padding, and the mask that is then still needed.
-
-        Args:
-            text: [B, L, cross_attention_dim].
-            mask: see `forward`.
-            memo: of the loop under way.
-        """
-        rows = None
-        if mask is not None and mask.ndim == 2 and switches.enabled("trimmed_text"):
-            rows = memo.get("rows", (mask,), lambda: text_rows(mask))
-
-        def keys_and_values() -> KeptText:
-            texts = [text] if rows is None else [text[part.start : part.stop, : part.length] for part in rows]
-            found = []
-            for part in texts:
-                key, value = self.project_text(part)
-                found.append((self.norm_k.rotated(key, None), value))
-            return tuple(found)
-
-        kept = memo.get(("text", id(self)), (text, mask, *self.text_layers()), keys_and_values)
-        return kept, mask if rows is None else None
 
     def text_layers(self) -> tuple[nn.Module, ...]:
         """The layers that keys and values of the text depend on."""

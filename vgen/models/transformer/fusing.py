@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vgen.ops import switches
@@ -58,6 +59,14 @@ def move_together(*layers: nn.Module) -> bool:
                 for value, piece in zip(values, torch.cat(values).split([len(v) for v in values]), strict=True):
                     value.data = piece
     return True
+
+
+def together(hidden_states: Tensor, *layers: nn.Module) -> tuple[Tensor, ...]:
+    """Linear layers of one size on one input [..., D]: in one product where their weights are neighbours."""
+    joined = neighbours(*layers)
+    if joined is None:
+        return tuple(layer(hidden_states) for layer in layers)
+    return F.linear(hidden_states, *joined).chunk(len(layers), dim=-1)
 
 
 def neighbours(*layers: nn.Module) -> tuple[Tensor, Tensor | None] | None:

@@ -6,8 +6,8 @@ they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -22,100 +22,37 @@ from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 
 from vgen.errors import ShapeError
-from vgen.models.diffusers_compat import OptionalConfigKeys, register_block, register_class, register_single_file
-from vgen.models.layers import AdaLayerNormSingle, FeedForward, ModuleListOf, RMSNorm, TextProjection
-from vgen.models.transformer.attention import KeptText, VideoAttention, VideoAttentionProcessor
-from vgen.models.transformer.loop_inputs import HoistedInputs
-from vgen.models.transformer.loop_memo import remembered
+from vgen.models.diffusers_compat import OptionalConfigKeys, register_class, register_single_file
+from vgen.models.layers import AdaLayerNormSingle, ModuleListOf, TextProjection
+from vgen.models.transformer.block import BlockInputs, VideoDiTBlock
 from vgen.models.transformer.rope import RotaryPositions, Rotation
-from vgen.models.transformer.skip import BlockSkip, plan_skips, replace_rows
+from vgen.models.transformer.skip import BlockSkip, plan_skips
 from vgen.models.weights_io import LocalWeights
 from vgen.types import SkipLayers
 
+Grid = tuple[int | None, int | None, int | None, tuple[float, float, float] | Tensor | None]
+"""Latent frames, rows and columns, and the scale of a latent: positions where no coordinates are given."""
 
-class VideoDiTBlock(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; the first and the last modulated by the timestep.
 
-    Args:
-        hidden_size: channels.
-        num_heads: heads.
-        head_dim: channels of a head.
-        cross_attention_dim: channels of the projected text.
-        qk_norm, attention_bias, attention_out_bias: see VideoAttention.
-        activation_fn: see FeedForward.
-        eps: of the norms.
-        elementwise_affine: weights in the norms.
-    """
+class ForwardSteps(Protocol):
+    """The two steps of VideoDiT.forward that can be done in another way with the same result; see VideoDiT for both."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        head_dim: int,
-        cross_attention_dim: int,
-        qk_norm: str,
-        activation_fn: str,
-        attention_bias: bool,
-        attention_out_bias: bool,
-        eps: float,
-        elementwise_affine: bool,
-    ) -> None:
-        super().__init__()
-        heads = (num_heads, head_dim)
-        biases = (attention_bias, attention_out_bias)
-        self.norm1 = RMSNorm(hidden_size, eps, elementwise_affine)
-        self.attn1 = VideoAttention(hidden_size, *heads, None, *biases, qk_norm)
-        self.norm2 = RMSNorm(hidden_size, eps, elementwise_affine)
-        self.attn2 = VideoAttention(hidden_size, *heads, cross_attention_dim, *biases, qk_norm)
-        self.ff = FeedForward(hidden_size, activation_fn)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, hidden_size) / hidden_size**0.5)
-
-    def forward(
+    def embed(
         self,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        temb: Tensor,
-        rotation: Rotation | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        skip: BlockSkip | None = None,
-        kept_text: KeptText | None = None,
-    ) -> Tensor:
-        """[B, N, D] -> [B, N, D].
+        features: Tensor,
+        timestep: Tensor,
+        mask: Tensor | None,
+        grid: Grid,
+        coordinates: Tensor | None,
+    ) -> tuple[BlockInputs, Tensor]:
+        """Everything that is computed before the blocks."""
 
-        Args:
-            hidden_states: video tokens.
-            encoder_hidden_states: [B, L, cross_attention_dim], projected text.
-            temb: [B, N or 1, 6 * D], modulation by token or by sample; or [B, N or 1, 6, D], this block's own table
-                added already.
-            rotation: see rope.RotaryPositions.
-            encoder_attention_mask: see VideoAttention.
-            skip: what is left out, see types.SkipLayers.
-            kept_text: keys and values of the text, see VideoAttention.keep_text.
-        """
-        before, modes = hidden_states, skip or {}
-        left_out = "transformer_block" in modes
-        if left_out and modes["transformer_block"] is None:
-            return hidden_states
-        modulation = temb
-        if temb.ndim == 3:
-            modulation = temb.unflatten(-1, self.scale_shift_table.shape) + self.scale_shift_table
-        shift_attention, scale_attention, gate_attention, shift_ff, scale_ff, gate_ff = modulation.unbind(dim=2)
-        _, modulated = self.norm1.modulated(hidden_states, None, shift_attention, scale_attention)
-        attended = self.attn1(hidden_states=modulated, rotation=rotation, **({"skip": skip} if skip else {}))
-        hidden_states = torch.addcmul(hidden_states, attended, gate_attention)
-        told = self.attn2(
-            hidden_states=hidden_states,
-            encoder_hidden_states=encoder_hidden_states,
-            attention_mask=encoder_attention_mask,
-            **({} if kept_text is None else {"kept_text": kept_text}),
-        )
-        hidden_states, modulated = self.norm2.modulated(hidden_states, told, shift_ff, scale_ff)
-        hidden_states = torch.addcmul(hidden_states, self.ff(modulated), gate_ff)
-        return replace_rows(hidden_states, before, modes["transformer_block"]) if left_out else hidden_states
+    def run_blocks(self, inputs: BlockInputs, skips: Sequence[BlockSkip | None] | None = None) -> Tensor:
+        """All blocks."""
 
 
 class VideoDiT(
-    HoistedInputs,
     OptionalConfigKeys,
     LocalWeights,
     ModelMixin,
@@ -140,6 +77,8 @@ class VideoDiT(
         rope_theta, rope_base_size: see rope.RotaryPositions. Not written to a config where they are the default.
     """
 
+    fast_path: ForwardSteps | None = None
+    """Takes the place of `embed` and `run_blocks` for the time of a loop; put on by vgen.engine.speed.fast_path."""
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
     _skip_layerwise_casting_patterns: ClassVar[list[str]] = ["norm"]
@@ -247,52 +186,76 @@ class VideoDiT(
         Raises:
             ShapeError: tokens, timesteps or positions that do not fit each other.
         """
-        memo = self._settled_memo()
-        grid = (num_frames, height, width, rope_interpolation_scale)
-        rotation = remembered(
-            None if isinstance(rope_interpolation_scale, Tensor) else memo,
-            ("rotation", *grid) if memo is not None else "",
-            (video_coords,),
-            lambda: self.rope(hidden_states, *grid, video_coords),
-        )
-        _check_tokens(hidden_states, timestep, rotation)
-        batch = hidden_states.shape[0]
-        hidden_states = self.proj_in(hidden_states)
-        tembs, last = self._time(timestep, hidden_states.dtype, memo)
-        text, mask = self._text(encoder_hidden_states, encoder_attention_mask, memo)
-        kept, mask = self._kept_text(text, mask, memo)
-        skips: list[BlockSkip | None] = [None] * len(self.transformer_blocks)
+        skips = None
         if skip_layers is not None:
-            skips = plan_skips(skip_layers, len(skips), batch, hidden_states.device)
-
-        arguments = (hidden_states, text, tembs, rotation, mask, kept)
-        if self.block_runner is None or skip_layers is not None:
-            hidden_states = self._run_blocks(*arguments, skips=skips)
-        else:
-            hidden_states = self.block_runner(self._run_blocks, *arguments)
-
+            skips = plan_skips(skip_layers, len(self.transformer_blocks), len(hidden_states), hidden_states.device)
+        steps: ForwardSteps = self.fast_path or self
+        grid = (num_frames, height, width, rope_interpolation_scale)
+        inputs, last = steps.embed(
+            hidden_states, encoder_hidden_states, timestep, encoder_attention_mask, grid, video_coords
+        )
+        hidden_states = steps.run_blocks(inputs, skips)
         shift, scale = last.unbind(dim=2)
         velocity = self.proj_out(torch.addcmul(shift, self.norm_out(hidden_states), 1 + scale))
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
-    def _run_blocks(
+    def embed(
         self,
         hidden_states: Tensor,
-        text: Tensor,
-        tembs: Iterable[Tensor],
-        rotation: Rotation,
+        features: Tensor,
+        timestep: Tensor,
         mask: Tensor | None,
-        kept: Sequence[KeptText | None],
-        skips: Sequence[BlockSkip | None] | None = None,
-    ) -> Tensor:
-        """All blocks, [B, N, D] -> [B, N, D]; `tembs`, `kept`, `skips`: one entry for each, see VideoDiTBlock."""
-        skips = skips or [None] * len(self.transformer_blocks)
-        if self._blocks_are_compiled():
-            # No view, and float32 where autocast makes it so from the first block on: one program fits all blocks.
-            kind = hidden_states.device.type
-            mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-            hidden_states = hidden_states.to(torch.float32 if mixed else hidden_states.dtype, copy=True)
-        for block, temb, known, skip in zip(self.transformer_blocks, tembs, kept, skips, strict=True):
+        grid: Grid,
+        coordinates: Tensor | None,
+    ) -> tuple[BlockInputs, Tensor]:
+        """What the blocks work on, and shift and scale of the last norm, [B, N or 1, 2, D]; arguments: see `forward`.
+
+        Raises:
+            ShapeError: tokens, timesteps or positions that do not fit each other.
+        """
+        rotation = self.rope(hidden_states, *grid, coordinates)
+        check_tokens(hidden_states, timestep, rotation)
+        tokens = self.proj_in(hidden_states)
+        modulation, last = self.embed_time(timestep, tokens.dtype)
+        text, mask = self.caption_projection(features), self.text_mask(mask)
+        return BlockInputs(tokens, text, mask, rotation, modulation), last
+
+    def embed_time(self, timestep: Tensor, dtype: torch.dtype) -> tuple[Sequence[Tensor], Tensor]:
+        """`modulation` of BlockInputs, and shift and scale of the last norm, for timesteps [B] or [B, N]."""
+        batch = len(timestep)
+        temb, embedded = (value.unflatten(0, (batch, -1)) for value in self.time_embed(timestep.flatten(), dtype))
+        return [temb] * len(self.transformer_blocks), embedded.unsqueeze(2) + self.scale_shift_table
+
+    def text_mask(self, mask: Tensor | None) -> Tensor | None:
+        """A mask that every attention backend takes: bool [B, L]; an additive one [B, 1, L] becomes [B, 1, 1, L].
+
+        A sample without a single kept token attends to all of them: softmax over nothing has no answer. (Not where the
+        text is spread over several processes: each would see only its part.)
+        """
+        if mask is None:
+            return None
+        if mask.ndim == 3:
+            return mask.unsqueeze(1)
+        keep = mask if mask.dtype == torch.bool else mask > 0.5
+        return keep if self.text_is_spread else keep | ~keep.any(dim=-1, keepdim=True)
+
+    @property
+    def text_is_spread(self) -> bool:
+        """Whether each of several processes sees only a part of the text."""
+        return any(getattr(block.attn2.processor, "_parallel_config", None) for block in self.transformer_blocks[:1])
+
+    def run_blocks(self, inputs: BlockInputs, skips: Sequence[BlockSkip | None] | None = None) -> Tensor:
+        """All blocks: [B, N, D].
+
+        Args:
+            inputs: of `embed`.
+            skips: what each block leaves out.
+        """
+        hidden_states, text, mask, rotation, modulation, kept_text = inputs
+        nothing = [None] * len(self.transformer_blocks)
+        for block, temb, kept, skip in zip(
+            self.transformer_blocks, modulation, kept_text or nothing, skips or nothing, strict=True
+        ):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(
                     block, hidden_states, text, temb, rotation, mask, skip
@@ -305,7 +268,7 @@ class VideoDiT(
                     rotation=rotation,
                     encoder_attention_mask=mask,
                     skip=skip,
-                    **({} if known is None else {"kept_text": known}),
+                    kept_text=kept,
                 )
         return hidden_states
 
@@ -344,11 +307,16 @@ class VideoDiT(
         nn.init.zeros_(self.proj_out.bias)
 
 
-def _check_tokens(hidden_states: Tensor, timestep: Tensor, rotation: Rotation) -> None:
+def check_tokens(hidden_states: Tensor, timestep: Tensor, rotation: Rotation) -> None:
+    """Refuse timesteps or positions that do not fit the tokens.
+
+    Raises:
+        ShapeError: with what would fit.
+    """
     batch, tokens = hidden_states.shape[:2]
     if timestep.ndim not in (1, 2) or timestep.shape[0] != batch or timestep.shape[1:].numel() not in (1, tokens):
         raise ShapeError(
-            f"timestep has shape {tuple(timestep.shape)}: it must be [{batch}], or [{batch}, {tokens}] for one by "
+            f"timestep has shape {tuple(timestep.shape)}: it must be [{batch}], or [{batch}, {tokens}] for one per "
             "token."
         )
     positions = rotation[0].shape
@@ -361,4 +329,3 @@ def _check_tokens(hidden_states: Tensor, timestep: Tensor, rotation: Rotation) -
 
 register_class(VideoDiT)
 register_single_file(VideoDiT, "LTXVideoTransformer3DModel")
-register_block(VideoDiTBlock, VideoAttentionProcessor)

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from einops import rearrange
 from torch import Tensor, nn
 
 from vgen import ops
 from vgen.errors import RequestError
 from vgen.models.layers import ChannelLayerNorm, ModuleListOf, PixelNorm, TimestepEmbedder
 from vgen.models.vae.causal_conv import CausalConv3d
-from vgen.models.vae.resolution import resolution_stride, space_to_depth
 from vgen.models.vae.streaming import FrameStream, add_beside, begins, take
 
 Generators = torch.Generator | list[torch.Generator] | None
-"""Where injected noise comes from: one generator for the batch, one a sample, or the global one."""
+"""Where injected noise comes from: one generator for the batch, one per sample, or the global one."""
+STRIDES = {"spatiotemporal": (2, 2, 2), "temporal": (2, 1, 1), "spatial": (1, 2, 2)}
+"""(frames, rows, columns) that a change of resolution joins or splits, by its name in the config."""
+
+
+def resolution_stride(field: str, kind: str) -> tuple[int, int, int]:
+    """The stride that `kind` names; refuses an unknown one, naming the config `field`."""
+    if kind not in STRIDES:
+        raise RequestError(f"{field}: {kind!r} is not known: use one of {', '.join(STRIDES)}.")
+    return STRIDES[kind]
+
+
+def check_lengths(needed: int, owner: str, **fields: Sequence[object]) -> None:
+    """Refuse config tuples that have fewer than the `needed` entries that `owner` asks for.
+
+    Surplus entries are let through: public configs leave defaults of another length beside what they set.
+    """
+    for field, values in fields.items():
+        if len(values) < needed:
+            raise RequestError(f"{field} has {len(values)} entries, but {owner} asks for {needed}; give {needed}.")
+
+
+def space_to_depth(hidden_states: Tensor, stride: tuple[int, int, int]) -> Tensor:
+    """[B, C, F * a, H * b, W * c] -> [B, C * a * b * c, F, H, W]."""
+    a, b, c = stride
+    return rearrange(hidden_states, "n d (f a) (h b) (w c) -> n (d a b c) f h w", a=a, b=b, c=c)
 
 
 def modulation(embedding: Tensor, table: Tensor) -> tuple[Tensor, ...]:
@@ -40,12 +65,11 @@ class ResnetBlock(nn.Module):
     """norm, SiLU, convolution, twice, added to the input.
 
     Args:
-        in_channels: channels in.
-        out_channels: channels out; another number than `in_channels` adds a 1x1x1 shortcut.
+        in_channels, out_channels: where they differ, a 1x1x1 shortcut is added.
         eps: of the shortcut's norm.
         causal: see CausalConv3d.
         inject_noise: add noise after each convolution, one field of H x W for all channels and frames, scaled
-            by channel.
+            per channel.
         timestep_conditioning: scale and shift after each norm by the time embedding.
     """
 
@@ -224,7 +248,7 @@ class Stage(nn.Module):
 
     def run_resnets(
         self,
-        resnets: ModuleListOf[ResnetBlock],
+        resnets: Iterable[ResnetBlock],
         hidden_states: Tensor,
         embedding: Tensor | None,
         generator: Generators,
@@ -253,8 +277,7 @@ class DownBlock(Stage):
     """Residual blocks, then a reduction of resolution.
 
     Args:
-        in_channels: channels in.
-        out_channels: channels out.
+        in_channels, out_channels: before and after.
         num_layers: residual blocks before the reduction.
         eps: of shortcut norms.
         causal: see CausalConv3d.
@@ -327,8 +350,7 @@ class UpBlock(Stage):
     """A change of channels where needed, an increase of resolution where asked, then residual blocks.
 
     Args:
-        in_channels: channels in.
-        out_channels: channels of the residual blocks.
+        in_channels, out_channels: before, and of the residual blocks.
         num_layers: residual blocks.
         eps: of shortcut norms.
         causal: see CausalConv3d.

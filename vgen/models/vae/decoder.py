@@ -1,8 +1,15 @@
-"""The decoder of the causal VAE: latents -> pixels, optionally conditioned on a timestep."""
+"""The decoder of the causal VAE: latents -> pixels, optionally conditioned on a timestep.
+
+It can be cut into single blocks, so that a clip is worked up in pieces of about one size at every resolution. Where a
+clip is small, in the first stages, all of it is one piece. Where it is large, few frames are: no stage then holds a
+clip of its resolution, and still no piece is too small to be worth a call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import Final, NamedTuple
 
 import torch
 from einops import rearrange
@@ -10,11 +17,43 @@ from torch import Tensor, nn
 
 from vgen.errors import RequestError
 from vgen.models.layers import ModuleListOf, PixelNorm, TimestepEmbedder
-from vgen.models.vae.blocks import Generators, MidBlock, UpBlock, modulation
+from vgen.models.vae.blocks import (
+    Generators,
+    MidBlock,
+    ResnetBlock,
+    UpBlock,
+    check_lengths,
+    modulation,
+    resolution_stride,
+)
 from vgen.models.vae.causal_conv import CausalConv3d
-from vgen.models.vae.decoding_steps import decoding_steps, stages_of
-from vgen.models.vae.resolution import check_lengths, resolution_stride
-from vgen.models.vae.streaming import FrameStream, run_in_pieces
+from vgen.models.vae.streaming import FrameStream, StreamStage, run_in_pieces
+
+_ON_CPU: Final = 2**21
+_ELSEWHERE: Final = 2**25
+
+
+def piece_on(device: str) -> int:
+    """Numbers of the largest tensor that are worked on at a time, by the type of device.
+
+    On a CPU measured: smaller pieces are slower, larger ones no faster. Elsewhere chosen so that a call has
+    enough to do for any GPU; not measured.
+    """
+    return _ON_CPU if device == "cpu" else _ELSEWHERE
+
+
+class Step(NamedTuple):
+    """One block of a decoder.
+
+    Attributes:
+        run: [B, C, F, H, W] and the stream's memory to the same of the next block.
+        width: numbers of its largest tensor for each position of what comes in.
+        growth: frames, rows and columns that a position of what comes in becomes.
+    """
+
+    run: Callable[[Tensor, FrameStream | None], Tensor]
+    width: int
+    growth: tuple[int, int, int] = (1, 1, 1)
 
 
 class Decoder(nn.Module):
@@ -27,7 +66,7 @@ class Decoder(nn.Module):
         out_channels: of the pixels.
         block_out_channels: width of each stage (before division by its `upsample_factor`).
         spatio_temporal_scaling: whether each stage raises the resolution.
-        upsample_type: how each stage raises it: a name of vae_blocks.STRIDES.
+        upsample_type: how each stage raises it: a name of blocks.STRIDES.
         layers_per_block: residual blocks of each stage and, last, of the middle.
         patch_size: pixels of a patch's side.
         patch_size_t: frames of a patch.
@@ -35,8 +74,8 @@ class Decoder(nn.Module):
         causal: see CausalConv3d.
         inject_noise: by stage and, last, for the middle.
         timestep_conditioning: take a timestep.
-        upsample_residual: see vae_blocks.Upsampler.
-        upsample_factor: see vae_blocks.Upsampler.
+        upsample_residual: see blocks.Upsampler.
+        upsample_factor: see blocks.Upsampler.
     """
 
     def __init__(
@@ -136,12 +175,37 @@ class Decoder(nn.Module):
 
         Args:
             latents, timesteps, generator: see `forward`.
-            numbers: of the largest tensor that are worked on at a time, see decoding_steps.piece_on.
+            numbers: of the largest tensor that are worked on at a time, see `piece_on`.
         Returns:
             [B, 3, F, H, W] each; some may have no frames.
         """
-        steps = decoding_steps(self, self._scaled(timesteps, latents.shape[0]), generator)
-        return run_in_pieces(list(stages_of(steps, latents, numbers)), [latents])
+        stages, positions = [], latents.shape[0] * latents.shape[3] * latents.shape[4]
+        for step in self._steps(self._scaled(timesteps, latents.shape[0]), generator):
+            stages.append(StreamStage(step.run, max(1, numbers // (positions * step.width))))
+            positions *= step.growth[1] * step.growth[2]
+        return run_in_pieces(stages, [latents])
+
+    def numbers_per_frame(self, latents: Tensor) -> int:
+        """Numbers of the largest tensor for each frame of the finished clip.
+
+        Args:
+            latents: [B, C, f, h, w], the whole pictures, though each of several processes may work on a part of them.
+        """
+        positions, stride, largest = latents.shape[0] * latents.shape[3] * latents.shape[4], 1, 0
+        for step in self._steps(None, None):
+            largest = max(largest, positions * step.width // stride)
+            positions *= step.growth[1] * step.growth[2]
+            stride *= step.growth[0]
+        return largest
+
+    def _steps(self, timesteps: Tensor | None, generator: Generators) -> Iterator[Step]:
+        """The blocks in order; `timesteps` [B] are scaled."""
+        conv = self.conv_in.conv
+        yield Step(self.from_latents, max(conv.in_channels, conv.out_channels))
+        for block in (self.mid_block, *self.up_blocks):
+            yield from _steps_of(block, timesteps, generator)
+        conv = self.conv_out.conv
+        yield Step(partial(self.to_pixels, timesteps), max(conv.in_channels, conv.out_channels))
 
     def from_latents(self, latents: Tensor, stream: FrameStream | None = None) -> Tensor:
         """The first convolution: [B, C, f, h, w] -> [B, D, f, h, w]."""
@@ -170,3 +234,23 @@ class Decoder(nn.Module):
                 f"temb has {timesteps.numel()} values for {batch} latents: give one for all or one for each ({batch})."
             )
         return timesteps.expand(batch) * self.timestep_scale_multiplier
+
+
+def _steps_of(block: MidBlock | UpBlock, timesteps: Tensor | None, generator: Generators) -> Iterator[Step]:
+    """The steps of a stage; its embedding of the timesteps is computed once for all pieces."""
+    if isinstance(block, UpBlock):
+        if (widen := block.conv_in) is not None:
+            width = max(widen.conv1.conv.in_channels, widen.conv1.conv.out_channels)
+            yield Step(lambda hidden_states, stream: widen(hidden_states, stream=stream), width)
+        for upsampler in block.upsamplers or ():
+            yield Step(upsampler, upsampler.conv.conv.out_channels, upsampler.stride)
+
+    @cache
+    def embedding(dtype: torch.dtype) -> Tensor | None:
+        return None if block.time_embedder is None else block.time_embedder(timesteps, dtype)
+
+    def run(resnet: ResnetBlock, hidden_states: Tensor, stream: FrameStream | None) -> Tensor:
+        return block.run_resnets([resnet], hidden_states, embedding(hidden_states.dtype), generator, stream)
+
+    for resnet in block.resnets:
+        yield Step(partial(run, resnet), resnet.conv1.conv.out_channels)

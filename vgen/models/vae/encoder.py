@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from vgen.errors import RequestError
 from vgen.models.layers import PixelNorm
-from vgen.models.vae.blocks import DownBlock, MidBlock
+from vgen.models.vae.blocks import DownBlock, MidBlock, check_lengths
 from vgen.models.vae.causal_conv import CausalConv3d
-from vgen.models.vae.resolution import check_lengths
 from vgen.models.vae.streaming import FrameStream, StreamStage, run_in_pieces
 
 CONV_BLOCK, SPACE_TO_DEPTH_BLOCK = "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D"

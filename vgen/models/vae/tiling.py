@@ -1,7 +1,7 @@
 """Encoding and decoding in pieces: along time exactly, in space by overlapping tiles that are blended.
 
 Memory then grows neither with the length of a clip nor with the size of its pictures. Decoding is always in pieces
-along time where nobody wants gradients, see decoding_steps: it takes no longer than decoding a clip whole.
+along time where nobody wants gradients, see vgen.models.vae.decoder: it takes no longer than decoding a clip whole.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from torch import Tensor
 from vgen.errors import ShapeError
 from vgen.models.transformer.fusing import plain
 from vgen.models.vae.blocks import Generators
-from vgen.models.vae.decoder import Decoder
-from vgen.models.vae.decoding_steps import numbers_a_frame, piece_on
+from vgen.models.vae.decoder import Decoder, piece_on
 from vgen.models.vae.encoder import Encoder
 from vgen.types import Strides
 
@@ -150,7 +149,7 @@ class TiledCoding:
             ):
                 return iter([self.decoder(part, temb, generator)])
             if self.use_framewise_decoding:
-                frames = self.tile_sample_stride_num_frames * numbers_a_frame(self.decoder, part)
+                frames = self.tile_sample_stride_num_frames * self.decoder.numbers_per_frame(part)
                 numbers = min(numbers // _SMALLER, frames)
             return self.decoder.in_pieces(part, temb, generator, numbers)
 

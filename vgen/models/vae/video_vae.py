@@ -18,20 +18,56 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from vgen.errors import ShapeError
 from vgen.models.diffusers_compat import OptionalConfigKeys, register_class, register_single_file
-from vgen.models.vae.blocks import Generators, ResnetBlock
+from vgen.models.vae.blocks import STRIDES, Generators, ResnetBlock
 from vgen.models.vae.decoder import Decoder
 from vgen.models.vae.encoder import Encoder, down_stages
-from vgen.models.vae.latent_distribution import LatentDistribution
-from vgen.models.vae.resolution import STRIDES
 from vgen.models.vae.tiling import TiledCoding
 from vgen.models.weights_io import LocalWeights
 from vgen.types import Strides, VideoShape
 
 _CONV_BLOCKS = ("LTXVideoDownBlock3D",) * 4
+
+
+class LatentDistribution:
+    """Gaussian with independent components.
+
+    Args:
+        parameters: [B, 2 * C, f, h, w], means, then log-variances (clamped to [-30, 20]).
+    """
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.parameters = parameters
+        self.mean, logvar = parameters.chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30.0, 20.0)
+
+    @property
+    def std(self) -> Tensor:
+        """[B, C, f, h, w], standard deviation."""
+        return torch.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Tensor:
+        """[B, C, f, h, w], variance."""
+        return torch.exp(self.logvar)
+
+    def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
+        """[B, C, f, h, w], one draw; a list of generators gives each sample its own."""
+        noise = randn_tensor(self.mean.shape, generator, self.mean.device, self.mean.dtype)
+        return self.mean + self.std * noise
+
+    def mode(self) -> Tensor:
+        """[B, C, f, h, w], the most likely latents."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """[B], divergence from the standard normal, summed over all components of a sample."""
+        terms = self.mean.square() + self.var - 1.0 - self.logvar
+        return 0.5 * terms.flatten(1).sum(dim=1)
 
 
 @dataclass
@@ -49,9 +85,9 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, LocalWeights, ModelMixin, 
         out_channels: of the decoded pixels.
         latent_channels: of the latents.
         block_out_channels, down_block_types, spatio_temporal_scaling, layers_per_block, downsample_type: see
-            vae_encoder.Encoder.
+            encoder.Encoder.
         decoder_block_out_channels, decoder_layers_per_block, decoder_spatio_temporal_scaling, decoder_inject_noise,
-            upsample_residual, upsample_factor, timestep_conditioning: see vae_decoder.Decoder.
+            upsample_residual, upsample_factor, timestep_conditioning: see decoder.Decoder.
         patch_size, patch_size_t: pixels and frames of a patch.
         resnet_norm_eps: of shortcut norms.
         scaling_factor: latents are multiplied by it when normalised.

@@ -13,6 +13,7 @@ from torch import nn
 from vgen.engine.memory.coding import LiveBytes
 from vgen.engine.memory.offload import BlockOffload, offload_blocks, resident_bytes, weight_bytes
 from vgen.engine.session import inference_session
+from vgen.engine.speed.fast_path import fast_path
 from vgen.errors import RequestError
 from vgen.models import VideoDiT
 from vgen.models.transformer.fusing import move_together, neighbours
@@ -81,11 +82,11 @@ def test_what_a_loop_remembers_is_found_again(transformer: VideoDiT) -> None:
             )
         )
     inputs = _inputs()
-    with transformer.hoisting():
+    with fast_path(transformer) as path:
         first = _run(transformer, inputs)
-        kept = {name: len(values) for name, values in transformer._memo._kept.items()}
+        kept = {name: len(values) for name, values in path.memo._kept.items()}
         assert torch.equal(_run(transformer, inputs), first)
-        assert {name: len(values) for name, values in transformer._memo._kept.items()} == kept
+        assert {name: len(values) for name, values in path.memo._kept.items()} == kept
     torch.testing.assert_close(first, expected, rtol=0, atol=1e-5)
     assert all(found)
     assert len(found) == 10

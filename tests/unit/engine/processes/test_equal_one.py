@@ -15,6 +15,7 @@ import torch.distributed as dist
 from diffusers import FirstBlockCacheConfig
 from vgen.engine.processes.sequence_parallel import SequenceParallel
 from vgen.engine.processes.vae_parallel import VaeParallel
+from vgen.engine.speed.fast_path import fast_path
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.types import SkipLayers
@@ -58,7 +59,7 @@ for batch, tokens, by_token, grid in ((2, 15, False, None), (1, 16, True, None),
         for spread in (False, True):
             parallel = SequenceParallel(model) if spread else None
             if hoisted:
-                with model.hoisting():
+                with fast_path(model):
                     model(**call)
                     found.append(model(**call)[0])
             else:

@@ -34,15 +34,15 @@ class Clock:
             return real(name, numbers, mask)
 
         monkeypatch.setattr(autotune, "_work", work)
-        monkeypatch.setattr(autotune, "_seconds", lambda *_: self.now)
+        monkeypatch.setattr(autotune, "_fastest_run", lambda *_: self.now)
 
 
 def test_the_quickest_is_remembered_by_a_later_process(monkeypatch, tmp_path):
     clock = Clock(monkeypatch, native=2.0, _native_math=1.0)
     file = tmp_path / "new" / "autotune.json"
-    assert AttentionTuner(TuningStore(file), "always")(*_shapes()) == "_native_math"
+    assert AttentionTuner(TuningStore(file), measures=True)(*_shapes()) == "_native_math"
     assert clock.asked == ["native", "_native_math"]
-    later = AttentionTuner(TuningStore(file), "never")
+    later = AttentionTuner(TuningStore(file))
     assert later(*_shapes()) == "_native_math"
     assert later(*_shapes(tokens=11)) == "_native_math"  # of the same bucket
     assert later(*_shapes(tokens=100)) is None
@@ -62,32 +62,23 @@ def test_what_is_hardly_quicker_does_not_replace_the_default():
 def test_a_backend_that_ignores_a_mask_is_left_out(monkeypatch, kind):
     mask = torch.ones(2, 6, dtype=torch.bool) if kind == "bool" else torch.zeros(2, 1, 1, 6)
     Clock(monkeypatch, native=2.0, _native_math=1.0)
-    measured = autotune.measure_attention(*_shapes()[:2], mask, None)
+    measured = autotune.measure_attention(*_shapes()[:2], mask)
     assert measured == Measured("_native_math", {"native": 2.0, "_native_math": 1.0})
     real = autotune._work
     monkeypatch.setattr(autotune, "_work", lambda name, n, m: real(name, n, m if name == "native" else None))
-    assert autotune.measure_attention(*_shapes()[:2], mask, None) == Measured("native", {"native": 2.0})
+    assert autotune.measure_attention(*_shapes()[:2], mask) == Measured("native", {"native": 2.0})
 
 
 def test_a_backend_that_cannot_do_a_shape_drops_out(monkeypatch):
     monkeypatch.setitem(autotune.CANDIDATES, "cpu", ("native", "_native_cudnn", "xformers", "_flash_3"))
-    measured = autotune.measure_attention(*_shapes()[:2], None, None)
+    measured = autotune.measure_attention(*_shapes()[:2], None)
     assert list(measured.seconds) == ["native"]
 
 
-def test_nothing_is_measured_unasked_on_a_cpu(monkeypatch):
+def test_nothing_is_measured_unasked(monkeypatch):
     clock = Clock(monkeypatch, _native_math=0.1)
     assert AttentionTuner(TuningStore(None))(*_shapes()) is None
     assert clock.asked == []
-
-
-def test_what_would_take_long_is_not_measured_in_passing(monkeypatch):
-    Clock(monkeypatch, native=0.2, _native_math=0.01)
-    monkeypatch.setattr(AttentionTuner, "_may_measure", lambda *_: True)
-    store = TuningStore(None)
-    assert AttentionTuner(store, "cheap")(*_shapes()) is None
-    assert store.get(attention_key(*_shapes()[:2], None)) is None
-    assert AttentionTuner(store, "always")(*_shapes()) == "_native_math"
 
 
 @pytest.mark.parametrize(
@@ -111,9 +102,9 @@ def test_a_damaged_file_is_ignored_and_written_anew(monkeypatch, tmp_path, conte
     Clock(monkeypatch, native=2.0, _native_math=1.0)
     file = tmp_path / "autotune.json"
     file.write_bytes(content.replace(b"KEY", attention_key(*_shapes()[:2], None).encode()))
-    assert AttentionTuner(TuningStore(file), "never")(*_shapes()) is None
-    assert AttentionTuner(TuningStore(file), "always")(*_shapes()) == "_native_math"
-    assert AttentionTuner(TuningStore(file), "never")(*_shapes()) == "_native_math"
+    assert AttentionTuner(TuningStore(file))(*_shapes()) is None
+    assert AttentionTuner(TuningStore(file), measures=True)(*_shapes()) == "_native_math"
+    assert AttentionTuner(TuningStore(file))(*_shapes()) == "_native_math"
 
 
 @pytest.mark.parametrize("place", ["a file in the way", "a folder of that name"])
@@ -203,7 +194,7 @@ def test_a_backend_that_the_caller_set_for_all_stays(monkeypatch):
 
     Clock(monkeypatch, native=2.0, _native_math=1.0)
     with attention_backend("_native_math"):
-        assert AttentionTuner(TuningStore(None), "always")(*_shapes()) is None
+        assert AttentionTuner(TuningStore(None), measures=True)(*_shapes()) is None
 
 
 def test_the_combination_of_a_shape():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from vgen.engine.speed.compile import compile_blocks, is_compiled, keep_compiled, release_blocks
+from vgen.engine.speed.fast_path import fast_path
 from vgen.models import VideoDiT
 
 PROGRAM = """
@@ -60,15 +62,15 @@ def call(tokens, lengths=(6, 2)):
 
 
 def loop(dit, tokens, **changes):
-    with dit.hoisting():
-        dit.expect_timesteps(torch.tensor([300.0, 500.0]))
+    with fast_path(dit) as path:
+        path.expect_timesteps(torch.tensor([300.0, 500.0]))
         inputs = call(tokens, **changes)
         dit(**inputs)
         return dit(**inputs)[0]
 
 
 @torch.no_grad()
-def test_one_program_serves_all_blocks_and_sizes():
+def test_one_program_serves_all_blocks_and_sizes(monkeypatch, tmp_path):
     from torch._dynamo.utils import counters
 
     dit = make()
@@ -78,7 +80,10 @@ def test_one_program_serves_all_blocks_and_sizes():
     torch._dynamo.reset()
     counters.clear()
     seen.clear()
-    dit.compile_repeated_blocks(dynamic=True, backend="eager")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compiling = partialmethod(VideoDiT.compile_repeated_blocks, backend="eager")
+    monkeypatch.setattr(VideoDiT, "compile_repeated_blocks", compiling)
+    compile_blocks(dit)
     for size, expected in zip((8, 20, 33), plain, strict=True):
         torch.testing.assert_close(loop(dit, size), expected, atol=1e-5, rtol=0)
     assert counters["stats"]["unique_graphs"] == 1

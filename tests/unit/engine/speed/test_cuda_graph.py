@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from vgen.engine.speed import cuda_graph
-from vgen.engine.speed.cuda_graph import BlockRecorder, blocks_recorded, recordable
+from vgen.engine.speed.cuda_graph import blocks_recorded, recordable
+from vgen.engine.speed.fast_path import fast_path
 from vgen.models import VideoDiT
 from vgen.models.transformer.attention import VideoAttentionProcessor
 
@@ -73,23 +74,19 @@ def _calls(by_token=False, lengths=(6, 2)):
 def test_a_recorded_loop_gives_what_a_plain_one_gives(dit, by_token, lengths, hoisted):
     calls, recorder = list(_calls(by_token, lengths)), Recorder()
     expected = [dit(**call)[0] for call in calls]
-    with blocks_recorded(dit, 16, recorder):
-        if hoisted:
-            with dit.hoisting():
-                dit.expect_timesteps(torch.cat([call["timestep"].flatten() for call in calls]).unique())
-                found = [dit(**call)[0] for call in calls]
-        else:
-            found = [dit(**call)[0] for call in calls]
+    with fast_path(dit, hoisted) as path, blocks_recorded(path, 16, recorder):
+        path.expect_timesteps(torch.cat([call["timestep"].flatten() for call in calls]).unique())
+        found = [dit(**call)[0] for call in calls]
     assert (recorder.recorded, recorder.played) == (1, 3)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-    assert dit.block_runner is None
+    assert path.recorder is None
 
 
 @torch.no_grad()
 def test_inputs_changed_in_place_and_other_shapes_are_seen(dit):
     call, recorder = next(_calls()), Recorder()
-    with blocks_recorded(dit, 16, recorder), dit.hoisting():
+    with fast_path(dit) as path, blocks_recorded(path, 16, recorder):
         for _ in range(3):
             before = dit(**call)[0]
         call["encoder_hidden_states"].mul_(-1)
@@ -134,7 +131,7 @@ def test_where_recording_fails_the_blocks_run_as_they_are(dit, caplog):
 
     calls = list(_calls())
     expected = [dit(**call)[0] for call in calls]
-    with blocks_recorded(dit, 16, broken):
+    with fast_path(dit, hoists=False) as path, blocks_recorded(path, 16, broken):
         found = [dit(**call)[0] for call in calls]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
@@ -144,15 +141,18 @@ def test_where_recording_fails_the_blocks_run_as_they_are(dit, caplog):
 def test_when_blocks_are_recorded(dit):
     assert recordable(dit, cuda_graph.LARGEST)
     assert not recordable(dit, cuda_graph.LARGEST + 1)
-    dit.block_runner = BlockRecorder(Recorder())
-    assert not recordable(dit, 16)
+    with fast_path(dit) as path, blocks_recorded(path, 16, Recorder()):
+        recorder = path.recorder
+        with blocks_recorded(path, 16, Recorder()):
+            assert path.recorder is recorder
+        assert path.recorder is recorder
 
 
 def test_on_a_cpu_nothing_is_recorded(dit, monkeypatch):
     monkeypatch.undo()
     assert not recordable(dit, 16)
-    with blocks_recorded(dit, 16, Recorder()):
-        assert dit.block_runner is None
+    with fast_path(dit) as path, blocks_recorded(path, 16, Recorder()):
+        assert path.recorder is None
 
 
 def _hook(dit):
@@ -199,7 +199,7 @@ def test_perturbed_blocks_are_not_recorded(dit):
     recorder, call = Recorder(), next(_calls())
     skip = SkipLayers(blocks=(0,), mode="attention_values")
     expected = dit(**call, skip_layers=skip)[0]
-    with blocks_recorded(dit, 16, recorder):
+    with fast_path(dit) as path, blocks_recorded(path, 16, recorder):
         for _ in range(3):
             torch.testing.assert_close(dit(**call, skip_layers=skip)[0], expected, atol=1e-5, rtol=0)
     assert recorder.recorded == 0
@@ -215,8 +215,8 @@ def test_a_cuda_graph_gives_what_plain_calls_give(dit, monkeypatch):
         {name: value.cuda() if torch.is_tensor(value) else value for name, value in call.items()} for call in _calls()
     ]
     expected = [dit(**call)[0] for call in calls]
-    with blocks_recorded(dit, 16), dit.hoisting():
-        dit.expect_timesteps(torch.cat([call["timestep"] for call in calls]).unique())
+    with fast_path(dit) as path, blocks_recorded(path, 16):
+        path.expect_timesteps(torch.cat([call["timestep"] for call in calls]).unique())
         for call, plain in zip(calls, expected, strict=True):
             torch.testing.assert_close(dit(**call)[0], plain, atol=1e-5, rtol=0)
-        assert len(dit.block_runner._recordings) == 1
+        assert len(path.recorder._recordings) == 1

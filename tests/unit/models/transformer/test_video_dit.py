@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict
 
 from vgen.errors import RequestError, ShapeError
 from vgen.models import VideoDiT
-from vgen.models.transformer.video_dit import VideoDiTBlock
+from vgen.models.transformer.block import VideoDiTBlock
 
 
 def _same(actual, expected, tolerance=1e-5):

@@ -10,9 +10,8 @@ import torch
 from vgen import ops
 from vgen.errors import RequestError, ShapeError
 from vgen.models import CausalVideoVAE
-from vgen.models.vae.blocks import ResnetBlock
+from vgen.models.vae.blocks import ResnetBlock, space_to_depth
 from vgen.models.vae.causal_conv import FramePaddedConv3d
-from vgen.models.vae.resolution import space_to_depth
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
 

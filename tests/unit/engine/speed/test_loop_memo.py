@@ -7,9 +7,10 @@ import torch
 from diffusers import LTXVideoTransformer3DModel
 from peft import LoraConfig
 
+from vgen.engine.speed import fast_path as fast_path_module
+from vgen.engine.speed.fast_path import fast_path
+from vgen.engine.speed.loop_memo import Memo, TextRows, text_rows, weight_digest
 from vgen.models import VideoDiT
-from vgen.models.transformer import loop_inputs
-from vgen.models.transformer.loop_memo import Memo, TextRows, text_rows, weight_digest
 from vgen.ops import switches
 
 CONFIG = {
@@ -54,7 +55,7 @@ def _close(found, expected):
 def test_a_loop_gives_what_calls_alone_give(lengths):
     dit, call = _dit(), _call(lengths)
     alone = [dit(**{**call, "timestep": torch.tensor([t, t])})[0] for t in (900.0, 300.0, 10.0)]
-    with dit.hoisting():
+    with fast_path(dit):
         together = [dit(**{**call, "timestep": torch.tensor([t, t])})[0] for t in (900.0, 300.0, 10.0)]
     for one, other in zip(together, alone, strict=True):
         _close(one, other)
@@ -67,7 +68,7 @@ def test_a_loop_equals_diffusers():
     peer = LTXVideoTransformer3DModel(**CONFIG).eval()
     peer.load_state_dict(dit.state_dict())
     expected = peer(**{**call, "encoder_attention_mask": call["encoder_attention_mask"].float()})[0]
-    with dit.hoisting():
+    with fast_path(dit):
         for _ in range(2):
             _close(dit(**call)[0], expected)
 
@@ -78,12 +79,12 @@ def test_the_text_is_projected_once():
     dit.caption_projection.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
     for block in dit.transformer_blocks:
         block.attn2.to_k.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
-    with dit.hoisting():
+    with fast_path(dit):
         for _ in range(3):
             dit(**call)
     assert seen == [(2, 3, 6)] + [(1, 3, 24), (1, 2, 24)] * 2  # three of six tokens, one pair of keys a sample
     seen.clear()
-    with dit.hoisting(), switches.without("trimmed_text"):
+    with fast_path(dit), switches.without("trimmed_text"):
         dit(**call)
     assert seen == [(2, 6, 6)] + [(2, 6, 24)] * 2
 
@@ -92,7 +93,7 @@ def test_the_text_is_projected_once():
 @pytest.mark.parametrize("field", ["encoder_hidden_states", "encoder_attention_mask", "video_coords"])
 def test_inputs_changed_in_place_are_seen(field):
     dit, call = _dit(), _call()
-    with dit.hoisting():
+    with fast_path(dit):
         before = dit(**call)[0]
         call[field][...] = _call((2, 5), seed=5)[field]
         after = dit(**call)[0]
@@ -104,7 +105,7 @@ def test_inputs_changed_in_place_are_seen(field):
 @pytest.mark.parametrize("name", ["caption_projection.linear_1", "transformer_blocks.1.attn2.to_v"])
 def test_weights_changed_in_place_are_seen(name):
     dit, call = _dit(), _call()
-    with dit.hoisting():
+    with fast_path(dit):
         before = dit(**call)[0]
         dit.get_submodule(name).weight.mul_(1.5)
         after = dit(**call)[0]
@@ -125,8 +126,8 @@ def _write(weight, how):
 )
 def test_weights_written_through_data_are_seen(name, how):
     dit, call = _dit(), _call()
-    with dit.hoisting():
-        dit.expect_timesteps(torch.tensor([3.0, 500.0]))
+    with fast_path(dit) as path:
+        path.expect_timesteps(torch.tensor([3.0, 500.0]))
         before, version = dit(**call)[0], dit.get_submodule(name).weight._version
         _write(dit.get_submodule(name).weight, how)
         assert dit.get_submodule(name).weight._version == version
@@ -139,7 +140,7 @@ def test_weights_written_through_data_are_seen(name, how):
 def test_a_lora_fused_and_unloaded_within_a_loop_is_seen():
     """Then layers, addresses and counters are those of the start; only the content is not."""
     dit, call = _dit(), _call()
-    with dit.hoisting():
+    with fast_path(dit):
         before = dit(**call)[0]
         dit.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False), "one")
         dit.fuse_lora()
@@ -172,7 +173,7 @@ def test_a_digest_sees_every_single_change(shape, dtype):
 def test_a_lora_that_is_rescaled_within_a_loop_is_seen():
     dit, call = _dit(), _call()
     dit.add_adapter(LoraConfig(r=2, target_modules=["attn2.to_k", "attn2.to_v"], init_lora_weights=False), "one")
-    with dit.hoisting():
+    with fast_path(dit):
         found = []
         for weight in (1.0, 0.25):
             dit.set_adapters(["one"], [weight])
@@ -194,7 +195,7 @@ def test_a_lora_that_is_rescaled_within_a_loop_is_seen():
 
 def test_training_remembers_nothing():
     dit, call = _dit(), _call()
-    with dit.hoisting():
+    with fast_path(dit):
         dit(**call)[0].sum().backward()
         first = dit.caption_projection.linear_1.weight.grad.clone()
         dit.zero_grad()
@@ -208,7 +209,7 @@ def test_tensors_of_inference_mode_are_computed_anew():
     with torch.inference_mode():
         call = _call()
         alone = dit(**call)[0]
-        with dit.hoisting():
+        with fast_path(dit):
             dit(**call)
             call["encoder_hidden_states"].mul_(2)
             changed = dit(**call)[0]
@@ -223,9 +224,9 @@ def test_the_memory_is_bounded_and_ends_with_the_loop():
             memo.get("name", (torch.full((1,), float(value)),), lambda value=value: made.append(value))
     assert made == list(range(20)) and len(memo._kept["name"]) == 4
     dit = _dit()
-    with dit.hoisting():
-        assert dit.transformer_blocks[0].attn2.memo is not None
-    assert dit._memo is None and dit.transformer_blocks[0].attn2.memo is None
+    with fast_path(dit):
+        assert dit.transformer_blocks[0].attn2.text_keeper is dit.fast_path is not None
+    assert dit.fast_path is None and dit.transformer_blocks[0].attn2.text_keeper is None
 
 
 def test_rows_of_equal_length_are_grouped():
@@ -243,7 +244,7 @@ def _timesteps(dit, found):
 @pytest.mark.parametrize("by_token", [False, True])
 @pytest.mark.parametrize("table_bytes", [64 << 20, 0])
 def test_all_timesteps_are_embedded_in_one_batch(monkeypatch, by_token, table_bytes):
-    monkeypatch.setattr(loop_inputs, "_MOST_BYTES", table_bytes)
+    monkeypatch.setattr(fast_path_module, "_MOST_BYTES", table_bytes)
     dit, call, seen = _dit(), _call(), []
     steps = [torch.full((2, 8), t) if by_token else torch.full((2,), t) for t in (900.0, 300.5, 10.0)]
     if by_token:
@@ -251,15 +252,14 @@ def test_all_timesteps_are_embedded_in_one_batch(monkeypatch, by_token, table_by
     alone = [dit(**{**call, "timestep": step})[0] for step in steps]
     _timesteps(dit, seen)
     expected = torch.cat([step.flatten() for step in steps]).unique()
-    with dit.hoisting():
-        dit.expect_timesteps(expected)
+    with fast_path(dit) as path:
+        path.expect_timesteps(expected)
         together = [dit(**{**call, "timestep": step})[0] for step in steps]
         other = dit(**{**call, "timestep": steps[0] + 1})[0]
     assert seen == [len(expected), steps[0].numel()]  # the last one was not announced
     for one, before in zip(together, alone, strict=True):
         _close(one, before)
     _close(other, dit(**{**call, "timestep": steps[0] + 1})[0])
-    assert dit._expected is None
 
 
 @torch.no_grad()
@@ -268,8 +268,8 @@ def test_all_timesteps_are_embedded_in_one_batch(monkeypatch, by_token, table_by
 )
 def test_modulation_follows_weights_changed_in_place(name):
     dit, call = _dit(), _call()
-    with dit.hoisting():
-        dit.expect_timesteps(torch.tensor([3.0, 500.0]))
+    with fast_path(dit) as path:
+        path.expect_timesteps(torch.tensor([3.0, 500.0]))
         before = dit(**call)[0]
         dit.get_parameter(name).mul_(1.5)
         after = dit(**call)[0]
@@ -281,11 +281,10 @@ def test_modulation_follows_weights_changed_in_place(name):
 def test_too_many_timesteps_are_left_to_their_steps():
     dit, call, seen = _dit(), _call(), []
     _timesteps(dit, seen)
-    with dit.hoisting():
-        dit.expect_timesteps(torch.arange(loop_inputs.MOST_TIMESTEPS + 1.0))
+    with fast_path(dit) as path:
+        path.expect_timesteps(torch.arange(fast_path_module.MOST_TIMESTEPS + 1.0))
         dit(**call)
-    dit.expect_timesteps(torch.tensor([3.0, 500.0]))  # outside a loop nothing is expected
-    dit(**call)
+    dit(**call)  # outside a loop nothing is expected
     assert seen == [2, 2]
 
 
@@ -294,8 +293,8 @@ def test_a_block_that_is_hooked_into_adds_its_own_table():
     dit, call = _dit(), _call()
     alone = dit(**call)[0]
     dit.transformer_blocks[1].register_forward_pre_hook(lambda *_: None)
-    with dit.hoisting():
-        dit.expect_timesteps(torch.tensor([3.0, 500.0]))
+    with fast_path(dit) as path:
+        path.expect_timesteps(torch.tensor([3.0, 500.0]))
         _close(dit(**call)[0], alone)
 
 
@@ -310,8 +309,8 @@ def test_in_bfloat16_the_error_stays_that_of_calls_alone(by_token):
     for name in ("hidden_states", "encoder_hidden_states"):
         call[name] = call[name].bfloat16()
     plain = dit(**call)[0]
-    with dit.hoisting():
-        dit.expect_timesteps(step.unique())
+    with fast_path(dit) as path:
+        path.expect_timesteps(step.unique())
         hoisted = dit(**call)[0]
     errors = [(found.float() - truth).square().mean().sqrt() for found in (hoisted, plain)]
     assert 0 < errors[0] <= 1.1 * errors[1]
@@ -322,7 +321,7 @@ def test_under_inference_mode_a_call_embeds_its_own_timesteps():
     with torch.no_grad():
         alone = dit(**call)[0]
     _timesteps(dit, seen)
-    with torch.inference_mode(), dit.hoisting():
-        dit.expect_timesteps(torch.tensor([3.0, 400.0, 500.0]))
+    with torch.inference_mode(), fast_path(dit) as path:
+        path.expect_timesteps(torch.tensor([3.0, 400.0, 500.0]))
         _close(dit(**call)[0], alone)
     assert seen == [2]

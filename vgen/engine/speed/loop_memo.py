@@ -58,11 +58,6 @@ class Memo:
         return value
 
 
-def remembered(memo: Memo | None, name: Any, sources: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    """The result of `make`, found again where there is a memo; see Memo.get."""
-    return make() if memo is None else memo.get(name, sources, make)
-
-
 def _fingerprint(source: Tensor | nn.Module | None) -> Hashable:
     """What tells a source from another and from itself after a change."""
     if source is None:
