@@ -13,7 +13,7 @@ import torch
 from vgen.pipelines import TextToVideoPipeline
 from vgen.pipelines.passes import draft
 from vgen.training.data.sprites import answer_prompts
-from vgen.training.evaluate.scores import generators
+from vgen.training.evaluate.model import generators
 from vgen.training.judge.judge import score
 
 BATCH = 16

@@ -17,19 +17,11 @@ from vgen.hub.find import resolve_model
 from vgen.io.media.video import read_video
 from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
 from vgen.training.data.sprites.world import SpriteWorld
-from vgen.training.evaluate.evaluate import _MEASURES, evaluate_model, expected
-from vgen.training.evaluate.measures import ALL, read_measures
+from vgen.training.evaluate.evaluate import evaluate_model, planned_clips
+from vgen.training.evaluate.measures import MEASURES, read_measures
+from vgen.training.evaluate.model import Budget, ScoredModel, canvas, full_prompt, generators, reconstruct
 from vgen.training.evaluate.report import render
-from vgen.training.evaluate.resumable import Ledger
-from vgen.training.evaluate.scores import (
-    Budget,
-    canvas,
-    full_prompt,
-    generators,
-    reconstruct,
-    squared_error,
-    text_to_video_scores,
-)
+from vgen.training.evaluate.scores import squared_error, text_to_video
 from vgen.training.evaluate.task_scores import hidden_box
 
 LIMIT_MIB = 24
@@ -69,10 +61,10 @@ def test_it_obeys_where_random_weights_do_not(folder: Path) -> None:
     shipped = TextToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     shipped.set_progress_bar_config(disable=True)
     budget = Budget(clips=0, prompts=PROMPTS, seeds=1, batch=12)
-    settings = {"num_inference_steps": 12}
-    obeyed = text_to_video_scores(shipped, 1, "seen", budget, 0, Ledger(), **settings)
+    model = ScoredModel(shipped, 1, budget, settings={"num_inference_steps": 12})
+    obeyed = text_to_video("seen").run(model)
     shipped.transformer.init_weights(torch.Generator().manual_seed(0))
-    random = text_to_video_scores(shipped, 1, "seen", budget, 0, Ledger(), **settings)
+    random = text_to_video("seen").run(model)
     assert obeyed["colour"]["mean"] >= 0.9
     assert random["colour"]["mean"] <= 0.4
     assert obeyed["shape"]["mean"] >= 0.75
@@ -104,12 +96,19 @@ def test_evaluate_scores_what_is_known_in_part(
     folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = Budget(clips=1, prompts=2, seeds=1, batch=2)
-    planned, ran = expected(budget, (1,), ALL), []
+    planned, ran = planned_clips(budget, (1,), MEASURES), []
     monkeypatch.setattr("vgen.training.evaluate.evaluate._speaker", lambda: lambda text: ran.append(text.split(":")[0]))
     report = evaluate_model(folder, budget=budget, tiers=(1,), tasks="all", num_inference_steps=2)
     assert set(ran) == set(planned), "the time left counts what is measured, and nothing else"
     printed = capsys.readouterr().out
-    for row in ("prediction, 5", "prediction, 9", "interpolation: error", "completion: hidden", "completion: known"):
+    for row in (
+        "prediction, 5",
+        "prediction, 9",
+        "interpolation: centre",
+        "completion: PSNR of the",
+        "the hidden",
+        "the known",
+    ):
         assert row in printed
     found = report["scores"]["tier 1"]
     assert {"prediction", "interpolation", "completion"} <= set(found)
@@ -127,8 +126,8 @@ def test_evaluate_measures_what_is_named_and_nothing_else(
         ran.clear()
         asked = {"tiers": (1,), "tasks": tasks, "num_inference_steps": 1}
         report = evaluate_model(folder, budget=budget, report=page, **asked)
-        assert tuple(report["scores"]["tier 1"]) == names == read_measures(tasks)
-        assert set(ran) == set(expected(budget, (1,), names))
+        assert tuple(report["scores"]["tier 1"]) == names
+        assert set(ran) == set(planned_clips(budget, (1,), read_measures(tasks)))
         printed, written = capsys.readouterr().out, page.read_text()
         for text in (printed, written):
             assert "VAE: PSNR" not in text and "withheld:" not in text
@@ -148,7 +147,7 @@ def test_a_killed_evaluation_goes_on_elsewhere_and_with_workers(
     whole = evaluate_model(folder, **asked)
     target = tmp_path / "scores.json"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setitem(_MEASURES, "images", _interrupted)
+        patch.setattr(ScoredModel, "from_text", _interrupted_at_pictures)
         evaluate_model(folder, output=target, **asked)
     parts = tmp_path / "scores.parts.jsonl"
     parts.write_text(parts.read_text().replace('"place": "cpu ', '"place": "cuda '))
@@ -162,8 +161,12 @@ def test_a_killed_evaluation_goes_on_elsewhere_and_with_workers(
     assert report["scores"]["tier 1"]["images"] == whole["scores"]["tier 1"]["images"], "in other batches, too"
 
 
-def _interrupted(*_: Any, **__: Any) -> None:
-    raise KeyboardInterrupt
+def _interrupted_at_pictures(
+    model: ScoredModel, prompts: list[str], numbers: range, from_text: Any = ScoredModel.from_text, **settings: Any
+) -> Any:
+    if settings.get("num_frames") == 1:
+        raise KeyboardInterrupt
+    return from_text(model, prompts, numbers, **settings)
 
 
 def test_any_length_of_1_plus_4k_fits(pipeline: TextToVideoPipeline) -> None:

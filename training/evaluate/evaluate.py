@@ -1,15 +1,14 @@
-"""`vgen evaluate`: how often a judge finds in a clip what was asked for, beside ceilings and floors."""
+"""`vgen evaluate`: how often a judge finds in a clip what was asked for, next to ceilings and floors."""
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -23,25 +22,17 @@ from vgen.pipelines import TextToVideoPipeline
 from vgen.request.trained import unwarned
 from vgen.training.data.footage.records import write_text
 from vgen.training.evaluate.field_metrics import FieldWeights, field_scores
+from vgen.training.evaluate.measure import Measure, Scores
 from vgen.training.evaluate.measures import read_measures
-from vgen.training.evaluate.report import render
-from vgen.training.evaluate.resumable import Ledger, measuring_pool
-from vgen.training.evaluate.score_table import table
-from vgen.training.evaluate.scores import (
-    Budget,
-    image_scores,
-    image_to_video_scores,
-    text_to_video_scores,
-    vae_scores,
-)
-from vgen.training.evaluate.story_scores import LENGTHS, STORY_PROMPTS, length_scores, story_scores
-from vgen.training.evaluate.task_scores import GIVEN, completion_scores, interpolation_scores, prediction_scores
+from vgen.training.evaluate.model import Budget, ScoredModel
+from vgen.training.evaluate.report import render, table
+from vgen.training.evaluate.resumable import Measurements, measuring_pool
+from vgen.training.evaluate.scores import guidance_choice
 from vgen.training.provenance import read_record
 
 FULL: Final = Budget(clips=256, prompts=256, seeds=3)
 QUICK: Final = Budget(clips=32, prompts=32, seeds=1)
 TIERS: Final = (1, 2)
-_UNTRAINED_PROMPTS: Final = 64
 _GUIDANCE_PROMPTS: Final = 128
 _PLAIN_LINE_SECONDS: Final = 30.0
 
@@ -64,8 +55,8 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Score a model on the test split of SpriteWorld, print the table, and write it as JSON and as a report.
 
-    With `output` or `report`, what is measured is kept beside it, in NAME.parts.jsonl, until it is written: a killed
-    evaluation goes on from there when it is asked for again, also with other batches or on another device.
+    With `output` or `report`, what is measured is kept next to it, in NAME.parts.jsonl, until it is written: a killed
+    evaluation continues from there when it is asked for again, also with other batches or on another device.
 
     Args:
         model: name or folder.
@@ -80,13 +71,13 @@ def evaluate_model(
             clips of several lengths), or some of their names, see `vgen.training.evaluate.measures`.
         report: a Markdown file, replaced if it exists.
         guidance: scales to choose from, on the validation split; the best one is used for everything measured.
-        command: that repeats this; told in the report.
+        command: that repeats this; stands in the report.
         workers: processes that judge clips while the next ones are made; 0: this one does, in turn.
-        **settings: handed to the pipelines (guidance_scale ...); what is left out comes from the model.
+        **settings: handed to the pipelines (guidance_scale ...); the model's own are the defaults.
     Returns:
         {"model", "scores": {...}, ...}, as in the JSON file.
     Raises:
-        RequestError: a task is not known; the results kept beside `output` belong to another evaluation.
+        RequestError: a task is not known; the results kept next to `output` belong to another evaluation.
     """
     measures = read_measures(tasks)
     if field is not None:
@@ -103,29 +94,28 @@ def evaluate_model(
         "guidance": list(guidance),
         "vgen": version("vgen"),
     }
-    planned, place = expected(budget, tiers, measures, guidance), f"{device} with torch {torch.__version__}"
+    planned, place = planned_clips(budget, tiers, measures, guidance), f"{device} with torch {torch.__version__}"
     with measuring_pool(workers) as pool, unwarned():
-        ledger = Ledger(_parts(output, report), about, planned, _speaker(), pool=pool, place=place)
-        began = ledger.clock() - ledger.seconds
+        kept = Measurements(_parts(output, report), about, planned, _speaker(), pool=pool, place=place)
+        began = kept.clock() - kept.seconds
         found = _about(folder, about, command, budget, seed)
+        models = [ScoredModel(pipeline, tier, budget, seed, kept, settings) for tier in tiers]
         if guidance:
-            found["guidance"] = choose_guidance(pipeline, guidance, budget, tiers, seed, ledger, **settings)
-            settings["guidance_scale"] = found["guidance"]["chosen"]
+            found["guidance"] = choose_guidance(models, guidance)
+            settings = {**settings, "guidance_scale": found["guidance"]["chosen"]}
+            models = [replace(model, settings=settings) for model in models]
         found["settings"] = {**pipeline.config.defaults, **settings}
-        scores = {
-            f"tier {tier}": _tier_scores(pipeline, tier, budget, seed, ledger, measures, **settings) for tier in tiers
-        }
+        scores = {f"tier {model.tier}": _tier_scores(model, measures) for model in models}
         if field is not None:
-            chosen = field_scores(pipeline, field, budget, seed, ledger, tiers[0], **settings)
-            scores[f"tier {tiers[0]}"]["field"] = chosen
-    found["device"] = " and ".join(ledger.places) if {*ledger.places} - {place} else str(device)
-    found |= {"seconds": round(ledger.clock() - began, 1), "scores": scores}
+            scores[f"tier {tiers[0]}"]["field"] = field_scores(models[0], field)
+    found["device"] = " and ".join(kept.places) if {*kept.places} - {place} else str(device)
+    found |= {"seconds": round(kept.clock() - began, 1), "scores": scores}
     Console(markup=False).print(table(found))
     if output is not None:
         write_text(Path(output), json.dumps(found, indent=1) + "\n")
     if report is not None:
         write_text(Path(report), render(found))
-    ledger.close()
+    kept.close()
     return found
 
 
@@ -149,116 +139,48 @@ def _about(folder: str | Path, about: dict[str, Any], command: str | None, budge
     }
 
 
-def _tier_scores(
-    pipeline: TextToVideoPipeline,
-    tier: int,
-    budget: Budget,
-    seed: int,
-    ledger: Ledger,
-    measures: Sequence[str],
-    **settings: Any,
-) -> dict[str, Any]:
-    measured: dict[str, Callable[[], dict[str, Any]]] = {"vae": lambda: vae_scores(pipeline, tier, budget, ledger)}
-    for name, measure in _MEASURES.items():
-        measured[name] = partial(measure, pipeline, tier, budget, seed, ledger, **settings)
-    return {name: measured[name]() for name in measures}
+def _tier_scores(model: ScoredModel, measures: Sequence[Measure]) -> Scores:
+    scores: Scores = {}
+    for measure in measures:
+        task = scores.setdefault(measure.task, {})
+        task |= {measure.part: measure.run(model)} if measure.part else measure.run(model)
+    return scores
 
 
-def _text_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
-) -> dict[str, Any]:
-    return {
-        triples: text_to_video_scores(pipeline, tier, triples, budget, seed, ledger, **settings)
-        for triples in ("seen", "withheld")
-    }
+def choose_guidance(models: Sequence[ScoredModel], scales: Sequence[float]) -> dict[str, Any]:
+    """The guidance scale at which most clips of the validation split show all that was asked; the lower one of equals.
 
-
-def _untrained_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
-) -> dict[str, Any]:
-    """The floor of text to video: the same model, its transformer's weights freshly drawn."""
-    fresh = copy.deepcopy(pipeline.transformer)
-    fresh.init_weights(torch.Generator(fresh.device).manual_seed(0))
-    untrained = TextToVideoPipeline(**{**pipeline.components, "transformer": fresh})
-    untrained.set_progress_bar_config(disable=True)
-    fewer = budget._replace(prompts=min(budget.prompts, _UNTRAINED_PROMPTS), seeds=1)
-    return text_to_video_scores(untrained, tier, "seen", fewer, seed, ledger, name="untrained", **settings)
-
-
-_MEASURES: Final[dict[str, Callable[..., dict[str, Any]]]] = {
-    "text_to_video": _text_scores,
-    "image_to_video": image_to_video_scores,
-    "images": image_scores,
-    "untrained": _untrained_scores,
-    "prediction": prediction_scores,
-    "interpolation": interpolation_scores,
-    "completion": completion_scores,
-    "stories": story_scores,
-    "lengths": length_scores,
-}
-"""By their names, see `vgen.training.evaluate.measures`."""
-
-
-def choose_guidance(
-    pipeline: TextToVideoPipeline,
-    scales: Sequence[float],
-    budget: Budget,
-    tiers: Sequence[int],
-    seed: int,
-    ledger: Ledger,
-    **settings: Any,
-) -> dict[str, Any]:
-    """The guidance scale of which most clips of the validation split show all that was asked; the lower one of equals.
-
+    Args:
+        models: the model on every tier.
+        scales: to choose from.
     Returns:
-        {"split", "prompts" (a tier), "joint": {scale: {tier: rate}}, "chosen"}.
+        {"split", "prompts" (per tier), "joint": {scale: {tier: rate}}, "chosen"}.
     """
-    fewer = budget._replace(prompts=min(budget.prompts, _GUIDANCE_PROMPTS), seeds=1)
+    fewer = [replace(model, budget=_guidance_budget(model.budget)) for model in models]
     joint: dict[str, dict[str, Any]] = {}
     for scale in scales:
-        given = {**settings, "guidance_scale": float(scale)}
-        name = f"guidance {scale:g} on validation"
-        joint[f"{scale:g}"] = {
-            f"tier {tier}": text_to_video_scores(
-                pipeline, tier, "seen", fewer, seed, ledger, split="validation", name=name, **given
-            )["joint"]
-            for tier in tiers
-        }
+        measure = guidance_choice(scale)
+        guided = [replace(model, settings={**model.settings, "guidance_scale": float(scale)}) for model in fewer]
+        joint[f"{scale:g}"] = {f"tier {model.tier}": measure.run(model)["joint"] for model in guided}
     means = {scale: sum(rate["mean"] for rate in joint[f"{scale:g}"].values()) for scale in scales}
     chosen = min(scales, key=lambda scale: (-round(means[scale], 9), scale))
-    return {"split": "validation", "prompts": fewer.prompts, "joint": joint, "chosen": float(chosen)}
+    return {"split": "validation", "prompts": fewer[0].budget.prompts, "joint": joint, "chosen": float(chosen)}
 
 
-def expected(
-    budget: Budget, tiers: Sequence[int], measures: Sequence[str], guidance: Sequence[float] = ()
+def _guidance_budget(budget: Budget) -> Budget:
+    return budget._replace(prompts=min(budget.prompts, _GUIDANCE_PROMPTS), seeds=1)
+
+
+def planned_clips(
+    budget: Budget, tiers: Sequence[int], measures: Sequence[Measure], guidance: Sequence[float] = ()
 ) -> dict[str, tuple[int, float]]:
     """Clips of every measure to come and what each costs, a usual clip being 1; only the time left depends on it."""
-    asked, repeated, stories = budget.prompts, budget.prompts * budget.seeds, max(1, budget.prompts // STORY_PROMPTS)
-    found: dict[str, tuple[int, float]] = {}
-    for tier in tiers:
-        for scale in guidance:
-            found[f"guidance {scale:g} on validation, tier {tier}, seen"] = (min(asked, _GUIDANCE_PROMPTS), 1.0)
-    for tier in tiers:
-        costs: dict[str, dict[str, tuple[int, float]]] = {
-            "vae": {f"VAE, tier {tier}": (budget.clips, 0.1)},
-            "text_to_video": {
-                f"text to video, tier {tier}, {triples}": (repeated, 1.0) for triples in ("seen", "withheld")
-            },
-            "image_to_video": {f"image to video, tier {tier}": (repeated, 1.0)},
-            "images": {f"pictures, tier {tier}": (repeated, 0.3)},
-            "untrained": {f"untrained, tier {tier}, seen": (min(asked, _UNTRAINED_PROMPTS), 1.0)},
-            "prediction": {f"prediction of {given}, tier {tier}": (asked, 1.0) for given in GIVEN},
-            "interpolation": {f"interpolation, tier {tier}": (asked, 1.1)},
-            "completion": {f"completion, tier {tier}": (asked, 1.1)},
-            "stories": {
-                f"stories, tier {tier}": (stories, 9.0),
-                f"clips of stories, tier {tier}": (stories * STORY_PROMPTS, 1.0),
-            },
-            "lengths": {f"{length} frames, tier {tier}": (asked, 0.25 + length / 20) for length in LENGTHS},
-        }
-        for name in measures:
-            found |= costs[name]
-    return found
+    choices = [(guidance_choice(scale), _guidance_budget(budget)) for scale in guidance]
+    return {
+        measure.title(tier): (measure.count(asked), measure.cost)
+        for measure, asked in (*choices, *((measure, budget) for measure in measures))
+        for tier in tiers
+    }
 
 
 def _parts(output: str | Path | None, report: str | Path | None) -> Path | None:

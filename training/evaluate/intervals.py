@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,16 +22,37 @@ class Interval(NamedTuple):
     high: float
 
 
+def as_score(interval: Interval, count: int) -> dict[str, float]:
+    """An interval over `count` samples as the JSON file holds it."""
+    return {**interval._asdict(), "count": count}
+
+
+def share(passed: Sequence[bool], repeats: int = 1) -> dict[str, float]:
+    """`share_interval` as the JSON file holds it."""
+    return as_score(share_interval(passed, repeats), len(passed))
+
+
+def decibels(errors: Sequence[float], weights: Sequence[float] | None = None) -> dict[str, float]:
+    """`psnr_interval` as the JSON file holds it."""
+    return as_score(psnr_interval(errors, weights), len(errors))
+
+
+def with_intervals(scores: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Means by name, and under "intervals" [low, high] by the same names."""
+    means: dict[str, Any] = {name: score["mean"] for name, score in scores.items()}
+    return {**means, "intervals": {name: [score["low"], score["high"]] for name, score in scores.items()}}
+
+
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, seed: int = 0, level: float = 0.95, resamples: int = _RESAMPLES
 ) -> Interval:
     """The mean and its percentile bootstrap interval.
 
     Args:
-        values: one number (or truth value) a sample; NaN is not a number here either.
+        values: one number (or truth value) per sample, none of them NaN.
         seed: of the resampling.
         level: coverage, between 0 and 1.
-        resamples: how many times the values are drawn anew.
+        resamples: how many times the values are drawn again.
     Raises:
         RequestError: no values, a NaN, or a level outside (0, 1).
     """
@@ -76,7 +97,7 @@ def share_interval(passed: Sequence[bool], repeats: int = 1, level: float = 0.95
     taken at the number of independent samples that has the variance found between prompts (Kish's design effect).
 
     Args:
-        passed: one truth value a sample, repeat after repeat: sample i is of prompt i % (len / repeats).
+        passed: one truth value per sample, repeat after repeat: sample i is of prompt i % (len / repeats).
         repeats: samples of each prompt.
         level: coverage, between 0 and 1.
     Raises:
@@ -87,7 +108,7 @@ def share_interval(passed: Sequence[bool], repeats: int = 1, level: float = 0.95
         raise RequestError(f"passed has {len(numbers)} entries, which do not make prompts of {repeats} repeats each.")
     count, share = len(numbers), float(numbers.mean())
     prompts = count // repeats
-    effect = float(repeats)  # where all agree there is nothing to tell it from
+    effect = float(repeats)  # where all agree it cannot be estimated
     if prompts > 1 and 0 < share < 1:
         between = float(numbers.reshape(repeats, prompts).mean(0).var(ddof=1))
         effect = min(max(repeats * between / (share * (1 - share)), 1.0), float(repeats))

@@ -1,4 +1,4 @@
-"""What an evaluation has measured so far: kept batch by batch, so that a killed one goes on, and how much is left."""
+"""What an evaluation has measured so far, kept batch by batch, so that a killed one continues, and how much is left."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from itertools import starmap
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vgen.errors import OutputError, RequestError, duration
 
 Row = dict[str, Any]
@@ -26,17 +24,17 @@ Job = tuple[Any, ...]
 """Arguments of a function that measures one clip."""
 
 
-class Ledger:
+class Measurements:
     """Measures clips batch by batch; what a file holds already is not measured again.
 
     Args:
         path: a JSON-lines file, made with the first batch; None keeps nothing.
         about: what the measurements depend on (model, seed, settings ...). A file about something else is refused.
-        expected: clips of every measure that is to come, and what one of them costs, for the time left.
-        say: told after every batch what is done.
+        planned: clips of every measure to come, and what one of them costs, for the time left.
+        say: called after every batch with what is done.
         clock: what seconds are read from.
         pool: processes that measure, while the next batch is made; None: this one does, in turn.
-        place: where clips are made; told in the file beside what was measured of them.
+        place: where clips are made; stands in the file next to what was measured of them.
     Raises:
         RequestError: the file belongs to another evaluation.
     """
@@ -45,7 +43,7 @@ class Ledger:
         self,
         path: Path | None = None,
         about: Mapping[str, Any] | None = None,
-        expected: Mapping[str, tuple[int, float]] | None = None,
+        planned: Mapping[str, tuple[int, float]] | None = None,
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
         pool: Executor | None = None,
@@ -53,7 +51,7 @@ class Ledger:
     ) -> None:
         self.path = path
         self.about = json.loads(json.dumps(about or {}))
-        self.expected = dict(expected or {})
+        self.planned = dict(planned or {})
         self.say = say
         self.clock = clock
         self.pool = pool
@@ -82,8 +80,8 @@ class Ledger:
         Raises:
             OutputError: the file cannot be written.
         """
-        cost = self.expected.get(name, (count, 1.0))[1]
-        self.expected[name] = (count, cost)
+        cost = self.planned.get(name, (count, 1.0))[1]
+        self.planned[name] = (count, cost)
         kept, since = self._kept.setdefault(name, {}), self.clock()
         there = sum(number in kept for number in range(count))
         self._cost_done += cost * there
@@ -117,7 +115,7 @@ class Ledger:
             self.path.unlink(missing_ok=True)
 
     def _left(self) -> str:
-        total = sum(count * cost for count, cost in self.expected.values())
+        total = sum(count * cost for count, cost in self.planned.values())
         said = f"{min(1.0, self._cost_done / max(total, 1e-9)):.0%} of all"
         if self._cost_now == 0:
             return said
@@ -196,6 +194,8 @@ def measuring_pool(workers: int) -> AbstractContextManager[Executor | None]:
 
 def _begin_measuring() -> None:
     """One thread each; an interrupt is for the process that evaluates, and without that one there is nothing to do."""
+    import torch
+
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -3,23 +3,29 @@ length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
 from vgen.request.windows import Window, plan_windows
 from vgen.training.data.sprites.captions import caption
 from vgen.training.data.sprites.keys import DIRECTIONS, AnswerKey
 from vgen.training.data.sprites.splits import stream
 from vgen.training.data.sprites.world import SpriteWorld, answer_prompts
-from vgen.training.evaluate.resumable import Job, Ledger, Row
-from vgen.training.evaluate.scores import Budget, Clips, canvas, generators, judged, rates, share
+from vgen.training.evaluate.intervals import share
+from vgen.training.evaluate.lines import Line, percent, share_line
+from vgen.training.evaluate.measure import Measure, Scores, Series, TierScores, per_prompt
+from vgen.training.evaluate.model import Budget, Clips, ScoredModel, canvas, generators
+from vgen.training.evaluate.resumable import Job, Row
+from vgen.training.evaluate.scores import judged, rates
 from vgen.training.judge.judge import Verdict, judge
+
+if TYPE_CHECKING:
+    from vgen.pipelines import MaskedPredictionPipeline
 
 LENGTHS: Final = (1, 5, 9, 17, 33, 65)
 STORY_PROMPTS: Final = 4
@@ -27,72 +33,32 @@ OVERLAP: Final = 5  # frames that a window of a story is given
 NEAR: Final = 2  # frames from a seam that do not count as inside a window
 
 
-def story_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
-) -> dict[str, Any]:
-    """Stories of four prompts about one object: it goes one way, back, rests, and goes again.
-
-    Each segment is judged as a clip of its own, from the last frame of the one before on. Beside the motions stand
-    those of single clips of the same prompts. Where windows meet within a segment nothing is asked to change, so the
-    track's acceleration there should be that inside windows.
-    """
-    make = MaskedPredictionPipeline(**pipeline.components)
-    make.set_progress_bar_config(disable=True)
-    length = canvas(pipeline).get("num_frames", 17)
-    lengths = [length, *[length - 1] * 3]
-    stride = pipeline.vae.strides.temporal
-    windows = plan_windows(lengths, length, OVERLAP, stride)
-    told = [_story(tier, index) for index in range(max(1, budget.prompts // STORY_PROMPTS))]
-
-    def tell(part: range) -> list[Job]:
-        stories = [[prompt for prompt, _ in told[number]] for number in part]
-        made = make_stories(make, stories, windows, [seed + 1000 * number for number in part], **settings)
-        return [(clip, lengths, [key for _, key in told[number]]) for clip, number in zip(made, part, strict=True)]
-
-    rows = ledger.rows(f"stories, tier {tier}", len(told), budget.batch, tell, _followed)
-    asked = [entry for keys in told for entry in keys]
-    single = _single_clips(pipeline, asked, budget, seed, ledger, f"clips of stories, tier {tier}", **settings)
-    return {
-        "segment_motion": share([obeyed for row in rows for obeyed in row["motion"]]),
-        "single_clip_motion": share([row["motion"] for row in single]),
-        "constant": share([row["constant"] for row in rows]),
-        "acceleration": _accelerations([_track(row["track"]) for row in rows], windows),
-    }
+def _num_stories(budget: Budget) -> int:
+    return max(1, budget.prompts // STORY_PROMPTS)
 
 
-def make_stories(
-    pipe: MaskedPredictionPipeline,
-    stories: Sequence[Sequence[str]],
-    windows: Sequence[Window],
-    seeds: Sequence[int],
-    **settings: Any,
-) -> Clips:
-    """Stories side by side: of each what `vgen.pipelines.long_video.make_windows` makes, its first frame a reference.
+def _stories(model: ScoredModel) -> Series:
+    pipeline = model.predictor()
+    length = canvas(model.pipeline).get("num_frames", 17)
+    lengths = [length, *[length - 1] * (STORY_PROMPTS - 1)]
+    windows = plan_windows(lengths, length, OVERLAP, model.pipeline.vae.strides.temporal)
+    stories = [_story(model.tier, index) for index in range(_num_stories(model.budget))]
 
-    Args:
-        pipe: of the model.
-        stories: the prompts of each, one a segment of the windows.
-        windows: of all of them.
-        seeds: one a story.
-        **settings: of every call.
-    Returns:
-        uint8 [stories, F, H, W, 3].
-    """
-    frames: Clips | None = None
-    for number, window in enumerate(windows):
-        known = [] if frames is None else [
-            [VideoCondition(clip[-window.known :]), VideoCondition(clip[0], reference=True)] for clip in frames
-        ]  # fmt: skip
-        made = pipe(
-            conditions=known,
-            prompt=[prompts[window.segment] for prompts in stories],
-            generator=[torch.Generator().manual_seed(seed + number) for seed in seeds],
-            output_type="uint8",
-            **{**settings, "num_frames": window.num_frames},
-        ).frames[:, window.known : window.known + window.new]
-        frames = made if frames is None else np.concatenate([frames, made], axis=1)
-    assert frames is not None
-    return frames
+    def make(numbers: range) -> list[Job]:
+        prompts = [[prompt for prompt, _ in stories[number]] for number in numbers]
+        seeds = [model.seed + 1000 * number for number in numbers]
+        made = make_stories(pipeline, prompts, windows, seeds, **model.settings)
+        keys = [[key for _, key in stories[number]] for number in numbers]
+        return [(clip, lengths, asked) for clip, asked in zip(made, keys, strict=True)]
+
+    def scores(rows: list[Row]) -> Scores:
+        return {
+            "segment_motion": share([obeyed for row in rows for obeyed in row["motion"]]),
+            "constant": share([row["constant"] for row in rows]),
+            "acceleration": _accelerations([_track(row["track"]) for row in rows], windows),
+        }
+
+    return Series(len(stories), make, scores)
 
 
 def _followed(frames: Clips, lengths: Sequence[int], keys: Sequence[AnswerKey]) -> Row:
@@ -107,18 +73,92 @@ def _track(places: list[list[float] | None]) -> NDArray[np.float32]:
     return np.asarray([(np.nan, np.nan) if place is None else place for place in places], np.float32)
 
 
-def length_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
-) -> dict[str, Any]:
-    """Text to video at several lengths from the same weights: what the judge finds at each."""
-    asked = answer_prompts("test", tier, budget.prompts)
-    found = {}
-    for length in LENGTHS:
-        named = f"{length} frames, tier {tier}"
-        keys = [(prompt, key.at_rest() if length == 1 else key) for prompt, key in asked]
-        rows = _single_clips(pipeline, keys, budget, seed, ledger, named, **{**settings, "num_frames": length})
-        found[str(length)] = rates(rows)
-    return found
+def _story_lines(scores: Scores, tier: TierScores) -> Iterator[Line]:
+    alone = f"single clips {percent(scores['single_clip_motion'])}"
+    yield share_line("stories of four prompts: motion of a segment", scores["segment_motion"], None, alone)
+    yield share_line("stories: colour and shape constant", scores["constant"])
+    bends = scores["acceleration"]
+    inside = f"inside windows {bends['inside']:.2f} px"
+    yield Line("stories: acceleration where windows meet", f"{bends['seam']:.2f} px a frame²", ceiling=inside)
+
+
+STORIES: Final = Measure(
+    task="stories", name="stories, tier {tier}", make=_stories, measure=_followed, count=_num_stories, cost=9.0,
+    lines=_story_lines,
+)  # fmt: skip
+"""Stories of four prompts about one object: it goes one way, back, rests, and goes again.
+
+Each segment is judged as a clip of its own, from the last frame of the previous one. Where windows meet within a
+segment nothing is asked to change, so the track's acceleration there should be that inside windows.
+"""
+
+
+def _clips_of_stories(model: ScoredModel) -> Series:
+    asked = [entry for index in range(_num_stories(model.budget)) for entry in _story(model.tier, index)]
+    return _single_clips(model, asked, lambda rows: {"single_clip_motion": share([row["motion"] for row in rows])})
+
+
+CLIPS_OF_STORIES: Final = Measure(
+    task="stories", name="clips of stories, tier {tier}", make=_clips_of_stories, measure=judged,
+    count=lambda budget: _num_stories(budget) * STORY_PROMPTS,
+)  # fmt: skip
+"""What stories are compared with: single clips of the same prompts."""
+
+
+def _of_length(model: ScoredModel, length: int) -> Series:
+    asked = answer_prompts("test", model.tier, model.budget.prompts)
+    keys = [(prompt, key.at_rest() if length == 1 else key) for prompt, key in asked]
+    return _single_clips(model, keys, rates, num_frames=length)
+
+
+def _length_lines(length: int, scores: Scores, tier: TierScores) -> Iterator[Line]:
+    yield share_line(f"{length} {'frame' if length == 1 else 'frames'}: joint", scores["joint"])
+
+
+def of_length(length: int) -> Measure:
+    """Text to video at another length from the same weights: what the judge finds."""
+    return Measure(
+        task="lengths", part=str(length), name=f"{length} frames, tier {{tier}}",
+        make=partial(_of_length, length=length), measure=judged, count=per_prompt, cost=0.25 + length / 20,
+        lines=partial(_length_lines, length),
+    )  # fmt: skip
+
+
+def make_stories(
+    pipe: MaskedPredictionPipeline,
+    stories: Sequence[Sequence[str]],
+    windows: Sequence[Window],
+    seeds: Sequence[int],
+    **settings: Any,
+) -> Clips:
+    """Several stories in one batch; each is what `vgen.pipelines.long_video.make_windows` makes, reference="first".
+
+    Args:
+        pipe: of the model.
+        stories: the prompts of each, one per segment of the windows.
+        windows: of all of them.
+        seeds: one per story.
+        **settings: of every call.
+    Returns:
+        uint8 [stories, F, H, W, 3].
+    """
+    from vgen.pipelines import VideoCondition
+
+    frames: Clips | None = None
+    for number, window in enumerate(windows):
+        known = [] if frames is None else [
+            [VideoCondition(clip[-window.known :]), VideoCondition(clip[0], reference=True)] for clip in frames
+        ]  # fmt: skip
+        made = pipe(
+            conditions=known,
+            prompt=[prompts[window.segment] for prompts in stories],
+            generator=[generator for seed in seeds for generator in generators(seed + number, range(1))],
+            output_type="uint8",
+            **{**settings, "num_frames": window.num_frames},
+        ).frames[:, window.known : window.known + window.new]
+        frames = made if frames is None else np.concatenate([frames, made], axis=1)
+    assert frames is not None
+    return frames
 
 
 def _story(tier: int, index: int) -> list[tuple[str, AnswerKey]]:
@@ -128,31 +168,24 @@ def _story(tier: int, index: int) -> list[tuple[str, AnswerKey]]:
     ways = list(DIRECTIONS)
     there = ways[int(rng.integers(len(ways)))]
     back = min(ways, key=lambda word: float(np.dot(DIRECTIONS[word], DIRECTIONS[there])))
-    told = []
+    story = []
     for motion in (there, back, "still", there):
         speed = None if motion == "still" else "slow"
         item = replace(key.objects[0], motion=motion, speed=speed, phases=(), colour_to=None)
         segment = replace(key, objects=(item,), relation=None)
-        said = ("colour", "shape", "motion", "background", *(["speed"] if speed else []))
-        told.append((caption(segment, rng, require=said), segment))
-    return told
+        mentioned = ("colour", "shape", "motion", "background", *(["speed"] if speed else []))
+        story.append((caption(segment, rng, require=mentioned), segment))
+    return story
 
 
 def _single_clips(
-    pipeline: TextToVideoPipeline,
-    asked: list[tuple[str, AnswerKey]],
-    budget: Budget,
-    seed: int,
-    ledger: Ledger,
-    name: str,
-    **settings: Any,
-) -> list[Row]:
-    def make(part: range) -> list[Job]:
-        prompts = [asked[number][0] for number in part]
-        made = pipeline(prompts, generator=generators(seed, part), output_type="uint8", **settings).frames
-        return [(clip, asked[number][1]) for clip, number in zip(made, part, strict=True)]
+    model: ScoredModel, asked: list[tuple[str, AnswerKey]], scores: Callable[[list[Row]], Scores], **settings: Any
+) -> Series:
+    def make(numbers: range) -> list[Job]:
+        made = model.from_text([asked[number][0] for number in numbers], numbers, **settings)
+        return [(clip, asked[number][1]) for clip, number in zip(made, numbers, strict=True)]
 
-    return ledger.rows(name, len(asked), budget.batch, make, judged)
+    return Series(len(asked), make, scores)
 
 
 def _is_constant(segments: list[Verdict]) -> bool:
@@ -162,7 +195,7 @@ def _is_constant(segments: list[Verdict]) -> bool:
 
 
 def _accelerations(tracks: list[NDArray[np.float32]], windows: list[Window]) -> dict[str, float]:
-    """Mean length of the track's second difference, pixels a frame squared: where windows meet, and away from there."""
+    """Mean length of the track's second difference, pixels per frame squared, where windows meet and elsewhere."""
     seams = {window.start for window, before in zip(windows[1:], windows, strict=False)
              if window.segment == before.segment}  # fmt: skip
     turns = {window.start for window in windows[1:]} - seams

@@ -1,117 +1,147 @@
-"""Scores of the tasks whose clip is known in part: prediction, interpolation, completion; baselines beside each.
+"""Scores of the tasks whose clip is known in part: prediction, interpolation, completion; each with its baselines.
 
 Pixels are never pasted back. Centres are the judge's, in made clips and in real ones alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
 from vgen.training.data.sprites.keys import AnswerKey
-from vgen.training.data.sprites.world import SpriteClip, SpriteWorld
-from vgen.training.evaluate.intervals import bootstrap_interval
-from vgen.training.evaluate.resumable import Job, Ledger, Row
-from vgen.training.evaluate.scores import (
-    Budget,
-    Clips,
-    canvas,
-    decibels,
-    full_prompt,
-    generators,
-    reconstruct,
-    squared_error,
-    with_intervals,
-)
+from vgen.training.data.sprites.world import SpriteClip
+from vgen.training.evaluate.intervals import as_score, bootstrap_interval, decibels, with_intervals
+from vgen.training.evaluate.lines import BELOW_VAE, Line, decibel_line, error_line, say_aim
+from vgen.training.evaluate.measure import Measure, Scores, Series, TierScores, per_prompt
+from vgen.training.evaluate.model import Centres, Clips, ScoredModel, full_prompt
+from vgen.training.evaluate.resumable import Job, Row
+from vgen.training.evaluate.scores import squared_error
 from vgen.training.judge.judge import centres_of
 
-GIVEN: Final = (5, 9)  # frames that a prediction is given
 UNIT: Final = 64  # errors are in pixels of a short side of 64
 MISSED: Final = 32.0  # error of a clip in whose frame nothing is found
+PREDICTION_AIM: Final = 2.0  # pixels of UNIT
+INTERPOLATION_AIM: Final = 1.5  # pixels of UNIT
 
-Centres = NDArray[np.float32]
+
+def _placed(clip: Clips, key: AnswerKey, frame: int) -> Row:
+    """Where the objects are in a frame; None where one was not found."""
+    centres = centres_of(clip, key)[frame]
+    return {"centre": [float(value) for value in centres.ravel()] if np.isfinite(centres).all() else None}
 
 
-def prediction_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
-) -> dict[str, Any]:
-    """Error of the centre in the last frame, of moving clips of which the first frames are given."""
-    clips, real = _moving(pipeline, tier, budget.prompts, ledger)
-    found = {}
-    for given in GIVEN:
-        conditions = [[VideoCondition(clip.frames[:given])] for clip in clips]
-        made = _make(
-            pipeline, clips, conditions, budget, seed, ledger, f"prediction of {given}, tier {tier}",
-            lambda made, part: [(clip, clips[i].key, -1) for clip, i in zip(made, part, strict=True)], _placed,
-            **settings,
-        )  # fmt: skip
-        steady = [_extrapolated(track[:given], len(track) - 1) for track in real]
-        true = [track[-1] for track in real]
-        found[f"given_{given}"] = {
-            "error": _errors([_centre(row, like) for row, like in zip(made, true, strict=True)], true, clips),
+def _centres(rows: Sequence[Row], like: Sequence[Centres]) -> list[Centres]:
+    """What `_placed` found, each [objects, 2], NaN where nothing."""
+    places = (row["centre"] or np.full(true.size, np.nan) for row, true in zip(rows, like, strict=True))
+    return [np.asarray(place, np.float32).reshape(true.shape) for place, true in zip(places, like, strict=True)]
+
+
+def _predictions(model: ScoredModel, given: int) -> Series:
+    from vgen.pipelines import VideoCondition
+
+    clips, real = model.moving
+    true = [track[-1] for track in real]
+
+    def make(numbers: range) -> list[Job]:
+        chosen = [clips[number] for number in numbers]
+        conditions = [[VideoCondition(clip.frames[:given])] for clip in chosen]
+        made = model.from_known(conditions, [full_prompt(clip) for clip in chosen], numbers)
+        return [(frames, clip.key, -1) for frames, clip in zip(made, chosen, strict=True)]
+
+    def scores(rows: list[Row]) -> Scores:
+        return {
+            "error": _errors(_centres(rows, true), true, clips),
             "nearest_copy": _errors([track[given - 1] for track in real], true, clips),
-            "constant_velocity": _errors(steady, true, clips),
+            "constant_velocity": _errors([_extrapolated(track[:given], len(track) - 1) for track in real], true, clips),
         }
-    return found
+
+    return Series(len(clips), make, scores)
 
 
-def interpolation_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
-) -> dict[str, Any]:
-    """Error of the centre in the middle frame, of moving clips of which first and last frame are given."""
-    clips, real = _moving(pipeline, tier, budget.prompts, ledger)
-    middle = len(clips[0].frames) // 2
-    conditions = [[VideoCondition(c.frames[0]), VideoCondition(c.frames[-1], frame_index=-1)] for c in clips]
-    made = _make(
-        pipeline, clips, conditions, budget, seed, ledger, f"interpolation, tier {tier}",
-        lambda made, part: [(clip, clips[i].key, middle) for clip, i in zip(made, part, strict=True)], _placed,
-        **settings,
+def _prediction_lines(given: int, scores: Scores, tier: TierScores) -> Iterator[Line]:
+    yield error_line(f"prediction, {given} frames given: centre of the last", scores, PREDICTION_AIM)
+
+
+def prediction(given: int) -> Measure:
+    """Error of the centre in the last frame, of moving clips of which the first `given` frames are given."""
+    return Measure(
+        task="prediction", part=f"given_{given}", name=f"prediction of {given}, tier {{tier}}",
+        make=partial(_predictions, given=given), measure=_placed, count=per_prompt,
+        lines=partial(_prediction_lines, given),
     )  # fmt: skip
+
+
+def _interpolations(model: ScoredModel) -> Series:
+    from vgen.pipelines import VideoCondition
+
+    clips, real = model.moving
+    middle = len(clips[0].frames) // 2
     true = [track[middle] for track in real]
-    blends = [track[middle] for track in ledger.map(centres_of, ((_blended(c.frames), c.key) for c in clips))]
-    return {
-        "error": _errors([_centre(row, like) for row, like in zip(made, true, strict=True)], true, clips),
-        "nearest_copy": _errors([track[0] for track in real], true, clips),
-        "linear_blend": _errors(blends, true, clips),
-        "constant_velocity": _errors([(track[0] + track[-1]) / 2 for track in real], true, clips),
-    }
+
+    def make(numbers: range) -> list[Job]:
+        chosen = [clips[number] for number in numbers]
+        ends = [[VideoCondition(c.frames[0]), VideoCondition(c.frames[-1], frame_index=-1)] for c in chosen]
+        made = model.from_known(ends, [full_prompt(clip) for clip in chosen], numbers)
+        return [(frames, clip.key, middle) for frames, clip in zip(made, chosen, strict=True)]
+
+    def scores(rows: list[Row]) -> Scores:
+        blends = [t[middle] for t in model.kept.map(centres_of, ((_blended(c.frames), c.key) for c in clips))]
+        return {
+            "error": _errors(_centres(rows, true), true, clips),
+            "nearest_copy": _errors([track[0] for track in real], true, clips),
+            "linear_blend": _errors(blends, true, clips),
+            "constant_velocity": _errors([(track[0] + track[-1]) / 2 for track in real], true, clips),
+        }
+
+    return Series(len(clips), make, scores)
 
 
-def completion_scores(
-    pipeline: TextToVideoPipeline, tier: int, budget: Budget, seed: int, ledger: Ledger, **settings: Any
-) -> dict[str, Any]:
-    """PSNR of a hidden box in the middle of every frame, half as wide and high, and of what is known."""
-    world = SpriteWorld("test", tier, **canvas(pipeline))
-    clips = [world.sample(index) for index in range(budget.prompts)]
+def _interpolation_lines(scores: Scores, tier: TierScores) -> Iterator[Line]:
+    better = scores["error"]["mean"] < scores["linear_blend"]["mean"]
+    name = "interpolation: centre of the middle frame"
+    yield error_line(name, scores, INTERPOLATION_AIM, better, "and below the blend")
+
+
+INTERPOLATION: Final = Measure(
+    task="interpolation", name="interpolation, tier {tier}", make=_interpolations, measure=_placed, count=per_prompt,
+    cost=1.1, lines=_interpolation_lines,
+)  # fmt: skip
+"""Error of the centre in the middle frame, of moving clips of which first and last frame are given."""
+
+
+def _completions(model: ScoredModel) -> Series:
+    from vgen.pipelines import VideoCondition
+
+    clips = model.test_clips()
     known = hidden_box(*clips[0].frames.shape[1:3])
-    conditions = [[VideoCondition(clip.frames, mask=known.astype(np.float32))] for clip in clips]
 
-    def jobs(made: Clips, part: range) -> Iterable[Job]:
-        originals = np.stack([clips[i].frames for i in part])
-        return ((*pair, known) for pair in zip(originals, made, reconstruct(pipeline, originals), strict=True))
-
-    rows = _make(
-        pipeline, clips, conditions, budget, seed, ledger, f"completion, tier {tier}", jobs, _completed, **settings
-    )
+    def make(numbers: range) -> Iterable[Job]:
+        chosen = [clips[number] for number in numbers]
+        conditions = [[VideoCondition(clip.frames, mask=known.astype(np.float32))] for clip in chosen]
+        made = model.from_known(conditions, [full_prompt(clip) for clip in chosen], numbers)
+        originals = np.stack([clip.frames for clip in chosen])
+        return ((*pair, known) for pair in zip(originals, made, model.restored(originals), strict=True))
 
     def filled(fill: Callable[[Clips, NDArray[np.bool_]], Clips]) -> dict[str, float]:
-        return decibels(list(ledger.map(_filled, ((clip.frames, known, fill) for clip in clips))))
+        return decibels(list(model.kept.map(_filled, ((clip.frames, known, fill) for clip in clips))))
 
-    return with_intervals(
-        {
-            "psnr": decibels([row["error"] for row in rows]),
-            "nearest_copy": filled(fill_nearest),
-            "linear_blend": filled(fill_linear),
-            "vae": decibels([row["vae_error"] for row in rows]),
-            "known_psnr": decibels([row["known_error"] for row in rows]),
-            "vae_known_psnr": decibels([row["vae_known_error"] for row in rows]),
-        }
-    )
+    def scores(rows: list[Row]) -> Scores:
+        return with_intervals(
+            {
+                "psnr": decibels([row["error"] for row in rows]),
+                "nearest_copy": filled(fill_nearest),
+                "linear_blend": filled(fill_linear),
+                "vae": decibels([row["vae_error"] for row in rows]),
+                "known_psnr": decibels([row["known_error"] for row in rows]),
+                "vae_known_psnr": decibels([row["vae_known_error"] for row in rows]),
+            }
+        )
+
+    return Series(len(clips), make, scores)
 
 
 def _completed(original: Clips, made: Clips, restored: Clips, known: NDArray[np.bool_]) -> Row:
@@ -127,6 +157,22 @@ def _completed(original: Clips, made: Clips, restored: Clips, known: NDArray[np.
 def _filled(original: Clips, known: NDArray[np.bool_], fill: Callable[[Clips, NDArray[np.bool_]], Clips]) -> float:
     """The squared error of what fills the hidden box."""
     return float(squared_error(original, fill(original, known))[:, ~known].mean())
+
+
+def _completion_lines(box: Scores, tier: TierScores) -> Iterator[Line]:
+    floors = f"nearest copy {box['nearest_copy']:.1f} dB, linear blend {box['linear_blend']:.1f} dB"
+    beaten = box["psnr"] > max(box["nearest_copy"], box["linear_blend"])
+    hidden = decibel_line("completion: PSNR of the hidden part", box, "psnr", None, f"VAE {box['vae']:.1f} dB", floors)
+    yield hidden._replace(aim=say_aim(beaten, "above the floors"))
+    vae = box["vae_known_psnr"]
+    yield decibel_line("completion: PSNR of the known part", box, "known_psnr", vae - BELOW_VAE, f"VAE {vae:.1f} dB")
+
+
+COMPLETION: Final = Measure(
+    task="completion", name="completion, tier {tier}", make=_completions, measure=_completed, count=per_prompt,
+    cost=1.1, lines=_completion_lines,
+)  # fmt: skip
+"""PSNR of a hidden box in the middle of every frame, half as wide and high, and of what is known."""
 
 
 def hidden_box(height: int, width: int) -> NDArray[np.bool_]:
@@ -159,73 +205,8 @@ def fill_linear(clips: Clips, known: NDArray[np.bool_]) -> Clips:
     return filled
 
 
-def _moving(
-    pipeline: TextToVideoPipeline, tier: int, count: int, ledger: Ledger
-) -> tuple[list[SpriteClip], list[Centres]]:
-    """Test clips in which something moves, and whose objects are seen wherever a centre is asked for; their tracks.
-
-    One object is seen in every frame; of two, one may be behind the other in between.
-    """
-    world = SpriteWorld("test", tier, **canvas(pipeline))
-    judged = ledger.map(_tracked, ((world.sample(index),) for index in range(2 * count)))
-    found = list(islice((pair for pair in judged if pair is not None), count))
-    return [clip for clip, _ in found], [track for _, track in found]
-
-
-def _tracked(clip: SpriteClip) -> tuple[SpriteClip, Centres] | None:
-    whole, last = centres_of(clip.frames, clip.key), len(clip.frames) - 1
-    asked = slice(None) if whole.shape[1] == 1 else [0, *(given - 1 for given in GIVEN), last // 2, last]
-    track = whole[asked]
-    shown = clip.masks.any(axis=(1, 2)).all() and np.isfinite(track).all()
-    return (clip, whole) if shown and np.ptp(track, axis=0).max() > 2 else None
-
-
-def _make(
-    pipeline: TextToVideoPipeline,
-    clips: Sequence[SpriteClip],
-    conditions: Sequence[list[VideoCondition]],
-    budget: Budget,
-    seed: int,
-    ledger: Ledger,
-    name: str,
-    jobs: Callable[[Clips, range], Iterable[Job]],
-    measure: Callable[..., Row],
-    **settings: Any,
-) -> list[Row]:
-    """Make every clip from what is known of it, and measure it; `jobs` is given the clips made and their numbers."""
-    predict = MaskedPredictionPipeline(**pipeline.components)
-    predict.set_progress_bar_config(disable=True)
-
-    def make(part: range) -> Iterable[Job]:
-        made = predict(
-            conditions=[conditions[i] for i in part],
-            prompt=[full_prompt(clips[i]) for i in part],
-            generator=generators(seed, part),
-            keep_known_pixels=False,
-            output_type="uint8",
-            **settings,
-        ).frames
-        return jobs(made, part)
-
-    return ledger.rows(name, len(clips), budget.batch, make, measure)
-
-
-def _placed(clip: Clips, key: AnswerKey, frame: int) -> Row:
-    return {"centre": _listed(centres_of(clip, key)[frame])}
-
-
-def _listed(centres: Centres) -> list[float] | None:
-    """[objects, 2] as a ledger keeps it; None where one was not found."""
-    return [float(value) for value in centres.ravel()] if np.isfinite(centres).all() else None
-
-
-def _centre(row: Row, like: Centres) -> Centres:
-    kept = row["centre"]
-    return np.full_like(like, np.nan) if kept is None else np.asarray(kept, np.float32).reshape(like.shape)
-
-
 def _extrapolated(track: Centres, frame: int) -> Centres:
-    """Where a centre that goes on as it did would be."""
+    """Where a centre would be that continues at the same velocity."""
     pace = (track[-1] - track[0]) / (len(track) - 1)
     return np.asarray(track[-1] + pace * (frame - len(track) + 1), np.float32)
 
@@ -241,5 +222,4 @@ def _errors(found: Sequence[Centres], true: Sequence[Centres], clips: Sequence[S
     unit = min(clips[0].frames.shape[1:3]) / UNIT
     distances = np.linalg.norm(np.stack(found) - np.stack(true), axis=-1) / unit
     values = np.where(np.isfinite(distances), np.minimum(distances, MISSED), MISSED).mean(axis=1).tolist()
-    interval = bootstrap_interval(values)
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "count": len(values)}
+    return as_score(bootstrap_interval(values), len(values))

@@ -19,7 +19,7 @@ from vgen.training.data.footage.records import write_text
 from vgen.training.footage_run import build_on_footage
 from vgen.training.objectives.flow.finetune import FineTuneObjective
 from vgen.training.recipe import FineTuneObjectiveConfig, Recipe, load_recipe
-from vgen.training.report.sheets import save_sheet
+from vgen.training.report.log import save_sheet
 
 SCORES, SHEET = "evaluation.json", "evaluation.png"
 _BINS = 8

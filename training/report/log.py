@@ -1,19 +1,21 @@
-"""The run's log: JSON lines in a file, and a progress bar or plain lines for whoever watches."""
+"""The run's log: JSON lines in a file, a progress bar or plain lines on the screen, and sheets of samples."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from vgen.errors import OutputError, duration
 from vgen.io.files import part_of
+from vgen.io.media.contact_sheet import contact_sheet
 
 _SHOWN_MEANS = 4
 _SHOWN = {
@@ -146,6 +148,18 @@ class Journal:
         self.say(
             f"step {step}/{self.total_steps} {summary} [{duration(now - self._began)} gone, {duration(left)} left]"
         )
+
+
+def save_sheet(path: Path, clips: Sequence[np.ndarray], labels: Sequence[str] | None = None) -> None:
+    """Write clips as one PNG, one per row.
+
+    Args:
+        path: the file; its folder is made.
+        clips: uint8 [F, H, W, 3] each.
+        labels: one line above each clip.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(clips, labels=labels, scale=2).save(path)
 
 
 def _drop_lines_after(path: Path, step: int) -> None:

@@ -41,7 +41,7 @@ from vgen.training.objectives.explicit_attention import use_explicit_attention
 from vgen.training.objectives.export import save_pipeline
 from vgen.training.randomness import Keys
 from vgen.training.recipe import Recipe, SpritesConfig
-from vgen.training.report.sheets import save_sheet
+from vgen.training.report.log import save_sheet
 
 ADAPTER = "few_steps"
 LEARNED = ("num_inference_steps", "guidance_scale", "sigmas", "distilled")

@@ -39,7 +39,7 @@ from vgen.training.objectives.flow.tasks import (
 from vgen.training.objectives.lora import ADAPTER, add_lora, quantize_blocks, without_adapters
 from vgen.training.randomness import Keys, generator
 from vgen.training.recipe import FineTuneObjectiveConfig
-from vgen.training.report.sheets import save_sheet
+from vgen.training.report.log import save_sheet
 
 _OWN_CONVENTION = ("text", "first")
 """Tasks of the text-to-video and image-to-video pipelines; all others are sampled with conditions anywhere."""

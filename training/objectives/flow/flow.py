@@ -40,7 +40,7 @@ from vgen.training.objectives.statement import sprites_statement
 from vgen.training.precision import computes_bfloat16
 from vgen.training.randomness import Keys, generator
 from vgen.training.recipe import FlowObjectiveConfig, SpritesConfig
-from vgen.training.report.sheets import save_sheet
+from vgen.training.report.log import save_sheet
 
 _BUCKETS = 4
 _CHUNK = 16

@@ -41,7 +41,7 @@ from vgen.training.objectives.preference.pair_sources import ClipMaker, JudgedPa
 from vgen.training.objectives.preference.pairs import PairBatches, PairCache
 from vgen.training.randomness import Keys, generator
 from vgen.training.recipe import Recipe, SpritesConfig
-from vgen.training.report.sheets import save_sheet
+from vgen.training.report.log import save_sheet
 
 _CHUNK = 16
 

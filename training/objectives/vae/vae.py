@@ -35,7 +35,7 @@ from vgen.training.objectives.vae.discriminator import PairDiscriminator, gan_lo
 from vgen.training.objectives.vae.timestep_decoder import noise_latents, with_timestep
 from vgen.training.randomness import Keys, generator, key_number
 from vgen.training.recipe import OptimizerConfig, VaeObjectiveConfig
-from vgen.training.report.sheets import save_sheet
+from vgen.training.report.log import save_sheet
 from vgen.types import VideoShape
 
 _CHUNK = 16

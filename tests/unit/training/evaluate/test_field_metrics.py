@@ -18,10 +18,15 @@ from vgen.errors import CheckpointError, ShapeError
 from vgen.pipelines import TextToVideoPipeline
 from vgen.training.evaluate.clip_score import ClipScore
 from vgen.training.evaluate.evaluate import evaluate_model
-from vgen.training.evaluate.field_metrics import FieldWeights, I3d, field_scores
-from vgen.training.evaluate.frechet import frechet_distance, frechet_of_features
-from vgen.training.evaluate.resumable import Ledger
-from vgen.training.evaluate.scores import Budget
+from vgen.training.evaluate.field_metrics import (
+    FieldWeights,
+    I3d,
+    field_lines,
+    field_scores,
+    frechet_distance,
+    frechet_of_features,
+)
+from vgen.training.evaluate.model import Budget, ScoredModel
 
 
 def test_the_frechet_distance_is_that_of_normal_distributions() -> None:
@@ -149,10 +154,14 @@ def test_scores_stand_beside_those_of_the_originals(
     pipeline.set_progress_bar_config(disable=True)
     weights = FieldWeights(clip_folder, _i3d(tmp_path))
     weights.check()
-    found = field_scores(pipeline, weights, Budget(2, 3, 1, 2), 0, Ledger(), num_inference_steps=1)
+    model = ScoredModel(pipeline, 1, Budget(2, 3, 1, 2), settings={"num_inference_steps": 1})
+    found = field_scores(model, weights)
     assert found["clips"] == 3 and found["frames"] == 9
     assert found["fvd"] > 0
     assert {"clip_score", "clip_score_of_originals"} <= found.keys()
     assert "lpips_of_reconstructions" not in found
-    only = field_scores(pipeline, FieldWeights(clip_folder), Budget(2, 3, 1, 2), 0, Ledger(), num_inference_steps=1)
+    assert [(line.measure, line.clips) for line in field_lines(found)] == [
+        ("FVD, clips of 9 frames", "3"), ("CLIP score", "3")
+    ]  # fmt: skip
+    only = field_scores(model, FieldWeights(clip_folder))
     assert "fvd" not in only and only["clip_score"] == pytest.approx(found["clip_score"])

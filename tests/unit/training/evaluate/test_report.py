@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from vgen.errors import RequestError
 from vgen.hub.find import resolve_model
 from vgen.training.evaluate.evaluate import QUICK, _about, report_from
-from vgen.training.evaluate.report import render
+from vgen.training.evaluate.report import render, table, tier_lines
 
 SCORES = Path(__file__).parents[4] / "docs" / "scores" / "sprites-256.json"
+PAGES = {
+    "sprites-256": "165fe21faf8c5301",
+    "sprites-long": "73663c8b709d7421",
+    "student-256": "3c8d01a8d3aa8fa9",
+}
+"""Hashes of the pages that the scores of docs/scores make."""
 TRAINING: dict[str, Any] = {
     "recipe": "tasks", "recipe_sha256": "ab" * 32, "steps": 900, "total_steps": 1000, "seconds": 9000.0, "threads": 1,
     "device": "cpu",
@@ -112,3 +121,23 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"other\.json holds no scores"):
         report_from(tmp_path / "other.json")
     assert report_from(SCORES).startswith("# sprites")
+
+
+@pytest.mark.parametrize("name", ["sprites-256", "sprites-long", "student-256"])
+def test_stored_scores_make_the_same_page_as_ever_and_all_of_it_is_on_the_screen(name: str) -> None:
+    stored = json.loads((SCORES.parent / f"{name}.json").read_text())
+    page = render(stored)
+    assert hashlib.sha256(page.encode()).hexdigest()[:16] == PAGES[name]
+    console = Console(width=250, file=io.StringIO(), markup=False)
+    console.print(table(stored))
+    screen = console.file.getvalue()
+    for tier, scores in stored["scores"].items():
+        lines = list(tier_lines(tier, scores))
+        assert len(lines) >= 6
+        for line in lines:
+            row = next(row for row in screen.splitlines() if f" {line.measure} " in row)
+            assert f"{line.score} ({line.interval})" in row if line.interval else line.score in row
+            assert line.floors in screen and line.ceiling in screen
+    assert [text in screen for text in ("track acceleration", "joint judged")] == [
+        "text_to_video" in scores, "vae" in scores
+    ]  # fmt: skip

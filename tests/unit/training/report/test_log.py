@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 
 from vgen.training.control import Control, StopRequested
-from vgen.training.report.log import Journal
-from vgen.training.report.sheets import save_sheet
+from vgen.training.report.log import Journal, save_sheet
 
 
 def test_rows_hold_means_since_the_last_row(tmp_path: Path) -> None:
