@@ -6,7 +6,7 @@ gives the first frame a latent of its own and every later group of `temporal` fr
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from vgen.errors import ShapeError
 
@@ -103,8 +103,10 @@ def _check_size(field: str, value: int, stride: int) -> None:
     )
 
 
-SKIP_MODES = ("attention_values", "attention_skip", "transformer_block")
+SkipMode = Literal["attention_values", "attention_skip", "transformer_block"]
 """What `SkipLayers` can leave out of a block, see there."""
+
+SKIP_MODES = get_args(SkipMode)
 
 
 class SkipLayers(NamedTuple):

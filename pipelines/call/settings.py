@@ -14,8 +14,7 @@ from torch import Tensor
 from vgen.diffusion.guidance import Guidance
 from vgen.errors import RequestError
 from vgen.request.lossy import StepCache
-from vgen.request.resolve import preset_settings
-from vgen.request.steps import check_guidance, settle_steps
+from vgen.request.resolve import settle
 
 if TYPE_CHECKING:
     from vgen.pipelines.passes.two_pass import TwoPass
@@ -154,20 +153,10 @@ class GenerationSettings:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 raise TypeError(f"unexpected argument {name!r}" + (f": did you mean {near[0]!r}?" if near else "."))
-        values = {name: value for name, value in given.items() if value is not None}
-        presets: Mapping[str, Any] = next((source["presets"] for source in defaults if source.get("presets")), {})
-        preset = preset_settings(values.get("preset"), {"presets": presets})
-        check_guidance({**preset, **values}, defaults)
-        defaults = (preset, *defaults)
-        steps = settle_steps(values, defaults)
-        settled = {"num_inference_steps": steps.num_inference_steps, "sigmas": steps.sigmas}
-        values.update({name: value for name, value in settled.items() if value is not None})
-        by_hand = {"sigmas", "timesteps"}
-        own = by_hand | ({"draft_steps"} if by_hand & values.keys() else set())  # a draft has no schedule by hand
+        values, left_out = settle(given, *defaults)
         for name, field in known.items():
-            for source in defaults if name not in own else ():
-                if name not in values and source.get(name) is not None:
-                    values[name] = source[name]
+            if name in left_out:
+                values.setdefault(name, left_out[name])
             if name not in values and field.default is MISSING:
                 raise RequestError(f"{name} is not given, and the model has no default for it: pass {name}=.")
         return cls(**values)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from vgen.errors import RequestError
 
-WAYS = ("auto", "branches", "sequence")
+Way = Literal["auto", "branches", "sequence"]
 """How processes can share a clip, see `choose_layout`."""
+
+WAYS = get_args(Way)
 
 
 class Layout(NamedTuple):

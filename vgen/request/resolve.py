@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vgen.errors import RequestError, ShapeError, bytes_text, counted
+from vgen.request.steps import check_guidance, settle_steps
 from vgen.types import SKIP_MODES, Strides, VideoShape
 
 MAX_VIDEO_BYTES = 16e9
@@ -60,7 +61,7 @@ def frames_to_keep(asked: int | None, num_frames: int, stride: int, video_frames
 def frames_to_restyle(
     asked: int | None, defaults: Mapping[str, Any], stride: int, video_frames: int | None
 ) -> int | None:
-    """How many frames of the given video are made anew: as many as the model makes by default and the video has."""
+    """How many frames of the given video are replaced: as many as the model makes by default and the video has."""
     if video_frames is None:
         return asked
     most = (video_frames - 1) // stride * stride + 1
@@ -91,19 +92,52 @@ def preset_settings(name: str | None, defaults: Mapping[str, Any]) -> Mapping[st
     return dict(known[name])
 
 
-def settle_guidance(values: dict[str, Any], defaults: Mapping[str, Any], preset: Mapping[str, Any]) -> None:
-    """Fill in spatiotemporal guidance where it is on, and refuse it without blocks; and what only presets say."""
-    values |= {field: preset[field] for field in ("guidance_sigmas", "cfg_star") if field in preset}
-    if values["stg_scale"] is None:
-        values["stg_scale"] = preset.get("stg_scale")
-    scale = values["stg_scale"]
+def settle(given: Mapping[str, Any], *defaults: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Decide what holds for a call: the caller, then a preset of the model, then `defaults` in their order.
+
+    The only resolver: requests and pipelines both fill in what is left out by it.
+
+    Args:
+        given: what the caller says; None is left out.
+        *defaults: of the memory plan, the LoRAs, the model, the scheduler, the convention; the first that says
+            something counts.
+    Returns:
+        What holds whatever task it is: what the caller says, the preset's settings, the steps and the guidance. And
+        all defaults by name, of which a task takes what it has.
+    Raises:
+        RequestError: a preset that the model does not have, or steps or a guidance that it cannot do.
+    """
+    values = {name: value for name, value in given.items() if value is not None}
+    known: dict[str, Any] = {}
+    for source in reversed(defaults):
+        known |= {name: value for name, value in source.items() if value is not None}
+    preset = preset_settings(values.get("preset"), known)
+    check_guidance({**preset, **values}, known)
+    known |= preset
+    steps = settle_steps(values, known)
+    for name in ("sigmas", "timesteps"):  # settled with the steps
+        known.pop(name, None)
+    known |= {name: value for name, value in steps._asdict().items() if value is not None}
+    if known.get("sigmas") is not None or values.get("timesteps") is not None:
+        known.pop("draft_steps", None)  # a draft has no schedule by hand
+    settled = {**{name: known[name] for name in preset if name in known}, **values}
+    settled |= {name: value for name, value in steps._asdict().items() if value is not None}
+    _settle_perturbation(settled, values, known)
+    return settled, known
+
+
+def _settle_perturbation(settled: dict[str, Any], given: Mapping[str, Any], known: dict[str, Any]) -> None:
+    """Spatiotemporal guidance: its blocks and mode where it is on, nothing of it where it is off."""
+    scale = settled.get("stg_scale", known.get("stg_scale"))
     if not scale:
-        if scale is None and (values["stg_blocks"] is not None or values["stg_mode"] is not None):
+        if scale is None and ("stg_blocks" in given or "stg_mode" in given):
             raise RequestError("stg_blocks and stg_mode do nothing without stg_scale: give stg_scale=1, for instance.")
+        for name in {"stg_blocks", "stg_mode"} - given.keys():
+            known.pop(name, None), settled.pop(name, None)
         return
-    for field, last in (("stg_blocks", None), ("stg_mode", SKIP_MODES[0])):
-        values[field] = values[field] if values[field] is not None else defaults.get(field, last)
-    if values["stg_blocks"] is None:
+    known.setdefault("stg_mode", SKIP_MODES[0])
+    settled |= {name: known[name] for name in ("stg_scale", "stg_blocks", "stg_mode") if name in known} | settled
+    if "stg_blocks" not in settled and "guidance" not in given:
         shown = f"{scale:g}" if isinstance(scale, (int, float)) else repr(scale)
         raise RequestError(
             f"stg_scale={shown} needs stg_blocks: the transformer blocks that are perturbed, for instance one in the "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from numbers import Real
 from typing import Any, NamedTuple
@@ -46,7 +46,7 @@ def read_sigmas(values: Any, name: str = "sigmas", unit: float = 1.0) -> tuple[f
         values = [part for part in values.replace(" ", ",").split(",") if part]
     elif hasattr(values, "tolist"):
         values = values.tolist()
-    rule = f"it must be a list of numbers that descend from at most {unit:g} and stay above 0, one a step"
+    rule = f"it must be a list of numbers that descend from at most {unit:g} and stay above 0, one per step"
     try:
         numbers = [float(value) for value in values if not isinstance(value, bool)]
     except (TypeError, ValueError, OverflowError):
@@ -61,12 +61,12 @@ def read_sigmas(values: Any, name: str = "sigmas", unit: float = 1.0) -> tuple[f
     return sigmas
 
 
-def settle_steps(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]) -> Steps:
+def settle_steps(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Steps:
     """Decide on the steps of a call, by what the caller gives and what the model was made for.
 
     Args:
         given: the caller's num_inference_steps, sigmas and timesteps, each None or absent where left out.
-        defaults: looked up in this order for num_inference_steps; for `sigmas`, a model's own schedule; and for
+        defaults: looked up for num_inference_steps; for `sigmas`, a model's own schedule; and for
             `allowed_inference_steps`, what it can do: numbers of steps (whole, 1 or more), or the only sigmas it knows.
             Where `distilled` is set, the model's own `sigmas` are the only schedule, whole and in order.
     Returns:
@@ -74,7 +74,7 @@ def settle_steps(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]
     Raises:
         RequestError: what is given contradicts itself or the model; names the nearest that fits.
     """
-    allowed = _first(defaults, "allowed_inference_steps")
+    allowed = defaults.get("allowed_inference_steps")
     counts, known_sigmas = _read_allowed(allowed)
     asked = given.get("num_inference_steps")
     sigmas = _given_sigmas(given)
@@ -82,11 +82,11 @@ def settle_steps(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]
         raise RequestError(
             f"num_inference_steps={asked} and a list of {len(sigmas)} sigmas contradict each other: leave one out."
         )
-    if _first(defaults, "distilled"):
-        return _own_schedule(asked, sigmas, _first(defaults, "sigmas"))
+    if defaults.get("distilled"):
+        return _own_schedule(asked, sigmas, defaults.get("sigmas"))
     if sigmas is not None:
         return Steps(_allowed_count(len(sigmas), counts), _allowed_sigmas(sigmas, known_sigmas))
-    own = _first(defaults, "sigmas")
+    own = defaults.get("sigmas")
     own = read_sigmas(own, "the model's sigmas") if own is not None else known_sigmas
     if own is not None and asked in (None, len(own)):
         return Steps(len(own), own)
@@ -98,25 +98,25 @@ def settle_steps(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]
             f"{', '.join(f'{sigma:g}' for sigma in own)}; use num_inference_steps={len(own)}, or give sigmas."
         )
     if asked is None:
-        asked = _first(defaults, "num_inference_steps")
+        asked = defaults.get("num_inference_steps")
         if counts is not None and asked not in counts:
             asked = max(counts)
     return Steps(asked, None)
 
 
-def check_guidance(given: Mapping[str, Any], defaults: Sequence[Mapping[str, Any]]) -> None:
+def check_guidance(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse what a distilled model has no use for: it was made for one guidance, which its weights hold already.
 
     Args:
         given: the caller's guidance_scale, stg_scale, cfg_star, guidance, stochastic_sampling, each None or absent
             where left out.
-        defaults: looked up in this order for `distilled`, and `guidance_scale`, the only one that is allowed then.
+        defaults: looked up for `distilled`, and `guidance_scale`, the only one that is allowed then.
     Raises:
         RequestError: names the value, the rule and what would fit.
     """
-    if not _first(defaults, "distilled"):
+    if not defaults.get("distilled"):
         return
-    own = _first(defaults, "guidance_scale")
+    own = defaults.get("guidance_scale")
     own = 1.0 if own is None else own
     scale = given.get("guidance_scale")
     scales = list(scale) if isinstance(scale, (list, tuple)) else [scale]
@@ -248,10 +248,6 @@ def _collapses(scheduler: Mapping[str, Any], num_steps: int, tokens: int) -> boo
         sigmas = 1 - left / (left[-1] / np.float32(1 - scheduler["shift_terminal"]))
     timesteps = sigmas * np.float32(TRAIN_TIMESTEPS)
     return not bool(np.all(np.diff(timesteps) < 0))
-
-
-def _first(sources: Sequence[Mapping[str, Any]], name: str) -> Any:
-    return next((source[name] for source in sources if source.get(name) is not None), None)
 
 
 def _own_schedule(asked: Any, sigmas: tuple[float, ...] | None, own: Any) -> Steps:

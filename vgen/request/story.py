@@ -6,18 +6,11 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vgen.errors import RequestError, counted
-from vgen.request.fields import number, text, whole_number
-
-_Prompt = Annotated[str, BeforeValidator(text("prompt"))]
-_Seconds = Annotated[float, BeforeValidator(number("seconds", 0.01, 36_000.0))]
-_Fade = Annotated[float, BeforeValidator(number("cross_fade", 0.0, 3600.0))]
-_Frames = Annotated[int, BeforeValidator(whole_number("num_frames", 1, 1_000_000))]
-_Steps = Annotated[int, BeforeValidator(whole_number("num_inference_steps", 1, 1000))]
-_Scale = Annotated[float, BeforeValidator(number("guidance_scale", 0.0, 100.0))]
+from vgen.request.fields import NOT_BOOL, Scale, Seconds, Size, Steps, Text, finding
+from vgen.request.messages import worded
 
 SETTINGS = ("negative_prompt", "num_inference_steps", "guidance_scale")
 """What a segment may say for itself; left out, it is what the whole story says."""
@@ -33,18 +26,20 @@ class Segment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: _Prompt = Field(description="What happens.")
-    seconds: _Seconds | None = Field(default=None, description="How long it is; or num_frames.")
-    num_frames: _Frames | None = Field(default=None, description="How long it is; or seconds.")
-    cross_fade: _Fade = Field(default=0.0, description="Seconds over which its prompt takes over from the one before.")
-    negative_prompt: _Prompt | None = Field(default=None, description="What to keep away from.")
-    num_inference_steps: _Steps | None = Field(default=None, description="Denoising steps.")
-    guidance_scale: _Scale | None = Field(default=None, description="Guidance by the text; 1 is off.")
+    prompt: Text = Field(description="What happens.")
+    seconds: Seconds | None = Field(default=None, description="How long it is; or num_frames.")
+    num_frames: Size | None = Field(default=None, description="How long it is; or seconds.")
+    cross_fade: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False), NOT_BOOL] = Field(
+        default=0.0, description="Seconds over which its prompt takes over from the one before."
+    )
+    negative_prompt: Text | None = Field(default=None, description="What to keep away from.")
+    num_inference_steps: Steps | None = Field(default=None, description="Denoising steps.")
+    guidance_scale: Scale | None = Field(default=None, description="Guidance by the text; 1 is off.")
 
     @model_validator(mode="after")
     def _check_length(self) -> Segment:
         if (self.seconds is None) == (self.num_frames is None):
-            raise PydanticCustomError("vgen", "a segment needs seconds or num_frames, and not both.")
+            raise finding("a segment needs seconds or num_frames, and not both.")
         return self
 
     def length(self, frame_rate: float) -> int:
@@ -70,7 +65,7 @@ def read_story(path: str | Path) -> Story:
     Args:
         path: TOML: `[[segment]]` tables, and before them fields of a request (model, seed, width, image ...).
     Raises:
-        RequestError: the file is missing, no TOML, without a segment, or one of them is wrong.
+        RequestError: the file is missing, not TOML, without a segment, or one of them is wrong.
     """
     file = Path(path)
     try:
@@ -93,14 +88,4 @@ def _segment(path: str | Path, place: int, table: Any) -> Segment:
     try:
         return Segment.model_validate(table)
     except ValidationError as error:
-        found = [_message(entry) for entry in error.errors(include_url=False)]
-        raise RequestError(f"story={str(path)!r}, segment {place + 1}: {' '.join(found)}") from None
-
-
-def _message(entry: Any) -> str:
-    field = ".".join(map(str, entry["loc"]))
-    if entry["type"] == "extra_forbidden":
-        return f"{field!r} is not known; known are {', '.join(Segment.model_fields)}."
-    if entry["type"] == "missing":
-        return f"{field} is missing."
-    return str(entry["msg"]) if entry["type"] == "vgen" else f"{field}: {entry['msg']}."
+        raise RequestError(f"story={str(path)!r}, segment {place + 1}: {worded(error, Segment, 'known')}") from None

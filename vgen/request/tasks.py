@@ -1,30 +1,12 @@
-"""The tasks of a request: their names, and which fields belong to which."""
+"""The tasks of a request."""
 
 from __future__ import annotations
 
-TASKS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle")
+from typing import Literal, get_args
 
-TASKS_OF: dict[str, tuple[str, ...]] = {
-    "image": ("animate", "loop", "story"),
-    "first": ("interpolate",),
-    "last": ("interpolate",),
-    "video": ("predict", "restyle", "inpaint", "outpaint", "extend"),
-    "seconds": ("extend",),
-    "overlap": ("extend", "story"),
-    "reference": ("extend", "story"),
-    "segments": ("story",),
-    "mask": ("inpaint",),
-    "keep_frames": ("predict",),
-    "backward": ("predict",),
-    "keyframes": ("interpolate",),
-    "denoise_strength": ("restyle",),
-    "draft_steps": ("generate",),
-    "input_crf": ("animate", "interpolate", "predict", "loop"),
-}
-"""Fields that only some tasks have."""
+Task = Literal[
+    "generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle"
+]
+"""What is made of what."""
 
-NEEDED: dict[str, tuple[str, ...]] = {
-    "image": ("animate",), "first": ("interpolate",), "last": ("interpolate",), "mask": ("inpaint",),
-}  # fmt: skip
-NEEDED |= {"video": TASKS_OF["video"], "seconds": ("extend",), "segments": ("story",)}
-"""What a task cannot do without."""
+TASKS: tuple[str, ...] = get_args(Task)

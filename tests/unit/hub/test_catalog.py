@@ -90,7 +90,7 @@ def test_every_version_is_there() -> None:
         assert entry.memory_bytes > entry.weight_bytes > 4e9
         distilled = "distilled" in entry.name
         assert entry.defaults["guidance_scale"] == (1.0 if distilled else 5.0 if entry.size == "13b" else 3.0)
-        assert settle_steps({}, [entry.defaults]).num_inference_steps == (
+        assert settle_steps({}, entry.defaults).num_inference_steps == (
             8 if distilled else entry.defaults["num_inference_steps"]
         )
         assert entry_of_file(Path("/x") / entry.file) is entry
@@ -114,7 +114,7 @@ def test_defaults_of_unnamed_files() -> None:
     distilled = generic_defaults("0.9.5", [1.0, 0.5])
     assert (distilled["guidance_scale"], distilled["height"]) == (1.0, 704)
     assert "negative_prompt" not in distilled
-    assert settle_steps({}, [distilled]).sigmas == (1.0, 0.5)
+    assert settle_steps({}, distilled).sigmas == (1.0, 0.5)
 
 
 def test_absent_models_say_what_to_fetch(cache: Callable[[str], Path], paper_model: Path) -> None:

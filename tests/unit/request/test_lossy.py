@@ -35,7 +35,7 @@ def test_what_is_lossy_is_said_in_the_metadata_and_comes_back_from_it():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"quantize": "int4"}, "int8, int8-weights, fp8"),
+        ({"quantize": "int4"}, "int8, int8-weights or fp8"),
         ({"quantize_text": "int8"}, "use int8-weights"),
         ({"step_cache": "first-blok"}, "did you mean 'first-block'"),
         ({"step_cache": "first-block:-1"}, "threshold must be a number from 0"),

@@ -68,7 +68,7 @@ def test_a_seed_is_drawn_once() -> None:
         ({"frame_rate": 1e9}, "frame_rate=1000000000.0.*nearest is 240"),
         ({"width": 100_000, "height": 100_000}, "needs about 2,040.00 GB.*use at most"),
         ({"num_frames": 999_997}, "needs about 49.15 GB"),
-        ({"dtype": "float8"}, "dtype='float8' is not known: use float32, bfloat16 or float16; did you mean"),
+        ({"dtype": "float8"}, "dtype='float8' is not known: use float32, bfloat16, float16 or auto; did you mean"),
         ({"device": "gpu"}, "device='gpu' is not known: use cpu, cuda"),
         ({"fit": "crop"}, "fit='crop' is not known: use cover, contain or stretch"),
         ({"task": "animte", "image": "a.png"}, "task='animte'.*did you mean 'animate'"),
@@ -138,8 +138,8 @@ def test_a_model_without_a_size() -> None:
         GenerateRequest.create(prompt="x", num_frames=17).resolve({}, STRIDES)
 
 
-def test_plain_construction_gives_the_same_words() -> None:
-    with pytest.raises(ValidationError, match="num_frames=0 is outside"):
+def test_plain_construction_is_pydantics() -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
         GenerateRequest(prompt="x", num_frames=0)
     with pytest.raises(ValidationError, match="frozen"):
         GenerateRequest(prompt="x").seed = 3  # type: ignore[misc]

@@ -49,7 +49,7 @@ def test_bad_schedules(values):
 
 
 def _settle(defaults=(), **given):
-    return settle_steps(given, [dict(defaults)])
+    return settle_steps(given, dict(defaults))
 
 
 def test_the_caller_then_the_model():
@@ -123,7 +123,7 @@ def test_a_strength_that_leaves_nothing():
     assert skipped_steps(10, 0.1) == 9
 
 
-FEW = [{"distilled": True, "sigmas": [1.0, 0.97, 0.8], "guidance_scale": 1.0, "num_inference_steps": 3}]
+FEW = {"distilled": True, "sigmas": [1.0, 0.97, 0.8], "guidance_scale": 1.0, "num_inference_steps": 3}
 
 
 def test_a_distilled_model_keeps_to_its_whole_schedule():
@@ -139,7 +139,7 @@ def test_a_distilled_model_keeps_to_its_whole_schedule():
         with pytest.raises(RequestError, match=message):
             settle_steps(given, FEW)
     with pytest.raises(RequestError, match="have no sigmas"):
-        settle_steps({}, [{"distilled": True}])
+        settle_steps({}, {"distilled": True})
 
 
 def test_a_distilled_model_keeps_to_its_guidance():
@@ -151,11 +151,11 @@ def test_a_distilled_model_keeps_to_its_guidance():
     for name in ("stg_scale", "cfg_star", "guidance", "stochastic_sampling"):
         with pytest.raises(RequestError, match=f"{name}=True: .*leave it out"):
             check_guidance({name: True}, FEW)
-        check_guidance({name: True}, [{"sigmas": [1.0, 0.5]}])
+        check_guidance({name: True}, {"sigmas": [1.0, 0.5]})
 
 
 def test_a_request_to_a_distilled_model_is_settled_or_refused():
-    defaults = {**FEW[0], "num_frames": 9, "height": 32, "width": 32, "frame_rate": 8.0}
+    defaults = {**FEW, "num_frames": 9, "height": 32, "width": 32, "frame_rate": 8.0}
     settled = GenerateRequest.create(prompt="a").resolve(defaults, Strides(4, 8, 8))
     assert settled.num_inference_steps == 3 and settled.guidance_scale == 1.0
     for fields, message in (({"num_inference_steps": 30}, "exactly 3 steps"), ({"guidance_scale": 4.0}, "distilled")):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vgen.engine.device import lacks
 from vgen.errors import RequestError
 from vgen.models import VideoDiT
-from vgen.request.lossy import read_quantize, read_quantize_text
+from vgen.request.lossy import QUANTIZATIONS, TEXT_QUANTIZATIONS, check_kind
 
 _EACH_STEP: Final = (
     "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0", "ff.net.0.proj",
@@ -168,7 +168,7 @@ def quantize(transformer: VideoDiT, kind: str) -> list[str]:
     Raises:
         RequestError: what the device cannot do, what is missing, an adapter that is not fused, or a second time.
     """
-    read_quantize(kind)
+    check_kind("quantize", kind, QUANTIZATIONS)
     if getattr(transformer, "quantized", None) is not None:
         raise RequestError(
             f"quantize={kind!r}: the transformer is {transformer.quantized} already; load the model again."
@@ -196,7 +196,7 @@ def quantize_text_encoder(encoder: nn.Module, kind: str) -> list[str]:
     Raises:
         RequestError: an unknown kind, or a second time.
     """
-    read_quantize_text(kind)
+    check_kind("quantize_text", kind, TEXT_QUANTIZATIONS)
     layers = {name: layer for name, layer in encoder.named_modules() if isinstance(layer, nn.Linear)}
     if not layers:
         raise RequestError(f"quantize_text={kind!r}: there is no linear layer; is it in 8 bits already?")

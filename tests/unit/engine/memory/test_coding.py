@@ -165,7 +165,7 @@ def test_amounts_of_memory(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "four", "0GB", "-1GB", "4XB"])
 def test_what_is_no_amount_is_refused(text: str) -> None:
-    with pytest.raises(RequestError, match="no amount of memory"):
+    with pytest.raises(RequestError, match="not an amount of memory"):
         parse_bytes(text)
 
 

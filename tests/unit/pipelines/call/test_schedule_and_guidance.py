@@ -46,7 +46,7 @@ def test_spatiotemporal_guidance_is_added():
     assert guidance == ComposedGuidance(parts, 0.7)
     by_model = guidance_of(_settings({"stg_blocks": [4], "stg_mode": "attention_skip"}, stg_scale=[0.0, 1.0]))
     assert by_model.parts[1] == SpatioTemporalGuidance([4], [0.0, 1.0], "attention_skip")
-    with pytest.raises(RequestError, match=r"stg_scale=1\.0 needs stg_blocks"):
+    with pytest.raises(RequestError, match="stg_scale=1 needs stg_blocks"):
         guidance_of(_settings(stg_scale=1.0))
 
 

@@ -37,7 +37,7 @@ def test_a_smaller_budget_changes_no_pixel_worth_seeing(pipeline, monkeypatch) -
 
 
 def test_what_cannot_work_is_refused_at_once(pipeline) -> None:
-    with pytest.raises(RequestError, match="no amount of memory"):
+    with pytest.raises(RequestError, match="not an amount of memory"):
         _frames(pipeline, vae_memory="plenty")
     with pytest.raises(OutOfMemoryError, match="too little to decode"):
         _frames(pipeline, vae_memory=1000)
@@ -68,5 +68,5 @@ def test_what_is_given_is_encoded_within_it_too(monkeypatch) -> None:
 
 def test_the_request_takes_it_in_the_usual_spellings() -> None:
     assert GenerateRequest.create(prompt="a", vae_memory="4GB").vae_memory == 4_000_000_000
-    with pytest.raises(RequestError, match="vae_memory='lots' is no amount of memory: give for instance 4GB"):
+    with pytest.raises(RequestError, match="vae_memory='lots' is not an amount of memory: give for instance 4GB"):
         GenerateRequest.create(prompt="a", vae_memory="lots")

@@ -1,0 +1,97 @@
+"""pydantic's findings, worded: each names the field, its value, the legal range and the nearest legal value."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def worded(error: ValidationError, model: type[BaseModel], what: str = "a field of a request") -> str:
+    """All findings of a validation as sentences.
+
+    Args:
+        error: of pydantic.
+        model: that was validated; its JSON schema has the ranges.
+        what: a name that the model has, for "'x' is not ...".
+    """
+    schema = model.model_json_schema()
+    findings = error.errors(include_url=False)
+    return " ".join(dict.fromkeys(_sentence(finding, schema, model, what) for finding in findings))
+
+
+def unknown(name: str, known: Iterable[str], what: str) -> str:
+    """ "'widht' is not a field of a request: did you mean 'width'?" """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name!r} is not {what}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}.")
+
+
+def _sentence(finding: Any, schema: dict[str, Any], model: type[BaseModel], what: str) -> str:
+    kind, value, path = finding["type"], finding["input"], finding["loc"]
+    field = next((str(part) for part in reversed(path) if isinstance(part, str) and part not in ("one", "each")), "")
+    if kind == "vgen":
+        return str(finding["msg"])
+    if kind == "extra_forbidden":
+        return unknown(field, model.model_fields, what)
+    if kind == "missing":
+        return f"{field} is missing."
+    rules = _at(schema, path)
+    if "enum" in rules:
+        known = rules["enum"]
+        near = difflib.get_close_matches(str(value)[:80], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        return f"{field}={value!r:.80} is not known: use {_listed(known)}{hint}"
+    if rules.get("type") in ("integer", "number"):
+        return _number(field, value, kind, rules)
+    if rules.get("type") == "array":
+        numbers = {"integer": "whole numbers; use for instance 4 or 3,4", "number": "numbers; use for instance 1,0.5"}
+        kind = numbers.get(rules.get("items", {}).get("type"), "lists")
+        return f"{field}={value!r:.80} is not a list of {kind}."
+    return f"{field}={value!r:.80} is not valid: {finding['msg']}."
+
+
+def _number(field: str, value: Any, kind: str, rules: dict[str, Any]) -> str:
+    low, high, whole = rules.get("minimum", 0), rules.get("maximum", math.inf), rules["type"] == "integer"
+    span = f"{_spelled(low)} to {_spelled(high)}" if high < math.inf else f"{_spelled(low)} or more"
+    if kind == "int_from_float":
+        return f"{field}={value} is not a whole number; use {math.floor(value)} or {math.ceil(value)}."
+    parsed = value if kind in ("greater_than_equal", "less_than_equal", "finite_number") else math.nan
+    try:
+        parsed = float(parsed) if isinstance(parsed, str) else parsed
+    except ValueError:
+        parsed = math.nan
+    if math.isnan(parsed):
+        noun = "a whole number" if whole else "a number"
+        return f"{field}={value!r:.40} is not {noun}; use one from {span}, for instance {_spelled(max(low, 0))}."
+    nearest = low if parsed < low else high
+    return f"{field}={value!s:.40} is outside {span}; the nearest is {_spelled(nearest)}."
+
+
+def _spelled(number: float) -> str:
+    return f"{number}" if isinstance(number, int) else f"{number:g}"
+
+
+def _listed(words: list[str]) -> str:
+    return " or ".join(", ".join(words).rsplit(", ", 1))
+
+
+def _at(schema: dict[str, Any], path: Iterable[Any]) -> dict[str, Any]:
+    """The part of a JSON schema that describes a value, by the place that pydantic names."""
+    here = schema
+    for part in (*path, None):
+        if "$ref" in here:
+            here = schema["$defs"][here["$ref"].rpartition("/")[2]]
+        if isinstance(part, int):
+            here = here.get("items", {})
+        elif part in ("one", "each"):
+            here = here["oneOf"][part == "each"]
+        elif part is not None:
+            here = here.get("properties", {}).get(part, {})
+        here = next((kind for kind in here.get("anyOf", ()) if kind.get("type") != "null"), here)
+    if "const" in here:
+        return {**here, "enum": [here["const"]]}
+    return here
