@@ -66,9 +66,7 @@ def _give_names(diffusers: ModuleType, names: Collection[str]) -> None:
 
     def look_up(name: str) -> Any:
         if name in names:
-            import vgen
-
-            return getattr(vgen, name)
+            return getattr(sys.modules["vgen"], name)
         if before is not None:
             return before(name)
         raise AttributeError(f"module 'diffusers' has no attribute {name!r}")
