@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from vgen.engine.memory.coding import decoding_within, encoding_within
+from vgen.engine.memory.coding import coding_within, decoding_peak, encoding_peak
 from vgen.request.fields import parse_bytes
 from vgen.types import LatentShape
 
@@ -28,4 +28,4 @@ def within_memory(
     budget = None if asked == "auto" else parse_bytes(asked) if isinstance(asked, str) else asked
     if budget is None and vae.spread is not None:
         budget = vae.spread.room()  # the same on all processes, or they would not code in the same pieces
-    return (encoding_within if encode else decoding_within)(vae, shape, batch, budget)
+    return coding_within(encoding_peak if encode else decoding_peak, vae, shape, batch, budget)

@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from vgen.engine.memory.coding import LiveBytes
 from vgen.engine.memory.offload import resident_bytes, weight_bytes
+from vgen.engine.memory.rehearsal import LiveBytes
 
 _aten = torch.ops.aten
 

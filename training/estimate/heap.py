@@ -15,7 +15,8 @@ import psutil
 import torch
 
 from vgen.engine.memory.allocator import StandIns, heap, return_freed_memory
-from vgen.engine.memory.coding import decoding_peak, encoding_peak, standing_in
+from vgen.engine.memory.coding import decoding_peak, encoding_peak
+from vgen.engine.memory.rehearsal import standing_in
 from vgen.models import CausalVideoVAE
 from vgen.training.cost.rehearsal import peak_bytes
 from vgen.training.data.clips import SpriteClips

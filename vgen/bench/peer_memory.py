@@ -13,7 +13,8 @@ from vgen.bench.build import Components, peer_components
 from vgen.engine.memory.coding import WORKSPACE
 from vgen.engine.memory.offload import weight_bytes
 from vgen.engine.memory.plan import Sizes
-from vgen.engine.memory.steps import Work, by_few_blocks, encoding_text_peak, rehearse
+from vgen.engine.memory.rehearsal import by_few_blocks, rehearse
+from vgen.engine.memory.steps import Work, encoding_text_peak
 
 ARMS = ("default", "model offload", "model offload, VAE tiles")
 """All models on the device; `enable_model_cpu_offload()`; with `vae.enable_tiling()` too, whose clip is another."""

@@ -1,22 +1,15 @@
-"""How much memory coding a clip takes, told beforehand by a rehearsal, and the way of coding that fits a budget.
-
-The rehearsal runs the same code on the meta device, where tensors have sizes but no content, and counts what is alive
-at the same time. Nothing is estimated from formulas that could go stale.
-"""
+"""How much memory coding a clip takes, known beforehand by a rehearsal, and the way of coding that fits a budget."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from vgen.engine.device import free_bytes
-from vgen.engine.memory.allocator import StandIns
+from vgen.engine.memory.rehearsal import LiveBytes, rehearse
 from vgen.errors import OutOfMemoryError, bytes_text, counted
 from vgen.models import CausalVideoVAE
 from vgen.models.vae.decoder import piece_on
@@ -29,92 +22,8 @@ _REHEARSED_FRAMES: Final = 24
 _SMALLEST_TILE: Final = 4
 """Latents; smaller tiles are mostly overlap."""
 
-
-class _Counted(NamedTuple):
-    """A storage that `LiveBytes` waits for: its reference, key and bytes, and the block that stands in for it."""
-
-    reference: weakref.ref[torch.UntypedStorage]
-    key: int
-    size: int
-    place: int | None
-    stand_ins: StandIns | None
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors made inside it that are alive at the same time.
-
-    Attributes:
-        peak: the most there were.
-        stand_ins: where set, see `standing_in`.
-    """
-
-    stand_ins: ClassVar[StandIns | None] = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._alive = 0
-        self._seen: set[int] = set()
-        self._waiting: dict[int, _Counted] = {}
-        self._gone: list[weakref.ref[torch.UntypedStorage]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count what it made."""
-        result = func(*args, **(kwargs or {}))
-        self._forget_gone()  # before what was made is looked at: it may lie where something else was
-        leaves = (result,) if isinstance(result, torch.Tensor) else tree_leaves(result)
-        for leaf in leaves:
-            if isinstance(leaf, torch.Tensor):
-                self._take_in(leaf.untyped_storage())
-        if self._alive > self.peak:
-            self.peak = self._alive
-            if self.stand_ins is not None:
-                self.stand_ins.look()
-        return result
-
-    def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
-        self._forget_gone()
-
-    def _take_in(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._seen:
-            size = storage.nbytes()
-            self._seen.add(key)
-            self._alive += size
-            place = None if self.stand_ins is None else self.stand_ins.take(size)
-            # The callback must not be Python code: an interrupt that comes in one is lost, and the work goes on.
-            reference = weakref.ref(storage, self._gone.append)
-            self._waiting[id(reference)] = _Counted(reference, key, size, place, self.stand_ins)
-
-    def _forget_gone(self) -> None:
-        while self._gone:
-            counted = self._waiting.pop(id(self._gone.pop()))
-            self._seen.discard(counted.key)
-            self._alive -= counted.size
-            if counted.stand_ins is not None:
-                counted.stand_ins.drop(counted.place)
-
-    def overlook(self, *known: torch.nn.Module | torch.Tensor) -> None:
-        """Leave out weights of models, and tensors, that were there before; otherwise a view of one counts as new."""
-        for one in known:
-            tensors = (one,) if isinstance(one, torch.Tensor) else (*one.parameters(), *one.buffers())
-            self._seen.update(tensor.untyped_storage()._cdata for tensor in tensors)
-
-    def now(self) -> int:
-        """Bytes that are alive now."""
-        self._forget_gone()
-        return self._alive
-
-
-@contextmanager
-def standing_in() -> Iterator[StandIns]:
-    """Inside, every tensor that `LiveBytes` counts has a block of its size in the C library's heap."""
-    LiveBytes.stand_ins = made = StandIns()
-    try:
-        yield made
-    finally:
-        LiveBytes.stand_ins = None
+Peak = Callable[..., int]
+"""`decoding_peak` or `encoding_peak`."""
 
 
 class CodingPlan(NamedTuple):
@@ -205,35 +114,23 @@ def encoding_peak(
     video = torch.empty(
         batch, 3, *VideoShape.of_latent(LatentShape(frames, *tile), vae.strides), device="meta", dtype=vae.dtype
     )
-    with torch.no_grad(), LiveBytes() as live:
-        live.overlook(double, video)
-        double.encode(video)
+    peak = rehearse(lambda: double.encode(video), double, video)
     latents = batch * 2 * double.config.latent_channels * shape.frames * shape.height * shape.width * vae.dtype.itemsize
-    return int(live.peak * WORKSPACE) + (0 if tile == shape[1:] else 2 * latents)
+    return int(peak * WORKSPACE) + (0 if tile == shape[1:] else 2 * latents)
 
 
-def plan_decoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
-    """The way of decoding that changes least and fits a budget: whole, then streamed (exact), then tiled (blended).
+def plan_coding(peak: Peak, vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
+    """The way of coding that changes least and fits a budget: whole, then streamed (exact), then tiled (blended).
 
     Args:
+        peak: `decoding_peak` or `encoding_peak`.
         vae: the model.
         shape: of the latents.
-        batch: clips decoded together.
-        budget: bytes for everything but the weights.
+        batch: clips coded together.
+        budget: bytes for everything but the weights; given pixels that are encoded do not count.
     Raises:
         OutOfMemoryError: not even the smallest tiles fit; says what they need.
     """
-    return _plan(decoding_peak, "decode", vae, shape, batch, budget)
-
-
-def plan_encoding(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int) -> CodingPlan:
-    """As `plan_decoding`, for encoding a clip to latents of `shape`; the clip's pixels do not count."""
-    return _plan(encoding_peak, "encode", vae, shape, batch, budget)
-
-
-def _plan(
-    peak: Callable[..., int], verb: str, vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int
-) -> CodingPlan:
     least = 0
     for frames, tile in ways_of_coding(vae, shape):
         plan = CodingPlan(frames, tile, 0)
@@ -241,6 +138,7 @@ def _plan(
         if needed <= budget:
             return plan._replace(peak_bytes=needed)
         least = min(needed, least or needed)
+    verb = "decode" if peak is decoding_peak else "encode"
     error = OutOfMemoryError(
         f"vae_memory={bytes_text(budget)} is too little to {verb} {shape.frames} x {shape.height} x {shape.width} "
         f"latents of {counted(batch, 'clip')}: the least is {bytes_text(least)}; give that much, or fewer clips."
@@ -250,34 +148,19 @@ def _plan(
 
 
 @contextmanager
-def decoding_within(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int | None) -> Iterator[None]:
-    """Inside, `vae` decodes within a budget; afterwards it is set up as before.
+def coding_within(
+    peak: Peak, vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int | None
+) -> Iterator[None]:
+    """Inside, `vae` codes within a budget; afterwards it is set up as before.
 
     Args:
-        vae: the model.
-        shape, batch: of the latents to decode.
+        peak, vae, shape, batch: see `plan_coding`.
         budget: bytes; None: four fifths of what is free on its device now.
     Raises:
         OutOfMemoryError: nothing fits.
     """
-    with _set_up(vae, plan_decoding(vae, shape, batch, _room(vae, budget))):
-        yield
-
-
-@contextmanager
-def encoding_within(vae: CausalVideoVAE, shape: LatentShape, batch: int, budget: int | None) -> Iterator[None]:
-    """As `decoding_within`, for encoding to latents of `shape`."""
-    with _set_up(vae, plan_encoding(vae, shape, batch, _room(vae, budget))):
-        yield
-
-
-def _room(vae: CausalVideoVAE, budget: int | None) -> int:
-    return free_bytes(vae.device) * 4 // 5 if budget is None else budget
-
-
-@contextmanager
-def _set_up(vae: CausalVideoVAE, plan: CodingPlan) -> Iterator[None]:
-    before = {name: value for name, value in vars(vae).items() if name.startswith(("use_", "tile_"))}
+    plan = plan_coding(peak, vae, shape, batch, free_bytes(vae.device) * 4 // 5 if budget is None else budget)
+    before = _way_of(vae)
     plan.apply(vae)
     try:
         yield
@@ -286,14 +169,17 @@ def _set_up(vae: CausalVideoVAE, plan: CodingPlan) -> Iterator[None]:
             setattr(vae, name, value)
 
 
+def _way_of(vae: CausalVideoVAE) -> dict[str, Any]:
+    return {name: value for name, value in vars(vae).items() if name.startswith(("use_", "tile_"))}
+
+
 def _double(vae: CausalVideoVAE, plan: CodingPlan | None, device: str | None = None) -> CausalVideoVAE:
     """A model without content that codes as `vae` does on a device, or by a plan."""
     with torch.device("meta"):
         double = CausalVideoVAE.from_config(vae.config).eval()
     torch.nn.Module.to(double, vae.dtype)  # diffusers' own `to` warns about casting, which does not matter here
-    for name, value in vars(vae).items():
-        if name.startswith(("use_", "tile_")):
-            setattr(double, name, value)
+    for name, value in _way_of(vae).items():
+        setattr(double, name, value)
     double.decoding_piece = vae.decoding_piece or piece_on(device or vae.device.type)
     if plan is not None:
         plan.apply(double)

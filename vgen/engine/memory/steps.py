@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
-from vgen.engine.memory.coding import LiveBytes
+from vgen.engine.memory.rehearsal import by_few_blocks, rehearse
 from vgen.engine.speed.fast_path import fast_path
 from vgen.types import LatentShape
 
@@ -33,53 +30,6 @@ class Work(NamedTuple):
     text_tokens: int = 128
     extra_tokens: int = 0
     encodes: bool = False
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Attention as the kernels in use do it: without ever holding its scores."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            query = args[0] if args else kwargs["query"]
-            value = args[2] if len(args) > 2 else kwargs["value"]
-            return query.new_empty(*query.shape[:-1], value.shape[-1])
-        return func(*args, **(kwargs or {}))
-
-
-def rehearse(run: Callable[[], Any], *models: nn.Module) -> int:
-    """Most bytes alive in `run`, the weights of `models` left out.
-
-    Args:
-        run: works on tensors of the meta device.
-        models: those that it uses.
-    """
-    with torch.no_grad(), LiveBytes() as live, _FusedAttention():
-        live.overlook(*models)
-        run()
-    return live.peak
-
-
-def by_few_blocks(owner: nn.Module, name: str, peak: Callable[[], int]) -> int:
-    """What `peak` gives, told from runs with two and three of a model's blocks.
-
-    Blocks of one shape take the same memory one after another, and each keeps the same amount: what comes on top with
-    the third is what every further one adds.
-
-    Args:
-        owner, name: where the blocks are.
-        peak: rehearses the model.
-    """
-    blocks = getattr(owner, name)
-    shapes = {tuple(tuple(weight.shape) for weight in block.parameters()) for block in list(blocks)[1:]}
-    if len(blocks) <= 5 or len(shapes) > 1:
-        return peak()
-    try:
-        setattr(owner, name, blocks[:2])
-        two = peak()
-        setattr(owner, name, blocks[:3])
-        return two + (len(blocks) - 2) * (peak() - two)
-    finally:
-        setattr(owner, name, blocks)
 
 
 def denoising_peak(transformer: Any, work: Work, *, together: bool = True) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import psutil
 import pytest
 import torch
@@ -12,14 +10,12 @@ from vgen.engine.memory.allocator import heap
 from vgen.engine.memory.coding import (
     WORKSPACE,
     CodingPlan,
-    LiveBytes,
+    coding_within,
     decoding_peak,
-    decoding_within,
-    encoding_within,
-    plan_decoding,
-    plan_encoding,
-    standing_in,
+    encoding_peak,
+    plan_coding,
 )
+from vgen.engine.memory.rehearsal import LiveBytes, standing_in
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.models import CausalVideoVAE
 from vgen.request.fields import parse_bytes
@@ -35,31 +31,6 @@ def vae() -> CausalVideoVAE:
         layers_per_block=(1,) * 5,
         decoder_layers_per_block=(1,) * 5,
     ).eval()
-
-
-def test_live_bytes_counts_what_is_alive_at_once() -> None:
-    with LiveBytes() as live:
-        first = torch.empty(1000, device="meta")
-        view = first[:10]
-        del first
-        second = torch.empty(500, device="meta")
-        del view, second
-        torch.empty(200, device="meta")
-    assert live.peak == 6000
-
-
-def test_no_python_code_runs_when_a_tensor_dies() -> None:
-    # An interrupt in a weak reference's callback is printed and forgotten: Ctrl-C would not stop what is going on.
-    ours, ran = LiveBytes.now.__code__.co_filename, set()
-    with LiveBytes() as live:
-        kept = torch.empty(1000, device="meta")
-        sys.setprofile(lambda frame, event, _: ran.add(frame.f_code.co_filename) if event == "call" else None)
-        try:
-            del kept
-        finally:
-            sys.setprofile(None)
-        assert live.now() == 0
-    assert ours not in ran
 
 
 @pytest.mark.skipif(heap() is None, reason="this C library does not tell about its heap")
@@ -130,16 +101,16 @@ def test_the_least_change_that_fits_is_chosen() -> None:
         decoder_layers_per_block=(1,) * 5,
     )
     shape = LatentShape(2, 8, 12)
-    whole = plan_decoding(vae, shape, 1, 10**12)
+    whole = plan_coding(decoding_peak, vae, shape, 1, 10**12)
     assert (whole.num_frames, whole.tile) == (None, None)
-    streamed = plan_decoding(vae, shape, 1, whole.peak_bytes - 1)
+    streamed = plan_coding(decoding_peak, vae, shape, 1, whole.peak_bytes - 1)
     assert (streamed.num_frames, streamed.tile) == (8, None)
-    tiled = plan_decoding(vae, shape, 1, streamed.peak_bytes - 1)
+    tiled = plan_coding(decoding_peak, vae, shape, 1, streamed.peak_bytes - 1)
     assert tiled.num_frames == 8
     assert tiled.tile is not None
     assert tiled.peak_bytes < streamed.peak_bytes < whole.peak_bytes
     with pytest.raises(OutOfMemoryError, match=r"vae_memory=1\.0 kB is too little .* MB; give that much"):
-        plan_decoding(vae, shape, 1, 1000)
+        plan_coding(decoding_peak, vae, shape, 1, 1000)
 
 
 @torch.no_grad()
@@ -147,12 +118,12 @@ def test_decoding_within_a_budget_is_exact_and_leaves_no_trace(vae: CausalVideoV
     latents = torch.randn(1, 8, 9, 4, 6, generator=torch.Generator().manual_seed(0))
     expected = vae.decode(latents).sample
     budget = decoding_peak(vae, LatentShape(9, 4, 6), plan=CodingPlan(8, None, 0))
-    with decoding_within(vae, LatentShape(9, 4, 6), 1, budget):
+    with coding_within(decoding_peak, vae, LatentShape(9, 4, 6), 1, budget):
         assert vae.use_framewise_decoding
         assert not vae.use_tiling
         torch.testing.assert_close(vae.decode(latents).sample, expected, rtol=0, atol=1e-5)
     assert not vae.use_framewise_decoding
-    with decoding_within(vae, LatentShape(9, 4, 6), 1, None):  # there is room for this on any machine
+    with coding_within(decoding_peak, vae, LatentShape(9, 4, 6), 1, None):  # there is room for this on any machine
         assert torch.equal(vae.decode(latents).sample, expected)
 
 
@@ -174,9 +145,9 @@ def test_encoding_is_planned_as_well(vae: CausalVideoVAE) -> None:
     shape = LatentShape(5, 4, 6)
     video = torch.rand(1, 3, 33, 128, 192, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = vae.encode(video).latent_dist.mean
-    whole = plan_encoding(vae, shape, 1, 10**12)
-    streamed = plan_encoding(vae, shape, 1, whole.peak_bytes - 1)
-    tiled = plan_encoding(vae, shape, 1, streamed.peak_bytes - 1)
+    whole = plan_coding(encoding_peak, vae, shape, 1, 10**12)
+    streamed = plan_coding(encoding_peak, vae, shape, 1, whole.peak_bytes - 1)
+    tiled = plan_coding(encoding_peak, vae, shape, 1, streamed.peak_bytes - 1)
     assert (whole.num_frames, streamed.num_frames, streamed.tile) == (None, 8, None)
     assert tiled.tile is not None
     for plan, tolerance in ((whole, 0.05), (streamed, 0.05), (tiled, 0.2)):
@@ -189,6 +160,6 @@ def test_encoding_is_planned_as_well(vae: CausalVideoVAE) -> None:
             torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
     vae.disable_tiling()
     vae.disable_streaming()
-    with encoding_within(vae, shape, 1, streamed.peak_bytes):
+    with coding_within(encoding_peak, vae, shape, 1, streamed.peak_bytes):
         assert vae.use_framewise_encoding
     assert not vae.use_framewise_encoding

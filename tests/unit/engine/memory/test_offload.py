@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from vgen.engine.memory.coding import LiveBytes
 from vgen.engine.memory.offload import BlockOffload, offload_blocks, resident_bytes, weight_bytes
+from vgen.engine.memory.rehearsal import LiveBytes
 from vgen.engine.session import inference_session
 from vgen.engine.speed.fast_path import fast_path
 from vgen.errors import RequestError

@@ -13,9 +13,10 @@ from vgen.bench.build import build
 from vgen.bench.peer_memory import peer_decoding_peak, peer_denoising_peak
 from vgen.bench.scenarios import ARCHITECTURES, Scenario
 from vgen.engine.lossy.quantize import quantize, quantize_text_encoder
-from vgen.engine.memory.coding import WORKSPACE, CodingPlan, LiveBytes
+from vgen.engine.memory.coding import WORKSPACE, CodingPlan
 from vgen.engine.memory.offload import offload_of, weight_bytes
 from vgen.engine.memory.plan import PLACES, MemoryPlan, Sizes, choose_plan
+from vgen.engine.memory.rehearsal import LiveBytes
 from vgen.engine.memory.steps import Work, denoising_peak
 from vgen.errors import OutOfMemoryError, RequestError
 from vgen.pipelines import TextToVideoPipeline

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vgen.engine.memory.coding import LiveBytes
+from vgen.engine.memory.rehearsal import LiveBytes
 from vgen.models import VideoDiT
 from vgen.training.cost.rehearsal import MemoryEstimate, count_flops, memory_of, peak_bytes, transformer_memory
 
