@@ -110,60 +110,40 @@ def read_conditions(
 def _read(
     condition: VideoCondition, name: str, shape: VideoShape, strides: Strides, prefix_latent_frames: int | None
 ) -> GivenPixels:
-    pixels, mask = read_fitted(condition, shape, name)
-    frames = len(pixels)
-    if not isinstance(condition.strength, Real) or not 0 <= condition.strength <= 1:
-        raise RequestError(f"{name}.strength={condition.strength!r} must be a number in [0, 1]; 1 is exactly this.")
-    start = _start(condition, name, frames, shape, strides, prefix_latent_frames)
-    pixels = pixels.permute(1, 0, 2, 3)[None] * 2 - 1
-    strength = torch.tensor([float(condition.strength)])
-    return GivenPixels(pixels, start, strength, None if mask is None else mask[None, None])
-
-
-def read_fitted(condition: VideoCondition, shape: VideoShape, name: str = "condition") -> tuple[Tensor, Tensor | None]:
-    """Read the frames and the mask of a condition at the size of a clip.
-
-    Args:
-        condition: see `VideoCondition`.
-        shape: of the clip.
-        name: what errors call it.
-    Returns:
-        [F, 3, H, W] and [F, H, W], both in [0, 1]; None where there is no mask.
-    Raises:
-        RequestError: see `read_frames` and `read_mask`; or another size, and no `fit`.
-    """
+    """Read a condition, fit it to the size of the clip, and check where it lies."""
     check_fit(condition.fit)
     frames_name = condition.name or f"{name}.frames"
     frames = read_frames(condition.frames, frames_name)
     own = VideoShape(len(frames), *frames.shape[2:])
     mask = None if condition.mask is None else read_mask(condition.mask, own, f"{name}.mask")
-    if (own.height, own.width) == (shape.height, shape.width):
-        return frames, mask
-    if condition.fit is None:
-        raise ShapeError(
-            f"{frames_name} is {own.height}x{own.width} and the clip {shape.height}x{shape.width} (height x width): "
-            "pass fit='cover' (or 'contain', 'stretch') to have it fitted, or generate at its size."
-        )
-    frames = fit_frames(frames, shape.height, shape.width, condition.fit)
-    return frames, None if mask is None else fit_mask(mask, shape.height, shape.width, condition.fit)
+    if (own.height, own.width) != (shape.height, shape.width):
+        if condition.fit is None:
+            raise ShapeError(
+                f"{frames_name} is {own.height}x{own.width} and the clip {shape.height}x{shape.width} (height x "
+                "width): pass fit='cover' (or 'contain', 'stretch') to have it fitted, or generate at its size."
+            )
+        frames = fit_frames(frames, shape.height, shape.width, condition.fit)
+        mask = None if mask is None else fit_mask(mask, shape.height, shape.width, condition.fit)
+    if not isinstance(condition.strength, Real) or not 0 <= condition.strength <= 1:
+        raise RequestError(f"{name}.strength={condition.strength!r} must be a number in [0, 1]; 1 is exactly this.")
+    start = _start(condition, name, len(frames), shape)
+    if start != REFERENCE_FRAME:
+        check_place(name, start, len(frames), shape, strides, prefix_latent_frames)
+    pixels = frames.permute(1, 0, 2, 3)[None] * 2 - 1
+    return GivenPixels(
+        pixels, start, torch.tensor([float(condition.strength)]), None if mask is None else mask[None, None]
+    )
 
 
-def _start(
-    condition: VideoCondition,
-    name: str,
-    frames: int,
-    shape: VideoShape,
-    strides: Strides,
-    prefix_latent_frames: int | None,
-) -> int:
-    """The frame at which a condition starts."""
+def _start(condition: VideoCondition, name: str, frames: int, shape: VideoShape) -> int:
+    """The frame at which a condition starts; REFERENCE_FRAME for a reference."""
     if not isinstance(condition.frame_index, Integral):
         raise RequestError(f"{name}.frame_index={condition.frame_index!r} must be a whole number; -1 is the last.")
     if condition.reference:
         if frames > 1 or condition.frame_index:
             raise RequestError(
                 f"{name} is a reference of {counted(frames, 'frame')} at frame_index={condition.frame_index}: a "
-                "reference is one image and no frame of the clip; give one, and leave frame_index out."
+                "reference is one image and not a frame of the clip; give one, and leave frame_index out."
             )
         return REFERENCE_FRAME
     start = condition.frame_index + (shape.num_frames if condition.frame_index < 0 else 0)
@@ -172,6 +152,17 @@ def _start(
             f"{name}.frame_index={condition.frame_index} lies outside the clip of "
             f"{counted(shape.num_frames, 'frame')}: use {-shape.num_frames} to {shape.num_frames - 1}."
         )
+    return start
+
+
+def check_place(
+    name: str, start: int, frames: int, shape: VideoShape, strides: Strides, prefix_latent_frames: int | None
+) -> None:
+    """Refuse a condition of `frames` frames from frame `start` on that does not fit a clip of this shape.
+
+    Raises:
+        ShapeError: names the nearest that fits.
+    """
     try:
         VideoShape(frames, shape.height, shape.width).check(strides)
     except VgenError as error:
@@ -188,7 +179,6 @@ def _start(
             f"{name}.frame_index={start} does not fit temporal stride {strides.temporal}: a clip of "
             f"{counted(frames, 'frame')} must start at a multiple of it; use {below} or {below + strides.temporal}."
         )
-    return start
 
 
 def _join(column: Sequence[GivenPixels], index: int) -> GivenPixels:

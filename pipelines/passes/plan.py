@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from vgen.pipelines.call.untrained import warn_untrained
 from vgen.pipelines.coding.given_pixels import Conditions, GivenPixels
 from vgen.pipelines.passes.draft import DraftedPass, has_draft
 from vgen.pipelines.passes.passes import Call, Pass, Reencoding, Sampler
+from vgen.types import LatentShape
 
 
 def plan_call(
@@ -38,7 +39,7 @@ def plan_call(
         call = two_pass.plan(pipe, once, conditions, clip)
     else:
         settings = pipe.fill_settings(given_settings)
-        one = plan_pass(pipe, settings, conditions, clip)
+        one = plan_pass(pipe, settings, *pipe.check_inputs(settings, conditions), clip)
         check_start(settings, clip is not None)
         call = Call(with_reencoding(one), settings, one.given)
     for one in call.passes:
@@ -50,28 +51,27 @@ def plan_call(
 def plan_pass(
     pipe: Sampler,
     settings: GenerationSettings,
-    conditions: Conditions,
+    shape: LatentShape,
+    given: Sequence[GivenPixels],
     clip: GivenPixels | Tensor | None,
-    kind: type[Pass] = Pass,
-    **fields: Any,
+    kind: Callable[..., Pass] = Pass,
 ) -> Pass:
     """One pass, checked; drafted where the settings ask for that and nothing is given.
 
     Args:
         pipe: of any task.
-        settings: of the pass.
-        conditions: at its size.
+        settings: of the pass, checked.
+        shape: latent size.
+        given: conditions at the size of the pass.
         clip: what it starts from, or None.
-        kind: a pass of another kind never has a draft.
-        **fields: of that kind.
+        kind: makes a pass; one of another kind never has a draft.
     Raises:
-        RequestError: something does not fit.
+        RequestError: a guidance that does not fit the pass or the model.
     """
     guidance = guidance_of(settings)
-    shape, given = pipe.check_inputs(settings, conditions)
     if kind is Pass and has_draft(settings, given, clip is not None):
         kind = DraftedPass
-    planned = kind(settings, shape, given, guidance, clip, **fields)
+    planned = kind(settings, shape, given, guidance, clip)
     planned.check(len(pipe.transformer.transformer_blocks))
     return planned
 

@@ -20,8 +20,9 @@ With `adain_factor` and `denoise_strength` as in the three calls, the latents of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ from vgen.pipelines.call.progress import CallSteps
 from vgen.pipelines.call.schedule_and_guidance import set_schedule
 from vgen.pipelines.call.settings import GenerationSettings
 from vgen.pipelines.coding.given_pixels import Conditions, GivenPixels
-from vgen.pipelines.coding.resize import fit_conditions, resize_clip, resize_conditions, soften_conditions
+from vgen.pipelines.coding.resize import resize_conditions, resize_given, soften_given
 from vgen.pipelines.passes.passes import Call, Pass, Sampler
 from vgen.pipelines.passes.plan import plan_pass, with_reencoding
 from vgen.pipelines.text.encoder import TextEmbeddings
@@ -92,9 +93,7 @@ class TwoPass:
             second_pass=_overlay(base.second_pass, second_pass or {}),
         )
 
-    def plan(
-        self, pipe: Sampler, given: Mapping[str, Any], conditions: Conditions, clip: GivenPixels | Tensor | None
-    ) -> Call:
+    def plan(self, pipe: Sampler, given: Mapping[str, Any], conditions: Conditions, clip: GivenPixels | None) -> Call:
         """Both passes of a call, checked; computes nothing.
 
         Args:
@@ -113,19 +112,14 @@ class TwoPass:
         shapes = pass_shapes(
             target, token_strides(pipe.vae.strides, pipe.patch_size), scale, self.preset.downscale_factor
         )
-        conditions = soften_conditions(fit_conditions(conditions, target), asked.input_crf)
-        if isinstance(clip, GivenPixels):
-            clip = resize_clip(clip, shapes.first, scale.temporal)
-        small, large = (resize_conditions(conditions, target, shape, every)
-                        for shape, every in ((shapes.first, scale.temporal), (shapes.second, 1)))  # fmt: skip
-        settings = _pass_settings(
-            pipe, _merge(given, self.preset.first_pass, ()), shapes.first, asked.frame_rate / scale.temporal
+        soft = [soften_given(entry, asked.input_crf) for entry in pixels]
+        small = None if clip is None else resize_given(clip, shapes.first, scale.temporal)
+        own, rate = _merge(given, self.preset.first_pass, ()), asked.frame_rate / scale.temporal
+        first = _plan(pipe, own, shapes.first, rate, soft, small, every=scale.temporal)
+        own = _merge(given, self.preset.second_pass, _FIRST_ONLY)
+        second = _plan(
+            pipe, own, shapes.second, asked.frame_rate, soft, None, kind=partial(RefiningPass, two_pass=self)
         )
-        first = plan_pass(pipe, settings, small, clip)
-        settings = _pass_settings(
-            pipe, _merge(given, self.preset.second_pass, _FIRST_ONLY), shapes.second, asked.frame_rate
-        )
-        second = plan_pass(pipe, settings, large, None, RefiningPass, two_pass=self)
         _check_second(pipe, second)
         if clip is None and first.settings.denoise_strength < 1:
             raise RequestError(
@@ -189,6 +183,23 @@ def _merge(given: Mapping[str, Any], own: Mapping[str, Any], without: Sequence[s
     if own.get("guidance_scale") is not None:
         dropped |= {"guidance"}
     return {name: value for name, value in given.items() if value is not None and name not in dropped} | dict(own)
+
+
+def _plan(
+    pipe: Sampler,
+    own: dict[str, Any],
+    shape: VideoShape,
+    frame_rate: float,
+    given: Sequence[GivenPixels],
+    clip: GivenPixels | None,
+    every: int = 1,
+    kind: Callable[..., Pass] = Pass,
+) -> Pass:
+    """A pass of this size with every `every`-th frame of the call, checked."""
+    settings = _pass_settings(pipe, own, shape, frame_rate)
+    latent_shape, _ = pipe.check_inputs(settings)
+    resized = resize_conditions(given, shape, pipe.vae.strides, pipe.convention.prefix_latent_frames, every)
+    return plan_pass(pipe, settings, latent_shape, resized, clip, kind)
 
 
 def _pass_settings(pipe: Sampler, call: dict[str, Any], shape: VideoShape, frame_rate: float) -> GenerationSettings:
