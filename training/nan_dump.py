@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vgen.errors import RequestError
-from vgen.io.files import follow_umask
+from vgen.io.files import follow_umask, write_json
 from vgen.training.data.plan import Batch
 from vgen.training.objectives.base import Objective
 from vgen.training.randomness import Keys
@@ -65,7 +65,7 @@ def write_dump(
         ],
         "recipe": recipe,
     }
-    (folder / _DESCRIBED).write_text(json.dumps(described, indent=1))
+    write_json(folder / _DESCRIBED, described)
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 
 from vgen.hub.find import resolve_model
+from vgen.io.files import write_json
 from vgen.training.precision import autocasts
 from vgen.training.recipe import Recipe
 from vgen.version import __version__
@@ -30,7 +31,7 @@ def write_record(folder: Path, recipe: Recipe, log: Path, steps: int, processes:
         steps: that were trained.
         processes: that trained together.
     """
-    (folder / TRAINING).write_text(json.dumps(record(recipe, log, steps, processes), indent=1) + "\n", encoding="utf-8")
+    write_json(folder / TRAINING, record(recipe, log, steps, processes))
 
 
 def record(recipe: Recipe, log: Path, steps: int, processes: int = 1) -> dict[str, Any]:

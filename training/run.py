@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from vgen.engine.device import DTYPES
 from vgen.engine.memory.allocator import keep_freed_memory
 from vgen.errors import RequestError, VgenError
-from vgen.io.files import follow_umask
+from vgen.io.files import part_of
 from vgen.training.checkpoint.store import CheckpointStore
 from vgen.training.components import alone_in, build_parts, resume_from
 from vgen.training.config.data import FootageConfig
@@ -231,10 +230,9 @@ def _tokenizer(
     if not folder.is_dir() and not models.trains_tokenizers:
         return embedded_tokenizer()
     if not folder.is_dir():
-        partial = folder.with_name(folder.name + ".tmp")
         fitted = sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length, tiers)
-        fitted.save_pretrained(partial)
-        partial.rename(folder)
+        with part_of(folder, overwrite=False, folder=True) as part:
+            fitted.save_pretrained(part)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -248,14 +246,9 @@ def export(objective: Objective, run: Path, recipe: Recipe, control: Control, st
         control: asked whether to stop meanwhile.
         steps: that the weights were trained for.
     """
-    folder = run / "export"
-    partial = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    measured = objective.finish(partial, DTYPES[recipe.export_dtype], control)
-    follow_umask(partial)
-    write_record(partial, recipe, run / "log.jsonl", steps, int(os.environ.get("WORLD_SIZE", "1")))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with part_of(run / "export", overwrite=True, folder=True) as part:
+        measured = objective.finish(part, DTYPES[recipe.export_dtype], control)
+        write_record(part, recipe, run / "log.jsonl", steps, int(os.environ.get("WORLD_SIZE", "1")))
     return measured
 
 

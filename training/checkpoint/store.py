@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from vgen.errors import CheckpointError, OutputError
 from vgen.io.content_hash import read_hash
-from vgen.io.files import follow_umask
+from vgen.io.files import follow_umask, sync
 from vgen.training.checkpoint.optimizer_state import read_optimizer_state, write_optimizer_state
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -212,15 +211,6 @@ def is_valid(path: Path) -> bool:
         return bool(manifest) and all(read_hash(path / name) == digest for name, digest in manifest.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def sync(path: Path) -> None:
-    """Make a file's or a folder's content durable (fsync)."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:

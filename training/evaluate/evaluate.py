@@ -18,9 +18,9 @@ from rich.console import Console
 
 from vgen.errors import RequestError
 from vgen.hub.find import model_hash, resolve_model
+from vgen.io.files import write_json, write_text
 from vgen.pipelines import TextToVideoPipeline
 from vgen.request.trained import unwarned
-from vgen.training.data.footage.records import write_text
 from vgen.training.evaluate.field_metrics import FieldWeights, field_scores
 from vgen.training.evaluate.measure import Measure, Scores
 from vgen.training.evaluate.measures import read_measures
@@ -112,7 +112,7 @@ def evaluate_model(
     found |= {"seconds": round(kept.clock() - began, 1), "scores": scores}
     Console(markup=False).print(table(found))
     if output is not None:
-        write_text(Path(output), json.dumps(found, indent=1) + "\n")
+        write_json(Path(output), found)
     if report is not None:
         write_text(Path(report), render(found))
     kept.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vgen.errors import MediaError, RequestError
-from vgen.io.files import part_of
+from vgen.io.files import write_json
 from vgen.training.data.sprites.world import answer_prompts
 
 SAMPLES = 5
@@ -102,6 +101,5 @@ def write_prompt_table(folder: Path, clips: Sequence[Clip]) -> Path:
     """
     target = folder.with_name(f"{folder.name}.prompts.json")
     table = {os.fspath(folder / clip.name): clip.prompt for clip in clips}
-    with part_of(target, overwrite=True) as part:
-        part.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(target, table)
     return target

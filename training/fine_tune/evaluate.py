@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from vgen.errors import CheckpointError, RequestError
+from vgen.io.files import write_json
 from vgen.training.checkpoint.store import CheckpointStore
 from vgen.training.config.data import FootageConfig
 from vgen.training.config.files import RECIPE
-from vgen.training.data.footage.records import write_text
 from vgen.training.footage_run import build_on_footage
 from vgen.training.objectives.flow.finetune import FineTuneObjective
 from vgen.training.recipe import FineTuneObjectiveConfig, Recipe, load_recipe
@@ -73,7 +73,7 @@ def evaluate_run(folder: Path, say: Callable[[str], None], clips: int = 4, devic
     load_average(objective, store, store.folder / best)
     made = _compare(objective, folder, clips, say)
     result = {"base": base, "checkpoints": losses, "best": best, "clips": made}
-    write_text(folder / SCORES, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_json(folder / SCORES, result)
     say(f"best: {best}. See {folder / SCORES} and {folder / SHEET}.")
     return result
 

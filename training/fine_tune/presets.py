@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from vgen.errors import RequestError, bytes_text
+from vgen.io.files import write_text
 from vgen.training.config.files import RECIPE, apply_override, placed, read_recipe
 from vgen.training.data.footage.cache import CacheIndex
-from vgen.training.data.footage.records import write_text
 from vgen.training.recipe import check_recipe
 
 

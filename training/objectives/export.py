@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vgen.io.files import write_json
 from vgen.pipelines import TextToVideoPipeline
 from vgen.training.objectives.flow.text_encoder import compute_in_float32
 
@@ -34,4 +35,4 @@ def forget_origin(config: Path) -> None:
     """Take the folder that a component was loaded from out of its saved configuration."""
     content = json.loads(config.read_text())
     content.pop("_name_or_path", None)
-    config.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(config, content, indent=2)

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vgen.errors import OutputError, duration
-from vgen.io.files import part_of
 from vgen.io.media.contact_sheet import contact_sheet
+from vgen.io.files import write_text
 
 _SHOWN_MEANS = 4
 _SHOWN = {
@@ -173,8 +173,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
             continue
         if row.get("step", 0) <= step:
             kept.append(line + "\n")
-    with part_of(path, overwrite=True) as part:
-        part.write_text("".join(kept))
+    write_text(path, "".join(kept))
 
 
 def _short(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,6 +100,7 @@ def bench(
 
     from vgen.bench import report as reports
     from vgen.bench.run import run
+    from vgen.io.files import write_json
 
     found = run(
         work,
@@ -115,7 +115,7 @@ def bench(
     )
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(reports.tables(found))
     if output is not None:
-        Path(output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(output), found)
     if plot is not None:
         reports.plot(found, Path(plot))
 

@@ -221,8 +221,7 @@ def _tiers(text: str) -> tuple[int, ...]:
 
 def _check_target(name: str, text: str, ending: str, overwrite: bool) -> None:
     from vgen.errors import OutputError
-    from vgen.io.files import exists_message
-    from vgen.io.media.output import check_writable
+    from vgen.io.files import check_writable, exists_message
 
     target = Path(text)
     if target.suffix != ending:
@@ -238,7 +237,7 @@ def _report_again(scores: str, report: str | None, overwrite: bool) -> None:
     """The page of scores measured before, to a file or to the screen."""
     if report is not None:
         _check_target("report", report, ".md", overwrite)
-    from vgen.training.data.footage.records import write_text
+    from vgen.io.files import write_text
     from vgen.training.evaluate.evaluate import report_from
 
     page = report_from(scores)

@@ -13,8 +13,8 @@ from vgen.cli import display, processes
 from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.cli.options import JobOptions
 from vgen.errors import MediaError, OutputError, RequestError, VgenError, counted
-from vgen.io.files import exists_message
-from vgen.io.media.output import OutputKind, check_output, check_writable, output_kind
+from vgen.io.files import check_writable, exists_message
+from vgen.io.media.output import OutputKind, check_output, output_kind
 
 MAX_BYTES = 10_000_000
 """Largest prompt file."""

@@ -12,8 +12,7 @@ from vgen.cli import display
 from vgen.cli.contents import contents
 from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.errors import OutputError, VgenError, counted
-from vgen.io.files import exists_message
-from vgen.io.media.output import check_writable
+from vgen.io.files import check_writable, exists_message
 
 if TYPE_CHECKING:
     from vgen.training.evaluate.vbench import Clip

@@ -17,7 +17,7 @@ from typing import Any
 from vgen.errors import CheckpointError, OutputError, counted
 from vgen.hub.catalog import CatalogEntry
 from vgen.hub.find import check_model, check_text_encoder, file_defaults
-from vgen.io.files import exists_message, part_of
+from vgen.io.files import exists_message, part_of, write_json
 from vgen.io.weights.ltx_configs import generation, scheduler_to_original, transformer_facts
 from vgen.io.weights.safetensors_header import check_weights
 from vgen.io.weights.single_file import COMPONENTS, FACTS, FOLDER_KEY, SingleFile, read_metadata, tensor_faults
@@ -203,8 +203,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(file, content, indent=2, sort_keys=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -1,9 +1,10 @@
-"""Putting a finished file or folder in its place, whole or not at all."""
+"""Writing files and folders whole or not at all, and the folder of caches."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -11,6 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vgen.errors import OutputError
 
@@ -19,22 +21,23 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def exists_message(path: Path) -> str:
-    """What is said when there is something at `path` already."""
+    """The message for an output that is there already."""
     return f"{path} exists already; use another name, or --overwrite (overwrite=True) to replace it."
 
 
 @contextmanager
 def part_of(path: Path, *, overwrite: bool, folder: bool = False, bytes_needed: int = 0) -> Iterator[Path]:
-    """A place beside `path` to write to; it takes the name `path` when the block ends well.
+    """A place next to `path` to write to; it takes the name `path` when the block ends without an error.
 
-    The name ends in `.part` and is unique. Without `overwrite` the last step fails if `path` has come to exist
-    meanwhile: of two processes with one output, one wins. After any failure nothing is left of the part.
+    The name ends in `.part` and is unique. Everything written is on the disk before it is renamed. Without `overwrite`
+    the rename fails if `path` has come to exist meanwhile: of two processes with one output, one wins. After any
+    failure nothing is left of the part.
 
     Args:
         path: final name; its parent exists.
         overwrite: replace what is there.
         folder: the part is a folder, made here.
-        bytes_needed: upper bound of what will be written, for the message when the disk is full.
+        bytes_needed: upper bound of what will be written, for the message when the disk is full; 0: not known.
     Raises:
         OutputError: `path` exists, the place cannot be written, or the disk is full.
     """
@@ -44,9 +47,10 @@ def part_of(path: Path, *, overwrite: bool, folder: bool = False, bytes_needed: 
             part.mkdir()
         yield part
         follow_umask(part)
-        _sync(part)
+        for file in (*part.rglob("*"), part):
+            sync(file)
         _publish(part, path, overwrite)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         raise _output_error(path, error, bytes_needed) from None
     finally:
@@ -57,17 +61,53 @@ def part_of(path: Path, *, overwrite: bool, folder: bool = False, bytes_needed: 
                 part.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> bool:
+    """Replace a text file in one step; returns False where it holds just that already.
+
+    What UTF-8 cannot say (bytes of file names) is escaped. Missing folders are made.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, content: Any, *, indent: int = 1, sort_keys: bool = False) -> bool:
+    """As `write_text`, with `content` as JSON."""
+    return write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+
+
+def write_bytes(path: Path, content: bytes) -> bool:
+    """As `write_text`, with `content` as it is."""
+    try:
+        if path.is_file() and path.read_bytes() == content:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _output_error(path, error, len(content)) from None
+    with part_of(path, overwrite=True, bytes_needed=len(content)) as part:
+        part.write_bytes(content)
+    return True
+
+
+def check_writable(folder: Path) -> None:
+    """Make and remove a file in `folder`: permission bits alone do not tell.
+
+    Raises:
+        OutputError: it cannot be written to.
+    """
+    try:
+        _mode_of_new_files(folder)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be written to: {error.strerror or error}.") from None
+
+
 def follow_umask(path: Path) -> None:
     """Give a finished file, or the files of a folder, the mode that the umask gives new files.
 
     Files that are made private (mode 0600) first, as those of safetensors are, stay so under their final name.
     """
-    new = path.parent / f".{secrets.token_hex(6)}.part"
-    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        mode = stat.S_IMODE(new.stat().st_mode)
-    finally:
-        new.unlink()
+    mode = _mode_of_new_files(path.parent)
     for file in path.rglob("*") if path.is_dir() else (path,):
         found = file.lstat()
         private = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == _PRIVATE
@@ -75,20 +115,29 @@ def follow_umask(path: Path) -> None:
             file.chmod(mode)
 
 
+def _mode_of_new_files(folder: Path) -> int:
+    """Of one that is made there and removed again."""
+    new = folder / f".{secrets.token_hex(6)}.part"
+    os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    try:
+        return stat.S_IMODE(new.stat().st_mode)
+    finally:
+        new.unlink()
+
+
 def _output_error(path: Path, error: OSError, bytes_needed: int) -> OutputError:
     if error.errno in _FULL:
-        free = ""
+        facts = [f"at most {bytes_needed:,} bytes needed"] if bytes_needed else []
         with contextlib.suppress(OSError):
-            free = f", {shutil.disk_usage(path.parent).free:,} bytes are free"
-        return OutputError(
-            f"{path} could not be written: the disk is full (at most {bytes_needed:,} bytes needed{free})."
-        )
+            facts.append(f"{shutil.disk_usage(path.parent).free:,} bytes are free")
+        return OutputError(f"{path} could not be written: the disk is full ({', '.join(facts)}).")
     if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
         return OutputError(exists_message(path))
     return OutputError(f"{path} could not be written: {error.strerror or error}.")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put the content of a file or folder on the disk, so that a loss of power cannot take it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from vgen.io.files import private_folder
+from vgen.errors import OutputError
+from vgen.io.files import part_of, private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def library() -> ctypes.CDLL | None:
     try:
         ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)  # one pool of threads: torch's own
         return ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, OutputError, subprocess.SubprocessError) as error:
         logger.info("The fused CPU operations are not used: %s", error)
         return None
 
@@ -64,8 +65,8 @@ def _compiled(compiler: str) -> Path:
     target = folder / f"{key.hexdigest()[:32]}.so"
     if target.exists():
         return target
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        built, part = Path(work, "native.o"), Path(work, "native.so")
+    with part_of(target, overwrite=True) as part, tempfile.TemporaryDirectory() as work:
+        built = Path(work, "native.o")
         # Compiled with OpenMP but linked without: its functions are then those of the runtime that torch has loaded.
         commands = [
             [compiler, *_FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(built)],
@@ -73,7 +74,6 @@ def _compiled(compiler: str) -> Path:
         ]
         for command in commands:
             subprocess.run(command, capture_output=True, check=True, timeout=_PATIENCE)
-        os.replace(part, target)
     return target
 
 

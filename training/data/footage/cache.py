@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vgen.errors import RequestError, counted
-from vgen.io.files import part_of
+from vgen.io.files import part_of, write_text
 from vgen.models import CausalVideoVAE
 from vgen.pipelines.loading.model_files import ModelParts
 from vgen.pipelines.text.cache import TextCache
@@ -27,7 +27,7 @@ from vgen.training.data.footage.buckets import Bucket, Geometry, Sample, plan_sa
 from vgen.training.data.footage.captions import NO_CAPTION
 from vgen.training.data.footage.files import mask_of
 from vgen.training.data.footage.pixels import mask_hashes, read_mask, read_samples
-from vgen.training.data.footage.records import Clip, DataSet, Dropped, content_key, write_text
+from vgen.training.data.footage.records import Clip, DataSet, Dropped, content_key
 from vgen.training.data.latents import encode_clips
 
 INDEX = "index.json"

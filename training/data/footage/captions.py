@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vgen.errors import RequestError
-from vgen.training.data.footage.records import Clip, DataSet, write_text
+from vgen.io.files import write_text
+from vgen.training.data.footage.records import Clip, DataSet
 
 NO_CAPTION = (
     "{clips} without a caption, the first is {first}: run `vgen data caption {data} --from "

@@ -14,8 +14,8 @@ import numpy as np
 
 from vgen.errors import OutputError, RequestError, VgenError, counted
 from vgen.io.content_hash import content_hash
+from vgen.io.files import check_writable, write_json, write_text
 from vgen.io.media.animation import is_animated
-from vgen.io.media.output import check_writable
 from vgen.training.data.footage.files import IMAGES, VIDEOS, find_footage
 from vgen.training.data.footage.records import (
     ABOUT,
@@ -27,7 +27,6 @@ from vgen.training.data.footage.records import (
     about_footage,
     content_key,
     write_rows,
-    write_text,
 )
 from vgen.training.data.footage.report import save_thumbnails, write_report
 from vgen.training.data.footage.scan import (
@@ -132,7 +131,7 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
     clips, dropped = decide(found, settings)
     about = about_footage(root, folder, settings)
     data = DataSet(folder, about, tuple(clips), (*skipped, *dropped))
-    changed |= write_text(folder / ABOUT, json.dumps(about, indent=1) + "\n")
+    changed |= write_json(folder / ABOUT, about)
     changed |= write_rows(folder / CLIPS, data.clips, root)
     changed |= write_rows(folder / DROPPED, data.dropped, root)
     changed |= write_report(data, [note for entry in found for note in _notes(entry)])

@@ -21,8 +21,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import OutputError, RequestError
-from vgen.io.files import part_of
+from vgen.errors import RequestError
+from vgen.io.files import write_text
 
 CLIPS, DROPPED, REFUSED, ABOUT = "clips.jsonl", "dropped.jsonl", "refused.jsonl", "dataset.json"
 VERSION = 1
@@ -165,30 +165,6 @@ def write_rows(path: Path, rows: Iterable[Clip | Dropped], footage: Path) -> boo
     """
     stored = ({**asdict(row), "source": os.path.relpath(row.source, footage)} for row in rows)
     return write_text(path, "".join(json.dumps(row) + "\n" for row in stored))
-
-
-def write_text(path: Path, text: str) -> bool:
-    """Replace a file in one step; returns False where it holds just that already.
-
-    What UTF-8 cannot say (bytes of file names) is escaped.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def write_bytes(path: Path, content: bytes) -> bool:
-    """As `write_text`."""
-    try:
-        if path.is_file() and path.read_bytes() == content:
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} could not be written: {error.strerror or error}.") from None
-    with part_of(path, overwrite=True, bytes_needed=len(content)) as part:
-        part.write_bytes(content)
-    return True
 
 
 def content_key(*parts: Any) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vgen.errors import counted
-from vgen.training.data.footage.records import Clip, DataSet, Dropped, write_bytes, write_text
+from vgen.io.files import write_bytes, write_text
+from vgen.training.data.footage.records import Clip, DataSet, Dropped
 
 _OF_FOLDER = r"(?<=-\d{6})-[0-9a-f]{8}$"  # of an id, see `ingest.decide`
 _GAP, _TEXT, _SHEET_ROWS = 2, 15, 24

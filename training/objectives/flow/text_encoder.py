@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import T5Config, T5EncoderModel
 
+from vgen.io.files import write_json
 from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.randomness import key_number
 from vgen.training.recipe import FlowObjectiveConfig
@@ -50,4 +51,4 @@ def compute_in_float32(config: Path) -> None:
     """Make a saved text encoder load as float32, whatever its weights are stored in."""
     described = json.loads(config.read_text())
     described["dtype"] = "float32"
-    config.write_text(json.dumps(described, indent=2) + "\n")
+    write_json(config, described, indent=2)

@@ -16,7 +16,7 @@ from typing import Any
 
 from vgen.errors import CheckpointError, VgenError
 from vgen.hub.find import model_hash
-from vgen.io.files import cache_home, part_of
+from vgen.io.files import cache_home, write_json
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,4 @@ def read_magnitudes(file: Path) -> Magnitudes:
 
 def write_magnitudes(magnitudes: Magnitudes, file: Path) -> None:
     """Write magnitudes as JSON; folders are made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    told = {"sigmas": magnitudes.sigmas, "ratios": magnitudes.ratios}
-    with part_of(file, overwrite=True) as part:
-        part.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_json(file, {"sigmas": magnitudes.sigmas, "ratios": magnitudes.ratios})

@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 
 from vgen.errors import OutputError
-from vgen.io.files import cache_home, part_of
+from vgen.io.files import cache_home, write_json
 from vgen.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -60,10 +60,8 @@ class TuningStore:
             return
         entries = {name: {"choice": one.choice, "seconds": one.seconds} for name, one in sorted(self._known.items())}
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with part_of(self.path, overwrite=True) as part:
-                part.write_text(json.dumps({"schema": SCHEMA, "entries": entries}, indent=1) + "\n", encoding="utf-8")
-        except (OSError, OutputError) as error:
+            write_json(self.path, {"schema": SCHEMA, "entries": entries})
+        except OutputError as error:
             logger.info("What was measured is not kept on disk: %s", error)
             self.path = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,15 +158,9 @@ def write_folder(path: Path, frames: Frames, frame_rate: float, metadata: Mappin
     if written is not None and metadata is not None:  # a frame may be given back in by itself
         facts.add_text("comment", dump_comment({**written._asdict(), "model_hash": metadata["model_hash"]}))
     for index, frame in enumerate(frames):
-        with (path / f"{index:04d}.png").open("wb") as stream:
-            Image.fromarray(frame).save(stream, "PNG", pnginfo=facts)
-            stream.flush()
-            os.fsync(stream.fileno())
+        Image.fromarray(frame).save(path / f"{index:04d}.png", "PNG", pnginfo=facts)
     content = {"frame_rate": frame_rate, "num_frames": len(frames), "metadata": dict(metadata or {})}
-    with (path / METADATA_FILE).open("w", encoding="ascii") as stream:
-        json.dump(content, stream, indent=1, allow_nan=False)
-        stream.flush()
-        os.fsync(stream.fileno())
+    (path / METADATA_FILE).write_text(json.dumps(content, indent=1, allow_nan=False), encoding="ascii")
 
 
 def is_frame_folder(path: Path) -> bool:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from vgen.errors import OutputError
-from vgen.io.files import exists_message
+from vgen.io.files import check_writable, exists_message
 from vgen.io.media.frame_folder import is_frame_folder
 from vgen.io.media.gif import MAX_GIF_RATE
 from vgen.io.media.limits import MAX_FRAME_RATE
@@ -85,21 +85,6 @@ def _check_parent(target: Path) -> None:
         return
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror or error}.") from None
-
-
-def check_writable(folder: Path) -> None:
-    """Make and remove a file in `folder`: permission bits alone do not tell.
-
-    Raises:
-        OutputError: it cannot be written to.
-    """
-    import tempfile
-
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part"):
-            pass
-    except OSError as error:
-        raise OutputError(f"the folder {folder} cannot be written to: {error.strerror or error}.") from None
 
 
 def check_output_size(path: str | Path, height: int, width: int, frame_rate: float) -> None:

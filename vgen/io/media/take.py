@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import OutputError
+from vgen.io.files import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,12 +107,7 @@ class Take:
             os.fsync(stream.fileno())
         self.frames_done, self.windows_done = self.frames_done + len(frames), self.windows_done + 1
         state = {"plan": self._plan, "frames": self.frames_done, "windows": self.windows_done, "seed": self.seed}
-        partial = self.folder / f"{_STATE}.part"
-        with partial.open("w") as stream:
-            stream.write(json.dumps(state))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, self.folder / _STATE)
+        write_json(self.folder / _STATE, state)
 
     def last(self, count: int) -> np.ndarray:
         """The `count` frames that were added last."""
