@@ -236,13 +236,13 @@ def ltx_original(tmp_path: Path, ltx_random: Callable[[str], Path]) -> Callable[
 
     def make(generation: str, configured: bool = True) -> tuple[Path, Path]:
         from vgen.hub.convert import folder_to_file
-        from vgen.io.weights.single_file import read_metadata
+        from vgen.io.weights.safetensors_file import read_header
         from vgen.models.empty import model_shapes
 
         folder, file = ltx_random(generation), tmp_path / "ltx.safetensors"
         folder_to_file(folder, file, model_shapes)
         idle = {"vae.per_channel_statistics.mean-of-stds": torch.randn(8)}
-        metadata = {"config": read_metadata(file)["config"], "licence": "none"} if configured else None
+        metadata = {"config": read_header(file).metadata["config"], "licence": "none"} if configured else None
         save_file({**load_file(file), **idle}, file, metadata=metadata)
         return folder, file
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vgen.errors import CheckpointError
+from vgen.hub.catalog import DECODING, FOLDER_SIZE, MAKERS_SIZE, SAMPLING
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,12 @@ class Convention:
 
 
 _COMMON = {
-    "guidance_scale": 3.0,
-    "guidance_rescale": 0.0,
-    "num_inference_steps": 50,
+    **{name: SAMPLING[name] for name in ("guidance_scale", "guidance_rescale", "num_inference_steps")},
     "max_sequence_length": 128,
     "decode_timestep": 0.0,
     "image_cond_noise_scale": 0.0,
     "input_crf": 0,
 }
-_LTX_SIZE = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25}
 
 NATIVE = Convention(
     name="vgen",
@@ -100,7 +98,7 @@ LTX = Convention(
     prefix_latent_frames=2,
     mix_decode_noise_normalized=False,
     conditions_name="ltx-condition",
-    defaults={**_COMMON, **_LTX_SIZE},
+    defaults={**_COMMON, **FOLDER_SIZE},
 )
 LTX_CONDITION = Convention(
     name="ltx-condition",
@@ -113,7 +111,7 @@ LTX_CONDITION = Convention(
     prefix_latent_frames=2,
     mix_decode_noise_normalized=False,
     conditions_name="ltx-condition",
-    defaults={**_COMMON, **_LTX_SIZE, "max_sequence_length": 256, "image_cond_noise_scale": 0.15},
+    defaults={**_COMMON, **FOLDER_SIZE, "max_sequence_length": 256, "image_cond_noise_scale": 0.15},
 )
 ORIGINAL = Convention(
     name="original",
@@ -128,16 +126,12 @@ ORIGINAL = Convention(
     conditions_name="original",
     defaults={
         **_COMMON,
-        "height": 704,
-        "width": 1216,
-        "num_frames": 121,
-        "frame_rate": 30,
+        **MAKERS_SIZE,
+        **DECODING,
         "num_inference_steps": 30,
         "max_sequence_length": 256,
         "image_cond_noise_scale": 0.15,
         "input_crf": 29,
-        "decode_timestep": 0.05,
-        "decode_noise_scale": 0.025,
     },
     early_name="original-0.9.0",
 )

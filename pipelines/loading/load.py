@@ -18,7 +18,7 @@ from torch import nn
 from vgen.errors import CheckpointError, RequestError
 from vgen.hub.catalog import CATALOG, entry_named
 from vgen.hub.find import file_defaults, find_text_encoder
-from vgen.io.weights.safetensors_header import check_weights
+from vgen.io.weights.safetensors_file import read_entries
 from vgen.io.weights.single_file import COMPONENTS, FACTS, SingleFile, tensor_faults
 from vgen.io.weights.weight_files import as_plain, weight_files
 from vgen.models.empty import empty_model, model_shapes
@@ -195,18 +195,16 @@ def _check_folder(folder: Path, variant: str | None, given: Mapping[str, Any]) -
         config = json.loads((folder / kind / "config.json").read_bytes())
         try:
             shapes = model_shapes(COMPONENTS[kind].class_name, config)
-            stored = [check_weights(file) for file in weight_files(folder / kind, variant)]
+            stored = read_entries(weight_files(folder / kind, variant))
         except CheckpointError as error:
             raise CheckpointError(f"{folder / kind}: {error}") from None
-        _refuse_faults(
-            shapes, {key: entry.shape for entries in stored for key, entry in entries.items()}, folder / kind
-        )
+        _refuse_faults(shapes, {key: entry.shape for key, entry in stored.items()}, folder / kind)
 
 
 def _check_tensors(model: nn.Module, files: Sequence[Path]) -> None:
     """Refuse weights that lack a tensor, which would silently stay random, or hold one that is not the model's."""
-    stored = {key for file in files for key in check_weights(file)}
-    _refuse_faults(dict.fromkeys(model.state_dict(), ()), dict.fromkeys(stored, ()), files[0].parent)
+    expected, stored = dict.fromkeys(model.state_dict(), ()), dict.fromkeys(read_entries(files), ())
+    _refuse_faults(expected, stored, files[0].parent)
 
 
 def _refuse_faults(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], folder: Path) -> None:

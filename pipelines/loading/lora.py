@@ -25,7 +25,7 @@ from vgen.errors import CheckpointError, RequestError, counted
 from vgen.io.files import follow_umask
 from vgen.io.weights.lora_file import DEFAULTS_KEY, METADATA_KEY, WEIGHT_NAME, LoraFile
 from vgen.io.weights.lora_keys import LoraKeys, map_lora_keys, settled, settled_alpha
-from vgen.io.weights.safetensors_header import TensorEntry
+from vgen.io.weights.safetensors_file import TensorEntry
 from vgen.models.transformer.attention import AcrossHeadsNorm
 from vgen.pipelines.loading.weight_changes import (
     ChangedLayer,

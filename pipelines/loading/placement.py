@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from vgen.engine.memory.plan import CUDA_CONTEXT, MemoryPlan, Sizes, choose_plan
 from vgen.engine.memory.steps import Work
 from vgen.engine.session import Placement
 from vgen.errors import OutOfMemoryError, RequestError, bytes_text, counted
-from vgen.hub.find import find_text_encoder
-from vgen.io.weights.single_file import SingleFile
+from vgen.hub.find import component_config, find_text_encoder
 from vgen.models.empty import empty_model
 from vgen.models.transformer.fusing import move_together
 from vgen.pipelines.text.encoder import empty_text_encoder
@@ -50,11 +48,7 @@ def sizes_of(
     Raises:
         CheckpointError: the configuration makes no model.
     """
-    if place.is_file():
-        file = SingleFile.open(place)
-        configs = {kind: file.part(kind).config for kind in ("transformer", "vae")}
-    else:
-        configs = {kind: json.loads((place / kind / "config.json").read_bytes()) for kind in ("transformer", "vae")}
+    configs = {kind: component_config(place, kind) for kind in ("transformer", "vae")}
     folder = find_text_encoder(place, text_folder) / "text_encoder"
     return sizes_of_configs(
         configs["transformer"],

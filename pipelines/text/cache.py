@@ -25,7 +25,8 @@ from torch import Tensor
 from vgen.engine.lossy.quantize import quantize_text_encoder
 from vgen.engine.memory.offload import offload_blocks
 from vgen.errors import OutputError
-from vgen.hub.find import check_text_encoder, model_hash
+from vgen.hub.checks import check_text_encoder
+from vgen.hub.find import model_hash
 from vgen.io.files import cache_home, part_of
 from vgen.pipelines.text.encoder import (
     PreTrainedTokenizerBase,

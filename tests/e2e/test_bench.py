@@ -107,7 +107,7 @@ def test_reports_of_different_work_are_not_compared(report_file, tmp_path, capsy
         (["--scenario", "warp"], "cpu-50m"),
         (["-o", "report.txt"], ".json"),
         (["--against", "without:warp"], "hoisting"),
-        (["compare", "missing.json", "missing.json"], "cannot be read"),
+        (["compare", "missing.json", "missing.json"], "is missing"),
     ],
 )
 def test_bad_words_are_input_errors(words, said, capsys):

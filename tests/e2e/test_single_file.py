@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from vgen.errors import CheckpointError, RequestError
 from vgen.hub.convert import file_to_folder, folder_to_file
 from vgen.io.media.video import read_video
-from vgen.io.weights.single_file import read_metadata
+from vgen.io.weights.safetensors_file import read_header
 from vgen.models.empty import model_shapes
 from vgen.pipelines import MaskedPredictionPipeline, TextToVideoPipeline
 
@@ -38,9 +38,9 @@ def test_same_video_from_file_and_folder(ltx_folders: dict[str, Path], tmp_path:
     assert loaded.scheduler.config.use_dynamic_shifting
     assert loaded.name_of_model == "ltx.safetensors"
     assert loaded.model_convention.name == "ltx", "the file remembers the folder's pipeline class"
-    original = json.loads(read_metadata(file)["config"])
+    original = json.loads(read_header(file).metadata["config"])
     assert original["transformer"]["causal_temporal_positioning"] is (generation == "0.9.5")
-    save_file(load_file(file), file, metadata={"config": read_metadata(file)["config"]})
+    save_file(load_file(file), file, metadata={"config": read_header(file).metadata["config"]})
     plain = TextToVideoPipeline.from_pretrained(file, text_encoder_folder=folder)
     assert plain.model_convention.name == ("ltx-condition" if generation == "0.9.5" else "ltx")
     of_file = {**_CALL, "decode_timestep": 0.0, "decode_noise_scale": 0.0}
@@ -62,7 +62,7 @@ def test_positions_and_sampler_of_the_metadata(ltx_folders, tmp_path, generation
     """They hold in every task and convention, through a folder and back, and change the clip."""
     folder, file, converted = ltx_folders[generation], tmp_path / "ltx.safetensors", tmp_path / "converted"
     folder_to_file(folder, file, model_shapes)
-    config = json.loads(read_metadata(file)["config"])
+    config = json.loads(read_header(file).metadata["config"])
     usual = json.dumps(config)
     config["transformer"] |= transformer
     config["scheduler"] |= scheduler
@@ -70,11 +70,11 @@ def test_positions_and_sampler_of_the_metadata(ltx_folders, tmp_path, generation
     save_file(load_file(file), file, {"config": json.dumps(config)})
     file_to_folder(file, converted, model_shapes, text_encoder=folder)
     folder_to_file(converted, tmp_path / "again.safetensors", model_shapes)
-    assert json.loads(read_metadata(tmp_path / "again.safetensors")["config"]) == config
+    assert json.loads(read_header(tmp_path / "again.safetensors").metadata["config"]) == config
     index = json.loads((converted / "model_index.json").read_text())
     (converted / "original.safetensors").unlink()
     folder_to_file(converted, tmp_path / "anew.safetensors", model_shapes)
-    anew = json.loads(read_metadata(tmp_path / "anew.safetensors")["config"])
+    anew = json.loads(read_header(tmp_path / "anew.safetensors").metadata["config"])
     assert anew["transformer"]["causal_temporal_positioning"] == config["transformer"]["causal_temporal_positioning"]
     assert {name: anew["scheduler"].get(name) for name in scheduler} == pytest.approx(scheduler)
     assert {name: index["defaults"][name] for name in facts} == facts
@@ -101,7 +101,7 @@ def test_positions_and_sampler_of_the_metadata(ltx_folders, tmp_path, generation
 def test_components_dtype_and_refusals(ltx_folders: dict[str, Path], tmp_path: Path) -> None:
     folder, file = ltx_folders["0.9.5"], tmp_path / "ltxv-2b-0.9.8-distilled.safetensors"
     folder_to_file(folder, file, model_shapes)
-    save_file(load_file(file), file, metadata={"config": read_metadata(file)["config"]})
+    save_file(load_file(file), file, metadata={"config": read_header(file).metadata["config"]})
     base = TextToVideoPipeline.from_pretrained(folder)
     texts = {"text_encoder": base.text_encoder, "tokenizer": base.tokenizer}
     half = TextToVideoPipeline.from_pretrained(file, **texts, torch_dtype=torch.bfloat16)

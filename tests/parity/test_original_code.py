@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from vgen.hub.catalog import CATALOG
 from vgen.hub.convert import folder_to_file
-from vgen.io.weights.single_file import read_metadata
+from vgen.io.weights.safetensors_file import read_header
 from vgen.models import LatentUpsampler
 from vgen.models.empty import model_shapes
 from vgen.models.vae.video_vae import LatentDistribution
@@ -51,7 +51,7 @@ def single_file(ltx_folders, tmp_path):
     def write(generation="0.9.5", transformer=None, scheduler=None):
         file = tmp_path / f"ltx-{generation}.safetensors"
         folder_to_file(ltx_folders[generation], file, model_shapes)
-        config = json.loads(read_metadata(file)["config"])
+        config = json.loads(read_header(file).metadata["config"])
         config["transformer"] |= transformer or {}
         config["scheduler"] |= scheduler or {"shifting": None, "sampler": "LinearQuadratic"}
         save_file(load_file(file), file, {"config": json.dumps(config)})
@@ -78,7 +78,7 @@ def _theirs(original, file):
     )
     weights = load_file(file)
     vae_weights = {key[4:]: value for key, value in weights.items() if key.startswith("vae.")}
-    vae = CausalVideoAutoencoder.from_config(json.loads(read_metadata(file)["config"])["vae"])
+    vae = CausalVideoAutoencoder.from_config(json.loads(read_header(file).metadata["config"])["vae"])
     vae.load_state_dict(vae_weights)
     pipeline = original.LTXVideoPipeline(
         vae=vae.eval(),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
-
-from vgen.hub.find import resolve_model
-from vgen.io.weights.single_file import SingleFile
+from vgen.hub.find import component_config, resolve_model
+from vgen.io.weights.safetensors_file import read_entries, read_header
 from vgen.io.weights.weight_files import weight_files
 from vgen.pipelines.loading.model_files import ModelParts
 from vgen.training.cost.rehearsal import transformer_memory
@@ -29,7 +25,7 @@ def run_memory(index: CacheIndex, asked: FineTune) -> int:
     """
     place = resolve_model(index.model)
     strides = ModelParts.find(index.model).token_strides
-    config = _transformer_config(place)
+    config = component_config(place, "transformer")
     worst = 0
     for bucket in index.buckets():
         frames = (bucket.num_frames - 1) // strides.temporal + 1
@@ -50,19 +46,10 @@ def run_memory(index: CacheIndex, asked: FineTune) -> int:
     return worst + _vae_bytes(place)
 
 
-def _transformer_config(place: Path) -> dict[str, Any]:
-    if place.is_file():
-        return dict(SingleFile.open(place).part("transformer").config)
-    return json.loads((place / "transformer" / "config.json").read_bytes())
-
-
 def _vae_bytes(place: Path) -> int:
     """Of the VAE's weights in float32."""
     if place.is_file():
-        shapes = [entry.shape for key, entry in SingleFile.open(place).entries.items() if key.startswith("vae.")]
-        return 4 * sum(math.prod(shape) for shape in shapes)
-    total = 0
-    for file in weight_files(place / "vae"):
-        with safe_open(file, "pt") as weights:
-            total += sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys())  # noqa: SIM118
-    return 4 * total
+        stored = [entry for key, entry in read_header(place).entries.items() if key.startswith("vae.")]
+    else:
+        stored = list(read_entries(weight_files(place / "vae")).values())
+    return 4 * sum(math.prod(entry.shape) for entry in stored)

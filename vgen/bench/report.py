@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from vgen.bench.choose import STAGES
 from vgen.errors import MediaError, RequestError, counted
+from vgen.io.files import read_json
 
 
 def read(file: str | Path) -> dict[str, Any]:
@@ -19,16 +19,9 @@ def read(file: str | Path) -> dict[str, Any]:
     Raises:
         MediaError: it is not there, or is no report.
     """
-    try:
-        report = json.loads(Path(file).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise MediaError(
-            f"{file} cannot be read: {error.strerror or error}; give a JSON file of `vgen bench -o`."
-        ) from error
-    except ValueError as error:
-        raise MediaError(f"{file} is no JSON ({error}); give a file that `vgen bench -o` wrote.") from error
-    if not isinstance(report, dict) or report.get("schema") != 1 or "arms" not in report:
-        raise MediaError(f"{file} is no report of this version: give a file that `vgen bench -o` wrote.")
+    report = read_json(Path(file), MediaError)
+    if report.get("schema") != 1 or "arms" not in report:
+        raise MediaError(f"{file} is not a report of this version: give a file that `vgen bench -o` wrote.")
     return report
 
 

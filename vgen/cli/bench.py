@@ -11,6 +11,8 @@ from vgen.cli.display import showing, starting
 from vgen.errors import counted
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vgen.bench.scenarios import Scenario
 
 app = typer.Typer(help="Measure speed, alone or against diffusers; compare two reports.", no_args_is_help=False)
@@ -72,8 +74,6 @@ def bench(
         return
     from pathlib import Path
 
-    from rich.console import Console
-
     starting("loading what is measured")
     from vgen.bench.choose import choose_scenario, choose_stages
     from vgen.engine.device import choose_device
@@ -102,18 +102,9 @@ def bench(
     from vgen.bench.run import run
     from vgen.io.files import write_json
 
-    found = run(
-        work,
-        tuple(against or ()),
-        device=torch.device(chosen_device),
-        rounds=rounds,
-        within=within,
-        seed=seed,
-        stages=wanted,
-        clock=clock,
-        say=lambda line: typer.echo(line, err=True),
-    )
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(reports.tables(found))
+    settings = {"rounds": rounds, "within": within, "seed": seed, "stages": wanted, "clock": clock}
+    found = run(work, tuple(against or ()), device=torch.device(chosen_device), say=_say, **settings)
+    _console().print(reports.tables(found))
     if output is not None:
         write_json(Path(output), found)
     if plot is not None:
@@ -138,21 +129,24 @@ def _check_outputs(output: str | None, plot: str | None, overwrite: bool) -> Non
             raise OutputError(exists_message(Path(file)))
 
 
+def _console() -> Console:
+    """For tables: wide enough for them where the output is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
 def _tune(work: Scenario, device: str, rounds: int, seed: int) -> None:
     """Measure what generation may choose from, and show it."""
     import torch
-    from rich.console import Console
 
     from vgen.bench.tune import table, tune
 
-    found = tune(
-        work,
-        device=torch.device(device),
-        rounds=rounds,
-        seed=seed,
-        say=lambda line: typer.echo(line, err=True),
-    )
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table(found))
+    _console().print(table(tune(work, device=torch.device(device), rounds=rounds, seed=seed, say=_say)))
 
 
 @app.command("compare")
@@ -161,11 +155,9 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="B.json", help="Another of the same scenario.")],
 ) -> None:
     """Two reports of the same scenario side by side."""
-    from rich.console import Console
-
     from vgen.bench import report as reports
 
-    Console(markup=False).print(reports.compared(reports.read(first), reports.read(second), (first, second)))
+    _console().print(reports.compared(reports.read(first), reports.read(second), (first, second)))
 
 
 @app.command("list")

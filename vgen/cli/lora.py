@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import CheckpointError, counted
+from vgen.hub.find import component_config
 from vgen.request.fields import split_lora
 
 if TYPE_CHECKING:
@@ -41,15 +41,10 @@ def check_loras(request: ResolvedRequest, folder: Path) -> list[str]:
 
 
 def _num_layers(folder: Path) -> int:
-    if folder.is_file():
-        from vgen.io.weights.single_file import SingleFile
-
-        return int(SingleFile.open(folder).part("transformer").config.get("num_layers", _LTX_LAYERS))
-    file = folder / "transformer" / "config.json"
     try:
-        return int(json.loads(file.read_bytes()).get("num_layers", _LTX_LAYERS))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: num_layers cannot be read: {error}.") from None
+        return int(component_config(folder, "transformer").get("num_layers", _LTX_LAYERS))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder}: num_layers cannot be read: {error}.") from None
 
 
 def load_loras(pipe: Any, request: ResolvedRequest) -> None:

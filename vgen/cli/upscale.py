@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import CheckpointError, RequestError, counted
+from vgen.hub.find import component_config
 from vgen.types import Strides, VideoShape
 
 if TYPE_CHECKING:
@@ -53,15 +53,10 @@ def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> l
 
 
 def _latent_channels(folder: Path) -> int:
-    if folder.is_file():
-        from vgen.io.weights.single_file import SingleFile
-
-        return int(SingleFile.open(folder).part("vae").config.get("latent_channels", 128))
-    file = folder / "vae" / "config.json"
     try:
-        return int(json.loads(file.read_bytes()).get("latent_channels", 128))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: latent_channels cannot be read: {error}.") from None
+        return int(component_config(folder, "vae").get("latent_channels", 128))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder}: latent_channels cannot be read: {error}.") from None
 
 
 @lru_cache(maxsize=1)

@@ -23,9 +23,17 @@ _PARAMETERS = {"2b": 1.923e9, "13b": 13.04e9}
 _VAE_PARAMETERS = {"0.9.0": 0.419e9, "0.9.1": 0.935e9, "0.9.5": 1.247e9}
 _TEXT_ENCODER_PARAMETERS = 4.762e9
 
-_SIZE = {"height": 704, "width": 1216, "num_frames": 121, "frame_rate": 30.0}
+SAMPLING: Mapping[str, Any] = {
+    "num_inference_steps": 50, "guidance_scale": 3.0, "guidance_rescale": 0.0, "negative_prompt": ""
+}  # fmt: skip
+"""Of models whose files say nothing."""
+FOLDER_SIZE: Mapping[str, Any] = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25.0}
+"""Of a clip where diffusers' LTX pipelines are asked for none."""
+MAKERS_SIZE: Mapping[str, Any] = {"height": 704, "width": 1216, "num_frames": 121, "frame_rate": 30.0}
+"""Of a clip where Lightricks' own code is asked for none."""
+DECODING: Mapping[str, Any] = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+"""Of decoders that are conditioned on a timestep, from 0.9.1 on."""
 _NEGATIVE = {"negative_prompt": "worst quality, inconsistent motion, blurry, jittery, distorted"}
-_DECODING = {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
 _ORIGINAL_2B = {
     "num_inference_steps": 40,
     "guidance_scale": 3.0,
@@ -124,8 +132,8 @@ def _entry(
     name: str, file: str, licence: str, defaults: Mapping[str, Any], folder: str | None = None, length: int = 256
 ) -> CatalogEntry:
     _, size, version, *_ = name.split("-")
-    decoding = {} if version == "0.9.0" else _DECODING
-    whole = {**_SIZE, **decoding, "max_sequence_length": length, **defaults}
+    decoding = {} if version == "0.9.0" else DECODING
+    whole = {**MAKERS_SIZE, **decoding, "max_sequence_length": length, **defaults}
     return CatalogEntry(name, version, size, f"{file}.safetensors", licence, whole, folder, fp8=name.endswith("-fp8"))
 
 

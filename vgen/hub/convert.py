@@ -16,12 +16,12 @@ from typing import Any
 
 from vgen.errors import CheckpointError, OutputError, counted
 from vgen.hub.catalog import CatalogEntry
-from vgen.hub.find import check_model, check_text_encoder, file_defaults
-from vgen.io.files import exists_message, part_of, write_json
+from vgen.hub.checks import check_model, check_text_encoder
+from vgen.hub.find import file_defaults
+from vgen.io.files import exists_message, part_of, read_json, write_json
 from vgen.io.weights.ltx_configs import generation, scheduler_to_original, transformer_facts
-from vgen.io.weights.safetensors_header import check_weights
-from vgen.io.weights.single_file import COMPONENTS, FACTS, FOLDER_KEY, SingleFile, read_metadata, tensor_faults
-from vgen.io.weights.tensor_copy import StoredTensor, copy_tensors, data_start, stored_tensors
+from vgen.io.weights.safetensors_file import TensorEntry, copy_tensors, read_entries, read_header
+from vgen.io.weights.single_file import COMPONENTS, FACTS, FOLDER_KEY, SingleFile, tensor_faults
 from vgen.io.weights.weight_files import weight_files
 
 SIDECAR = "original.safetensors"
@@ -49,12 +49,12 @@ def folder_to_file(folder: Path, path: Path, shapes_of: ShapesOf, *, overwrite: 
     """
     _check_place(path, overwrite)
     check_model(folder)
-    stored = {kind: _read(folder / kind / "config.json") for kind in KINDS}
-    tensors: dict[str, StoredTensor] = {}
+    stored = {kind: read_json(folder / kind / "config.json") for kind in KINDS}
+    tensors: dict[str, TensorEntry] = {}
     for kind in KINDS:
         tensors |= _folder_tensors(folder / kind, kind, _plain(stored[kind]), shapes_of)
-    stored |= {"model_index": _read(folder / "model_index.json")}
-    stored |= {"scheduler": _read(folder / "scheduler" / "scheduler_config.json")}
+    stored |= {"model_index": read_json(folder / "model_index.json")}
+    stored |= {"scheduler": read_json(folder / "scheduler" / "scheduler_config.json")}
     metadata = _kept_metadata(folder, stored, tensors)
     if metadata is None:
         original = {kind: COMPONENTS[kind].to_original(_plain(stored[kind])) for kind in KINDS}
@@ -65,21 +65,21 @@ def folder_to_file(folder: Path, path: Path, shapes_of: ShapesOf, *, overwrite: 
         original |= {"allowed_inference_steps": allowed} if allowed else {}
         metadata = {"config": json.dumps(original), FOLDER_KEY: json.dumps(stored, sort_keys=True)}
     else:
-        tensors |= stored_tensors([folder / SIDECAR])
+        tensors |= read_entries([folder / SIDECAR])
     with part_of(path, overwrite=overwrite, bytes_needed=_total(tensors)) as part:
         copy_tensors(part, tensors, metadata)
 
 
-def _folder_tensors(folder: Path, kind: str, config: Mapping[str, Any], shapes_of: ShapesOf) -> dict[str, StoredTensor]:
+def _folder_tensors(folder: Path, kind: str, config: Mapping[str, Any], shapes_of: ShapesOf) -> dict[str, TensorEntry]:
     """A component's tensors by the key they have in a single file."""
     component = COMPONENTS[kind]
     try:
         component.to_original(config)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
-    tensors = stored_tensors(weight_files(folder))
+    tensors = read_entries(weight_files(folder))
     faults = tensor_faults(
-        shapes_of(component.class_name, config), {key: found.entry.shape for key, found in tensors.items()}
+        shapes_of(component.class_name, config), {key: tensor.shape for key, tensor in tensors.items()}
     )
     if faults:
         raise CheckpointError(f"The weights in {folder} {faults}.")
@@ -88,22 +88,21 @@ def _folder_tensors(folder: Path, kind: str, config: Mapping[str, Any], shapes_o
 
 
 def _kept_metadata(
-    folder: Path, stored: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+    folder: Path, stored: Mapping[str, Any], tensors: Mapping[str, TensorEntry]
 ) -> Mapping[str, str] | None:
-    """The metadata of the file that a folder was made from, if it still tells what the folder says."""
+    """The metadata of the file that a folder was made from, if it still says what the folder says."""
     if not (folder / SIDECAR).is_file():
         return None
-    check_weights(folder / SIDECAR)
-    metadata = read_metadata(folder / SIDECAR)
-    told = SingleFile(folder / SIDECAR, {key: tensor.entry for key, tensor in tensors.items()}, metadata)
+    metadata = read_header(folder / SIDECAR).metadata
+    source = SingleFile(folder / SIDECAR, tensors, metadata)
     try:
         for kind in KINDS:
             to_original = COMPONENTS[kind].to_original
-            if to_original(told.part(kind).config) != to_original(_plain(stored[kind])):
+            if to_original(source.part(kind).config) != to_original(_plain(stored[kind])):
                 return None
-        same = all(stored["scheduler"].get(key) == value for key, value in told.scheduler.items())
+        same = all(stored["scheduler"].get(key) == value for key, value in source.scheduler.items())
         defaults = stored["model_index"].get("defaults") or {}
-        same = same and told.facts == {name: defaults[name] for name in FACTS if name in defaults}
+        same = same and source.facts == {name: defaults[name] for name in FACTS if name in defaults}
     except CheckpointError:
         return None
     return metadata if same else None
@@ -143,23 +142,22 @@ def file_to_folder(
         raise CheckpointError(f"{path} has {counted(len(strays), 'tensor')} that belong to no component: {shown}.")
     for part in parts:
         file.check_tensors(part, shapes_of(part.component.class_name, part.config))
-    start = data_start(path)
     with part_of(folder, overwrite=overwrite, folder=True, bytes_needed=path.stat().st_size) as new:
         for part in parts:
-            name = part.component.kind
+            kind = part.component.kind
             config = {"_class_name": part.component.diffusers_name, **part.config}
-            _write(new / name / "config.json", file.folder.get(name) or config)
-            tensors = {key: StoredTensor(path, file.entries[found], start) for key, found in part.keys.items()}
-            copy_tensors(new / name / WEIGHTS, tensors, {"format": "pt"})
+            write_json(new / kind / "config.json", file.folder.get(kind) or config, indent=2, sort_keys=True)
+            tensors = {key: file.entries[name] for key, name in part.keys.items()}
+            copy_tensors(new / kind / WEIGHTS, tensors, {"format": "pt"})
         scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", **file.scheduler}
-        _write(new / "scheduler" / "scheduler_config.json", scheduler)
-        idle = {key: StoredTensor(path, file.entries[key], start) for part in parts for key in part.idle}
+        write_json(new / "scheduler" / "scheduler_config.json", scheduler, indent=2, sort_keys=True)
+        idle = {key: file.entries[key] for part in parts for key in part.idle}
         if idle or not file.folder:
             copy_tensors(new / SIDECAR, idle, file.metadata)
         if text_encoder is not None:
             for name in ("text_encoder", "tokenizer"):
                 shutil.copytree(text_encoder / name, new / name, copy_function=_link)
-        _write(new / "model_index.json", _model_index(file, text_encoder, entry))
+        write_json(new / "model_index.json", _model_index(file, text_encoder, entry), indent=2, sort_keys=True)
 
 
 def _model_index(file: SingleFile, text_encoder: Path | None, entry: CatalogEntry | None) -> dict[str, Any]:
@@ -167,7 +165,7 @@ def _model_index(file: SingleFile, text_encoder: Path | None, entry: CatalogEntr
     absent: list[Any] = [None, None]
     texts = {"text_encoder": absent, "tokenizer": absent}
     if text_encoder is not None:
-        stored = _read(text_encoder / "tokenizer" / "tokenizer_config.json")
+        stored = read_json(text_encoder / "tokenizer" / "tokenizer_config.json")
         texts = {"text_encoder": ["transformers", "T5EncoderModel"]}
         texts |= {"tokenizer": ["transformers", stored.get("tokenizer_class") or "T5Tokenizer"]}
     if "model_index" in file.folder:
@@ -195,17 +193,6 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}.") from None
-
-
-def _write(file: Path, content: Mapping[str, Any]) -> None:
-    write_json(file, content, indent=2, sort_keys=True)
-
-
 def _link(source: str, target: str) -> None:
     """A hard link where that can be, else a copy: a text encoder has 10 GB and more."""
     try:
@@ -214,5 +201,5 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _total(tensors: Mapping[str, StoredTensor]) -> int:
-    return sum(tensor.entry.end - tensor.entry.start for tensor in tensors.values()) + (1 << 20)
+def _total(tensors: Mapping[str, TensorEntry]) -> int:
+    return sum(tensor.num_bytes for tensor in tensors.values()) + (1 << 20)

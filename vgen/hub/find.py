@@ -19,28 +19,28 @@ from typing import Any
 from vgen.errors import CheckpointError, bytes_text
 from vgen.hub.catalog import (
     CATALOG,
+    FOLDER_SIZE,
     REPOSITORY,
+    SAMPLING,
     TEXT_ENCODERS,
     CatalogEntry,
     entry_of_file,
     entry_of_repository,
     generic_defaults,
 )
+from vgen.hub.checks import INDEX, check_model, check_text_encoder
 from vgen.io.content_hash import content_hashes
+from vgen.io.files import read_json
 from vgen.io.walk import walk_files
-from vgen.io.weights.safetensors_header import check_weights
 from vgen.io.weights.single_file import SingleFile
-from vgen.io.weights.weight_files import check_variant, is_idle, variants_in, weight_files
+from vgen.io.weights.weight_files import is_idle, weight_files
 from vgen.request.trained import STATEMENT
 from vgen.types import Strides
 
 EMBEDDED = ("sprites",)
 """Models that are shipped inside the package."""
 
-_LIBRARIES = {"vgen", "diffusers", "transformers"}
 _LTX_CLASSES = {"LTXPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"}
-_SAMPLING = {"num_inference_steps": 50, "guidance_scale": 3.0, "guidance_rescale": 0.0, "negative_prompt": ""}
-_LTX_SIZE = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25.0}
 _FETCH_TEXT = f'hf download {REPOSITORY} --include "text_encoder/*" --include "tokenizer/*"'
 
 
@@ -66,7 +66,7 @@ def resolve_model(
     elif text in CATALOG:
         found = find_entry(CATALOG[text]) or _refuse_absent(CATALOG[text])
     else:
-        found = _local(text) or next(_cached_snapshots(text), None) or _refuse(text)
+        found = _local(text) or next(cached_snapshots(text), None) or _refuse(text)
     if found.is_dir():
         check_model(found, variant)
     else:
@@ -90,7 +90,7 @@ def _local(text: str) -> Path | None:
     return None
 
 
-def _cached_snapshots(text: str) -> Iterator[Path]:
+def cached_snapshots(text: str) -> Iterator[Path]:
     """The cached snapshots of a hub repository, the newest first, by the cache's own layout."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", text):
         return
@@ -109,10 +109,10 @@ def _cached_snapshots(text: str) -> Iterator[Path]:
 
 def find_entry(entry: CatalogEntry) -> Path | None:
     """Where a model of the catalog lies on this machine: a whole folder, else the single file, else None."""
-    for snapshot in _cached_snapshots(entry.folder or ""):
+    for snapshot in cached_snapshots(entry.folder or ""):
         if all((snapshot / part).exists() for part in ("model_index.json", "transformer", "vae", "text_encoder")):
             return snapshot
-    found = (snapshot / entry.file for snapshot in _cached_snapshots(REPOSITORY))
+    found = (snapshot / entry.file for snapshot in cached_snapshots(REPOSITORY))
     return next((file for file in found if file.is_file()), None)
 
 
@@ -128,9 +128,9 @@ def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None, 
     """
     if given is not None:
         text = os.fspath(given)
-        places = [path for path in (_local(text), *_cached_snapshots(text)) if path is not None]
+        places = [path for path in (_local(text), *cached_snapshots(text)) if path is not None]
     else:
-        cached = (snapshot for name in TEXT_ENCODERS for snapshot in _cached_snapshots(name))
+        cached = (snapshot for name in TEXT_ENCODERS for snapshot in cached_snapshots(name))
         places = [model if model.is_dir() else model.parent, *cached]
     for place in places:
         if (place / "text_encoder").is_dir() and (place / "tokenizer").is_dir():
@@ -147,16 +147,6 @@ def text_encoder_bytes(model: Path, given: str | os.PathLike[str] | None = None)
     """Bytes of the weights of the text encoder that a model is to use, see `find_text_encoder`."""
     folder = find_text_encoder(model, given) / "text_encoder"
     return sum(file.stat().st_size for file in weight_files(folder))
-
-
-def check_text_encoder(folder: Path, variant: str | None = None) -> None:
-    """Check a folder's text_encoder/ and tokenizer/; of the weights those that are loaded.
-
-    Raises:
-        CheckpointError: names the file and what is wrong with it.
-    """
-    _check_component(folder / "text_encoder", needs_weights=True, variant=variant)
-    _check_component(folder / "tokenizer", needs_weights=False)
 
 
 def _refuse_absent(entry: CatalogEntry) -> Path:
@@ -185,74 +175,28 @@ def _refuse(text: str) -> Path:
     raise CheckpointError(message)
 
 
-def check_model(folder: Path, variant: str | None = None) -> None:
-    """Check a model folder: every component there, its JSON whole, its weights safetensors with a sound header.
+def model_index(model: str | os.PathLike[str]) -> dict[str, Any]:
+    """A model's model_index.json, or the one that a single file made from a folder keeps; empty where it keeps none.
+
+    Raises:
+        CheckpointError: it is missing or is not JSON.
+    """
+    place = Path(model)
+    return dict(SingleFile.open(place).folder.get("model_index") or {}) if place.is_file() else read_json(place / INDEX)
+
+
+def component_config(model: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """The configuration of a model's transformer or VAE (`kind`), in diffusers' words.
 
     Args:
-        folder: of the model.
-        variant: of the weights; at least one component must have it.
+        model: a folder, or a single file that holds the component.
     Raises:
-        RequestError: a variant that cannot be one.
-        CheckpointError: names the file and what is wrong with it.
+        CheckpointError: it is missing or cannot be read.
     """
-    check_variant(variant)
-    index = read_json(folder / "model_index.json")
-    components = {key: value for key, value in index.items() if isinstance(value, list)}
-    for name in ("transformer", "vae"):
-        if name not in components:
-            raise CheckpointError(f"{folder / 'model_index.json'} lists no {name!r}: it is not a video model's folder.")
-    held: set[str] = set()
-    for name, entry in components.items():
-        if len(entry) != 2 or entry == [None, None]:
-            continue
-        library, class_name = entry
-        if not (isinstance(library, str) and library in _LIBRARIES and isinstance(class_name, str)):
-            raise CheckpointError(
-                f"{folder / 'model_index.json'} asks for code from {library!r} for {name!r}; "
-                f"only {', '.join(sorted(_LIBRARIES))} are used, and code in a model's folder is never run."
-            )
-        has_weights = not class_name.endswith("Scheduler") and "Tokenizer" not in class_name
-        _check_component(folder / name, needs_weights=has_weights, variant=variant)
-        held |= set(variants_in(folder / name)) if has_weights else set()
-    if variant is not None and variant not in held:
-        there = ", ".join(sorted(held - {""})) or "none"
-        raise CheckpointError(
-            f"{folder} has no weights of variant={variant!r} (variants there: {there}); leave it out."
-        )
-
-
-def _check_component(folder: Path, needs_weights: bool, variant: str | None = None) -> None:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is missing: model_index.json lists it. Copy or fetch the whole model again.")
-    for file in sorted(folder.glob("*.json")):
-        content = read_json(file)
-        if "auto_map" in content:
-            raise CheckpointError(f"{file} asks for remote code (auto_map); code in a model's folder is never run.")
-    if not needs_weights:
-        return
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder / 'config.json'} is missing. Copy or fetch the whole model again.")
-    for file in weight_files(folder, variant):
-        check_weights(file)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: it is missing, cannot be read or holds something else.
-    """
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing. Is this a model's folder, and the whole of it?") from None
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object.")
-    return content
+    place = Path(model)
+    return (
+        dict(SingleFile.open(place).part(kind).config) if place.is_file() else read_json(place / kind / "config.json")
+    )
 
 
 def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -267,17 +211,15 @@ def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: model_index.json is missing or broken.
     """
     if Path(folder).is_file():
-        return {**_SAMPLING, **_LTX_SIZE, **file_defaults(SingleFile.open(Path(folder)))}
-    file = Path(folder) / "model_index.json"
-    index = read_json(file)
+        return {**SAMPLING, **FOLDER_SIZE, **file_defaults(SingleFile.open(Path(folder)))}
+    file, index = Path(folder) / INDEX, model_index(folder)
     stated = index.get("defaults", {})
     if not isinstance(stated, Mapping):
         raise CheckpointError(f"{file}: 'defaults' is not a JSON object.")
-    size = (
-        _LTX_SIZE if index.get("_class_name") in _LTX_CLASSES or index.get("convention", "").startswith("ltx") else {}
-    )
+    is_ltx = index.get("_class_name") in _LTX_CLASSES or index.get("convention", "").startswith("ltx")
+    size = FOLDER_SIZE if is_ltx else {}
     known = _defaults_of_repository(file)
-    return {**_SAMPLING, **size, **known, **{key: value for key, value in stated.items() if value is not None}}
+    return {**SAMPLING, **size, **known, **{key: value for key, value in stated.items() if value is not None}}
 
 
 def _defaults_of_repository(file: Path) -> Mapping[str, Any]:
@@ -312,14 +254,10 @@ def model_strides(folder: str | os.PathLike[str]) -> Strides:
     Raises:
         CheckpointError: a file is missing or its keys make no sense.
     """
-    file = Path(folder) / "vae" / "config.json"
-    if Path(folder).is_file():
-        file, single = Path(folder), SingleFile.open(Path(folder))
-        config, patch = (
-            {} if kind not in single.kinds else single.part(kind).config for kind in ("vae", "transformer")
-        )
-    else:
-        config, patch = read_json(file), read_json(Path(folder) / "transformer" / "config.json")
+    place = Path(folder)
+    file = place if place.is_file() else place / "vae" / "config.json"
+    held = SingleFile.open(place).kinds if place.is_file() else ("vae", "transformer")
+    config, patch = (component_config(place, kind) if kind in held else {} for kind in ("vae", "transformer"))
     try:
         scaling = [bool(scale) for scale in config.get("spatio_temporal_scaling") or (True, True, True, False)]
         kinds = list(config.get("downsample_type") or ()) + ["conv"] * len(scaling)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vgen.hub.find import read_json
+from vgen.hub.find import model_index
+from vgen.io.files import read_json
 from vgen.io.weights.single_file import SingleFile
 from vgen.request.trained import Trained
 
@@ -29,6 +30,4 @@ def model_trained(folder: str | os.PathLike[str]) -> Trained:
     Raises:
         CheckpointError: the statement makes no sense.
     """
-    if Path(folder).is_file():
-        return Trained.read(SingleFile.open(Path(folder)).folder.get("model_index") or {"convention": "ltx"})
-    return Trained.read(read_json(Path(folder) / "model_index.json"))
+    return Trained.read(model_index(folder) or {"convention": "ltx"})

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import safe_open
-
 from vgen.errors import CheckpointError
-from vgen.io.weights.safetensors_header import TensorEntry, check_weights
+from vgen.hub.catalog import REPOSITORY
+from vgen.hub.find import cached_snapshots
+from vgen.io.files import json_object, read_json
+from vgen.io.weights.safetensors_file import TensorEntry, read_entries, read_header
 from vgen.io.weights.weight_files import weight_files
 from vgen.types import Strides
 
@@ -26,7 +26,6 @@ CONFIG_DEFAULTS: Mapping[str, Any] = {
 }
 """Every key of a configuration, with the value that a folder may leave out."""
 
-_REPOSITORY = "Lightricks/LTX-Video"
 _PUBLISHED = re.compile(r"ltxv-(spatial|temporal)-upscaler-\d[\w.]*")
 _FIRST, _ENLARGING = "initial_conv.weight", "upsampler.0.weight"
 
@@ -76,8 +75,7 @@ def find_upsampler(name_or_path: str | os.PathLike[str]) -> UpsamplerFiles:
     if not (path / "config.json").is_file() and (path / "latent_upsampler").is_dir():
         path = path / "latent_upsampler"
     config = _folder_config(path)
-    for file in weight_files(path):
-        check_weights(file)
+    read_entries(weight_files(path))
     return UpsamplerFiles(path, config)
 
 
@@ -91,20 +89,14 @@ def single_file_config(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: damaged, or not an upsampler.
     """
-    entries = check_weights(file)
+    entries, metadata = read_header(file)
     if _FIRST not in entries or _ENLARGING not in entries:
         raise CheckpointError(
             f"{file} is not a latent upsampler: it holds no {_FIRST}. Give for instance ltxv-spatial-upscaler-0.9.8."
         )
-    with safe_open(file, framework="np") as handle:
-        stated = (handle.metadata() or {}).get("config")
-    if stated is None:
-        return _sniff(file, entries)
-    try:
-        config = json.loads(stated)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: the configuration in its metadata is not JSON: {error}.") from None
-    return _read_config(config, f"{file}: the configuration in its metadata", _sniff(file, entries))
+    config = _sniff(file, entries)
+    name = f"{file}: the configuration in its metadata"
+    return _read_config(json_object(metadata["config"], name), name, config) if "config" in metadata else config
 
 
 def _sniff(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Any]:
@@ -125,24 +117,17 @@ def _sniff(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Any]:
 
 def _folder_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
-    try:
-        config = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not file.is_file():
         raise CheckpointError(
             f"{folder} is not a latent upsampler: it has neither config.json nor a folder latent_upsampler."
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}.") from None
-    if isinstance(config, dict) and "mid_channels" not in config and "Upsampler" not in str(config.get("_class_name")):
+        )
+    config = read_json(file)
+    if "mid_channels" not in config and "Upsampler" not in str(config.get("_class_name")):
         raise CheckpointError(f"{file} is the configuration of a {config.get('_class_name')}, not of an upsampler.")
     return _read_config(config, str(file), CONFIG_DEFAULTS)
 
 
-def _read_config(config: Any, name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{name} is not a JSON object.")
+def _read_config(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     found = {key: config.get(key, default) for key, default in defaults.items()}
     for key, value in found.items():
         if not isinstance(value, int) or (value < 1 and not isinstance(value, bool)):
@@ -164,14 +149,12 @@ def _locate(text: str) -> Path:
 
 def _cached(text: str) -> Path:
     """A published file by its name, or a hub repository, in the local cache of the Hugging Face hub."""
-    from vgen.hub.find import _cached_snapshots
-
     name = text.removesuffix(".safetensors")
     if _PUBLISHED.fullmatch(name):
-        wanted = [snapshot / f"{name}.safetensors" for snapshot in _cached_snapshots(_REPOSITORY)]
-        fetch = f"{_REPOSITORY} {name}.safetensors"
+        wanted = [snapshot / f"{name}.safetensors" for snapshot in cached_snapshots(REPOSITORY)]
+        fetch = f"{REPOSITORY} {name}.safetensors"
     else:
-        wanted, fetch = list(_cached_snapshots(text)), text
+        wanted, fetch = list(cached_snapshots(text)), text
     found = next((path for path in wanted if path.exists()), None)
     if found is not None:
         return found

@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all, and the folder of caches."""
+"""Reading and writing JSON, files and folders written whole or not at all, and the folder of caches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import OutputError
+from vgen.errors import CheckpointError, OutputError, VgenError
 
 _PRIVATE = 0o600
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -59,6 +59,33 @@ def part_of(path: Path, *, overwrite: bool, folder: bool = False, bytes_needed: 
         else:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def read_json(file: Path, error: type[VgenError] = CheckpointError) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Args:
+        file: of UTF-8 text, with or without a byte order mark.
+        error: raised where the file is missing, cannot be read or holds something else.
+    """
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        raise error(f"{file} is missing.") from None
+    except OSError as fault:
+        raise error(f"{file} cannot be read: {fault.strerror or fault}.") from None
+    return json_object(text, str(file), error)
+
+
+def json_object(text: str | bytes, name: str, error: type[VgenError] = CheckpointError) -> dict[str, Any]:
+    """The object that JSON text holds; raises `error`, which calls the text `name`, where it holds none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{name} is not JSON: {fault}.") from None
+    if not isinstance(content, dict):
+        raise error(f"{name} is not a JSON object.")
+    return content
 
 
 def write_text(path: Path, text: str) -> bool:

@@ -91,7 +91,7 @@ def test_missing_components_are_named(folder: Path, name: str) -> None:
     ("break_it", "cause"),
     [
         (lambda f: (f / "model_index.json").write_text("{"), r"model_index\.json is not JSON"),
-        (lambda f: (f / "model_index.json").write_text("[]"), "does not hold a JSON object"),
+        (lambda f: (f / "model_index.json").write_text("[]"), "is not a JSON object"),
         (lambda f: (f / "model_index.json").write_text("{}"), "lists no 'transformer'"),
         (lambda f: (f / "vae" / "config.json").write_bytes(b"\xff"), r"vae/config\.json is not JSON"),
         (lambda f: _change(f / "model_index.json", vae=["evil", "Model"]), "asks for code from 'evil' for 'vae'"),

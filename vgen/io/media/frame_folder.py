@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import MediaError, counted
+from vgen.io.files import read_json
 from vgen.io.media.comment import dump_comment, load_comment
 from vgen.io.media.enlarged import WrittenSize
 
@@ -131,15 +132,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         MediaError: it is there but no JSON object.
     """
     file = path / METADATA_FILE
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise MediaError(f"{file} is damaged: {error}.") from None
-    if not isinstance(found, dict):
-        raise MediaError(f"{file} is damaged: it holds no JSON object.")
-    return found
+    return read_json(file, MediaError) if file.is_file() else {}
 
 
 def write_folder(path: Path, frames: Frames, frame_rate: float, metadata: Mapping[str, Any] | None) -> None:

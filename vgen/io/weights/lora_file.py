@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vgen.errors import CheckpointError
-from vgen.io.weights.safetensors_header import TensorEntry, check_weights
+from vgen.io.files import json_object, read_json
+from vgen.io.weights.safetensors_file import TensorEntry, read_header
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 """What diffusers calls a LoRA in a folder."""
@@ -50,8 +50,9 @@ class LoraFile:
             CheckpointError: no such file, none or several in the folder, a pickle, or a damaged file.
         """
         path = _find(Path(place), weight_name)
-        entries = check_weights(path)
-        return cls(path, entries, _config(path), _defaults(path))
+        entries, metadata = read_header(path)
+        defaults = json_object(metadata.get(DEFAULTS_KEY, "{}"), f"{path}: its {DEFAULTS_KEY}")
+        return cls(path, entries, _config(path, metadata), defaults)
 
 
 def _find(place: Path, weight_name: str | None) -> Path:
@@ -72,33 +73,13 @@ def _find(place: Path, weight_name: str | None) -> Path:
     return place
 
 
-def _config(path: Path) -> Mapping[str, Any]:
+def _config(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
     """Peft's configuration, without diffusers' component prefix."""
-    text: str | bytes | None = _metadata(path).get(METADATA_KEY)
-    beside = path.with_name(_PEFT_CONFIG)
-    if text is None and path.name == _PEFT_NAME and beside.is_file():
-        text = beside.read_bytes()
-    if text is None:
+    neighbour = path.with_name(_PEFT_CONFIG)
+    if METADATA_KEY in metadata:
+        content = json_object(metadata[METADATA_KEY], f"{path}: its LoRA configuration")
+    elif path.name == _PEFT_NAME and neighbour.is_file():
+        content = read_json(neighbour)
+    else:
         return {}
-    try:
-        found = json.loads(text)
-        return {key.removeprefix("transformer."): value for key, value in found.items()}
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its LoRA configuration cannot be read: {error}.") from None
-
-
-def _defaults(path: Path) -> Mapping[str, Any]:
-    """The settings in the metadata."""
-    text = _metadata(path).get(DEFAULTS_KEY)
-    if text is None:
-        return {}
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its {DEFAULTS_KEY} cannot be read: {error}.") from None
-
-
-def _metadata(path: Path) -> Mapping[str, str]:
-    with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return header.get("__metadata__") or {}
+    return {key.removeprefix("transformer."): value for key, value in content.items()}

@@ -6,7 +6,6 @@ it is missing. What kinds of components a file may hold is listed in `COMPONENTS
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.errors import CheckpointError, counted
+from vgen.io.files import json_object
 from vgen.io.weights.ltx_configs import (
     Config,
     generation,
@@ -27,7 +27,7 @@ from vgen.io.weights.ltx_configs import (
 )
 from vgen.io.weights.ltx_keys import KeyTable, transformer_keys, vae_keys
 from vgen.io.weights.ltx_sniff import Shapes, sniff_scheduler, sniff_transformer, sniff_vae
-from vgen.io.weights.safetensors_header import TensorEntry, check_weights
+from vgen.io.weights.safetensors_file import TensorEntry, read_header
 
 if TYPE_CHECKING:
     import torch
@@ -145,8 +145,8 @@ class SingleFile:
         Raises:
             CheckpointError: it is no sound safetensors file, or holds no component that is known.
         """
-        entries = check_weights(path)
-        file = cls(path, entries, read_metadata(path))
+        entries, metadata = read_header(path)
+        file = cls(path, entries, metadata)
         if not file.kinds:
             marks = ", ".join(f"{c.mark} ({kind})" for kind, c in COMPONENTS.items())
             shown = ", ".join(sorted(entries)[:5]) + (" ..." if len(entries) > 5 else "")
@@ -172,12 +172,16 @@ class SingleFile:
         Raises:
             CheckpointError: there is one, and it cannot be read.
         """
-        return _json_object(self.path, "config", self.metadata.get("config", "{}"))
+        return self._object("config")
 
     @cached_property
     def folder(self) -> Mapping[str, Any]:
         """JSON of the folder that the file was made from, by component; empty if it was not."""
-        return _json_object(self.path, FOLDER_KEY, self.metadata.get(FOLDER_KEY, "{}"))
+        return self._object(FOLDER_KEY)
+
+    def _object(self, key: str) -> dict[str, Any]:
+        """JSON in the metadata."""
+        return json_object(self.metadata.get(key, "{}"), f"{self.path}: {key!r} in its metadata")
 
     def part(self, kind: str) -> Part:
         """One component.
@@ -340,23 +344,3 @@ def tensor_faults(
 def _first_five(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The `__metadata__` of a file whose header was checked."""
-    with path.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    found = header.get("__metadata__") or {}
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise CheckpointError(f"{path} has metadata that is not text.")
-    return found
-
-
-def _json_object(path: Path, key: str, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {key!r} in its metadata is not JSON: {error}.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: {key!r} in its metadata is not a JSON object.")
-    return content

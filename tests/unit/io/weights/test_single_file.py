@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from vgen.errors import CheckpointError, OutputError
 from vgen.hub.convert import SIDECAR, WEIGHTS, file_to_folder, folder_to_file
 from vgen.hub.find import model_defaults, model_hash, model_strides, resolve_model
-from vgen.io.weights.single_file import COMPONENTS, SingleFile, read_metadata
+from vgen.io.weights.safetensors_file import read_header
+from vgen.io.weights.single_file import COMPONENTS, SingleFile
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.models.empty import empty_model, model_shapes
 from vgen.types import Strides
@@ -42,7 +43,7 @@ def _load(file: Path, kind: str, **where: Any) -> torch.nn.Module:
 
 
 def _change(file: Path, change: Callable[[dict[str, torch.Tensor]], Any], **metadata: str) -> Path:
-    tensors, kept = load_file(file), read_metadata(file)
+    tensors, kept = load_file(file), read_header(file).metadata
     change(tensors)
     save_file(tensors, file, metadata={**kept, **metadata} or None)
     return file
@@ -74,7 +75,7 @@ def test_file_to_folder_and_back(ltx_original: Original, tmp_path: Path, generat
     file_to_folder(file, tmp_path / "folder", model_shapes)
     folder_to_file(tmp_path / "folder", again, model_shapes)
     assert _equal(load_file(file), load_file(again))
-    assert read_metadata(file) == read_metadata(again)
+    assert read_header(file).metadata == read_header(again).metadata
     index = json.loads((tmp_path / "folder" / "model_index.json").read_text())
     assert index["_class_name"] == ("LTXConditionPipeline" if generation == "0.9.5" else "LTXPipeline")
     assert index["text_encoder"] == [None, None]
@@ -230,7 +231,7 @@ def test_a_changed_folder_does_not_keep_what_the_file_said(ltx_original: Origina
     config.write_text(json.dumps({**json.loads(config.read_text()), "scaling_factor": 0.25}))
     folder_to_file(tmp_path / "folder", tmp_path / "again.safetensors", model_shapes)
     assert SingleFile.open(tmp_path / "again.safetensors").part("vae").config["scaling_factor"] == 0.25
-    assert "licence" not in read_metadata(tmp_path / "again.safetensors")
+    assert "licence" not in read_header(tmp_path / "again.safetensors").metadata
 
 
 def test_faulty_folders(ltx_random: Callable[[str], Path], tmp_path: Path) -> None:
@@ -275,7 +276,7 @@ def test_fp8(ltx_original: Original) -> None:
 
 def test_metadata_comes_first(ltx_original: Original) -> None:
     _, file = ltx_original("0.9.5")
-    config = json.loads(read_metadata(file)["config"])
+    config = json.loads(read_header(file).metadata["config"])
     config["transformer"]["positional_embedding_theta"] = 500.0
     config["vae"]["scaling_factor"] = 0.5
     config["allowed_inference_steps"] = [1.0, 0.5]
@@ -301,7 +302,7 @@ def test_other_files(tmp_path: Path, ltx_original: Original) -> None:
     _, file = ltx_original("0.9.0")
     start = "model.diffusion_model."
     bare = {key.removeprefix(start): value for key, value in load_file(file).items() if key.startswith(start)}
-    save_file(bare, tmp_path / "bare.safetensors", metadata=read_metadata(file))
+    save_file(bare, tmp_path / "bare.safetensors", metadata=read_header(file).metadata)
     opened = SingleFile.open(tmp_path / "bare.safetensors")
     assert opened.kinds == ("transformer",)
     assert _equal(dict(_load(opened.path, "transformer").state_dict()), dict(_load(file, "transformer").state_dict()))

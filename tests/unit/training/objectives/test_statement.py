@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from vgen.hub.find import read_json, resolve_model
+from vgen.hub.find import resolve_model
+from vgen.io.files import read_json
 from vgen.models import CausalVideoVAE
 from vgen.pipelines import TextToVideoPipeline
 from vgen.request.trained import words_of

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from vgen.errors import CheckpointError
-from vgen.io.weights.safetensors_header import check_weights
+from vgen.io.weights.safetensors_file import read_header
 
 
 def _write(path: Path, header: Any, data: bytes = b"") -> Path:
@@ -31,7 +31,7 @@ def test_what_safetensors_writes_is_sound(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     tensors = {"b": np.zeros((2, 3), np.float32), "a": np.ones(5, np.float16), "empty": np.zeros((0, 4), np.int64)}
     save_file(tensors, path, metadata={"format": "pt"})
-    found = check_weights(path)
+    found = read_header(path).entries
     assert {key: (entry.dtype, entry.shape) for key, entry in found.items()} == {
         "b": ("F32", (2, 3)),
         "a": ("F16", (5,)),
@@ -64,7 +64,7 @@ def test_what_safetensors_writes_is_sound(tmp_path: Path) -> None:
 def test_unsound_headers(tmp_path: Path, header: Any, data: bytes, cause: str) -> None:
     path = _write(tmp_path / "model.safetensors", header, data)
     with pytest.raises(CheckpointError, match=rf"model\.safetensors.*{cause}"):
-        check_weights(path)
+        read_header(path)
 
 
 def test_other_files_under_the_name(tmp_path: Path) -> None:
@@ -83,6 +83,6 @@ def test_other_files_under_the_name(tmp_path: Path) -> None:
     }.items():
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=cause):
-            check_weights(path)
+            read_header(path)
     with pytest.raises(CheckpointError, match="cannot be read"):
-        check_weights(tmp_path / "missing.safetensors")
+        read_header(tmp_path / "missing.safetensors")
