@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vgen.errors import OutputError, duration
-from vgen.io.media.contact_sheet import contact_sheet
 from vgen.io.files import write_text
+from vgen.io.media.contact_sheet import contact_sheet
 
 _SHOWN_MEANS = 4
 _SHOWN = {
