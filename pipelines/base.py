@@ -7,7 +7,7 @@ schedule, numerical conventions) are handed to it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -108,7 +108,7 @@ class BasePipeline(ModelPipeline):
         )
         callback = settings.callback_on_step_end
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            return replace(settings, callback_on_step_end_tensor_inputs=callback.tensor_inputs)
+            return settings.replace(callback_on_step_end_tensor_inputs=tuple(callback.tensor_inputs))
         return settings
 
     def check_inputs(

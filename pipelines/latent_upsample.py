@@ -18,7 +18,6 @@ from vgen.io.weights.weight_files import as_plain
 from vgen.models import CausalVideoVAE
 from vgen.models.latent_upsampler import LatentUpsampler
 from vgen.pipelines.base import VideoPipelineOutput
-from vgen.pipelines.call.checks import OUTPUT_TYPES
 from vgen.pipelines.call.conventions import LTX
 from vgen.pipelines.call.settings import GenerationSettings, Generators
 from vgen.pipelines.coding.decode import decode_latents, to_output
@@ -135,10 +134,14 @@ class LatentUpsamplePipeline(DiffusionPipeline):
         """
         if (video is None) == (latents is None):
             raise RequestError("Give either video or latents, and not both.")
-        if not 0 <= tone_map_compression_ratio <= 1:
-            raise RequestError(f"tone_map_compression_ratio={tone_map_compression_ratio!r} must be in [0, 1].")
-        if output_type not in OUTPUT_TYPES:
-            raise RequestError(f"output_type={output_type!r} must be one of {', '.join(OUTPUT_TYPES)}.")
+        settings = GenerationSettings.fill(
+            {
+                "prompt": "", "generator": generator, "decode_timestep": decode_timestep,
+                "decode_noise_scale": decode_noise_scale, "tone_map_compression_ratio": tone_map_compression_ratio,
+                "vae_memory": vae_memory, "output_type": output_type,
+            },
+            LTX.defaults,
+        )  # fmt: skip
         channels = self.vae.config.latent_channels
         if latents is not None and (latents.ndim != 5 or latents.shape[1] != channels):
             raise ShapeError(f"latents have shape {tuple(latents.shape)}: they must be [B, {channels}, f, h, w].")
@@ -149,15 +152,8 @@ class LatentUpsamplePipeline(DiffusionPipeline):
         large = two_pass.enlarge(self.vae, latents, self._execution_device)
         frames: Any = large
         if output_type != "latent":
-            settings = _decode_settings(
-                VideoShape.of_latent(LatentShape(*large.shape[2:]), self.vae.strides),
-                large.shape[0],
-                decode_timestep=decode_timestep,
-                decode_noise_scale=decode_noise_scale,
-                tone_map_compression_ratio=tone_map_compression_ratio,
-                generator=generator,
-                vae_memory=vae_memory,
-            )
+            num_frames, height, width = VideoShape.of_latent(LatentShape(*large.shape[2:]), self.vae.strides)
+            settings = settings.replace(num_frames=num_frames, height=height, width=width, prompt=[""] * large.shape[0])
             pixels = decode_latents(self.vae, large, settings, LTX, self.vae.dtype)
             frames = to_output(pixels, output_type, self.video_processor)
         self.maybe_free_model_hooks()
@@ -170,9 +166,3 @@ class LatentUpsamplePipeline(DiffusionPipeline):
         one = generator[0] if isinstance(generator, list) else generator
         posterior = self.vae.encode(pixels.to(self._execution_device, self.vae.dtype)).latent_dist
         return self.vae.normalize(posterior.sample(one).float())
-
-
-def _decode_settings(shape: VideoShape, batch: int, **decoding: Any) -> GenerationSettings:
-    """The settings of a call that only decodes."""
-    size = {"num_frames": shape.num_frames, "height": shape.height, "width": shape.width}
-    return GenerationSettings.fill({**size, "prompt": [""] * batch, **decoding}, LTX.defaults)

@@ -15,7 +15,6 @@ from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas
 from vgen.errors import RequestError
 from vgen.pipelines.call.conventions import Convention
 from vgen.pipelines.call.settings import GenerationSettings
-from vgen.request.lossy import read_interval
 from vgen.request.steps import resolution_shift_mu, skipped_steps
 
 _JUST_ABOVE = 1e-5
@@ -26,10 +25,10 @@ def guidance_of(settings: GenerationSettings) -> Guidance:
     """The guidance of a call: the caller's strategy, or what the numbers say.
 
     Raises:
-        RequestError: a number out of its range, or spatiotemporal guidance without blocks.
+        RequestError: settings that contradict each other, or lists that do not fit.
     """
     if settings.guidance_interval is not None:
-        return _within(settings)
+        return _within(settings, *settings.guidance_interval)
     if settings.guidance is not None:
         return settings.guidance
 
@@ -43,27 +42,22 @@ def guidance_of(settings: GenerationSettings) -> Guidance:
     scale, rescale = values("guidance_scale"), values("guidance_rescale")
     if not isinstance(settings.stg_scale, (list, tuple)) and settings.stg_scale == 0:
         return ClassifierFreeGuidance(scale, rescale, settings.cfg_star)
-    if settings.stg_blocks is None:
-        raise RequestError(
-            f"stg_scale={settings.stg_scale!r} needs stg_blocks: the blocks whose attention is left out, for instance "
-            "one in the middle; or stg_scale=0, which is off."
-        )
+    assert settings.stg_blocks is not None  # as settings are filled in
     spatiotemporal = SpatioTemporalGuidance(values("stg_blocks"), values("stg_scale"), settings.stg_mode)
     return ComposedGuidance((ClassifierFreeGuidance(scale, star=settings.cfg_star), spatiotemporal), rescale)
 
 
-def _within(settings: GenerationSettings) -> Guidance:
+def _within(settings: GenerationSettings, low: float, high: float) -> Guidance:
     """Classifier-free guidance between two sigmas and none elsewhere.
 
     Source: Kynkäänniemi et al. 2024, eq. 5.
     """
-    low, high = read_interval(settings.guidance_interval)
     for name, off in (("guidance", None), ("guidance_sigmas", None), ("stg_scale", 0.0)):
         if getattr(settings, name) != off:
             raise RequestError(f"guidance_interval={low:g},{high:g} and {name} contradict each other: leave one out.")
     if isinstance(settings.guidance_scale, (list, tuple)) or isinstance(settings.guidance_rescale, (list, tuple)):
         raise RequestError(
-            f"guidance_interval={low:g},{high:g} needs one guidance_scale and one guidance_rescale, not a list a step."
+            f"guidance_interval={low:g},{high:g} needs one guidance_scale and one guidance_rescale, not a list."
         )
     above, within, below = 1.0, settings.guidance_scale, 1.0
     scale = BySigma((high + _JUST_ABOVE, low, 0.0), (above, within, below)) if low > 0 else BySigma(
@@ -143,7 +137,7 @@ def loop_timesteps(scheduler: Any, strength: torch.Tensor | None) -> torch.Tenso
         scheduler: with the schedule of the call.
         strength: [B, N] of all tokens, see vgen.diffusion.conditions; None: nothing is known.
     Returns:
-        [K], float32, distinct and ascending; the same numbers to the bit as the loop computes.
+        [K], float32, distinct and ascending; bit for bit the same numbers as the loop computes.
     """
     sigmas = scheduler.timesteps / scheduler.config.num_train_timesteps
     if strength is not None:

@@ -12,9 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LARGEST_CRF = 51
-"""Where H.264's constant rate factor ends."""
-
 BLUR_SIGMA = 1.0
 """Pixels, of a kernel of 3 x 3."""
 
@@ -24,7 +21,7 @@ def soften(pixels: Tensor, crf: int) -> Tensor:
 
     Args:
         pixels: [P, 3, F, H, W] in [-1, 1], on the CPU.
-        crf: constant rate factor of H.264, up to `LARGEST_CRF`; 0 leaves the pixels as they are.
+        crf: constant rate factor of H.264, up to 51; 0 leaves the pixels as they are.
     Returns:
         [P, 3, F, H, W] in [-1, 1].
     """

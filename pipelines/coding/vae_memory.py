@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from vgen.engine.memory.coding import coding_within, decoding_peak, encoding_peak
-from vgen.request.fields import parse_bytes
 from vgen.types import LatentShape
 
 
@@ -18,14 +17,14 @@ def within_memory(
     Args:
         vae: the CausalVideoVAE.
         shape, batch: of the latents.
-        asked: bytes, text such as "4GB", "auto" (what is free), or None (as the VAE is set up).
+        asked: bytes, "auto" (what is free), or None (as the VAE is set up).
         encode: whether pixels become latents, rather than latents pixels.
     Raises:
         OutOfMemoryError: no way of coding is small enough.
     """
     if asked is None:
         return nullcontext()
-    budget = None if asked == "auto" else parse_bytes(asked) if isinstance(asked, str) else asked
+    budget = asked if isinstance(asked, int) else None
     if budget is None and vae.spread is not None:
         budget = vae.spread.room()  # the same on all processes, or they would not code in the same pieces
     return coding_within(encoding_peak if encode else decoding_peak, vae, shape, batch, budget)

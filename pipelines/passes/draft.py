@@ -63,7 +63,7 @@ class DraftedPass(Pass):
     @property
     def draft(self) -> Pass:
         """One of the drafts, without its noise."""
-        settings = replace(self.settings, num_inference_steps=self.settings.draft_steps, draft_steps=0)
+        settings = self.settings.replace(num_inference_steps=self.settings.draft_steps, draft_steps=0)
         return Pass(settings, self.shape, (), self.guidance)
 
     @property
@@ -97,10 +97,10 @@ def better_draft(pipe: Sampler, steps: CallSteps, draft: Pass, text: TextEmbeddi
     """
     settings, shape, guidance = draft.settings, draft.shape, draft.guidance
     noise, _ = pipe.prepare_latents(settings, shape, (), pipe._execution_device)
-    first, text = pipe.sample(replace(draft, settings=replace(settings, latents=noise)), steps, text)
+    first, text = pipe.sample(replace(draft, settings=settings.replace(latents=noise)), steps, text)
     if pipe.interrupt:
         return first, text
-    second, text = pipe.sample(replace(draft, settings=replace(settings, latents=-noise)), steps, text)
+    second, text = pipe.sample(replace(draft, settings=settings.replace(latents=-noise)), steps, text)
     losses = [loss_on(pipe, latents, settings, shape, text, guidance) for latents in (first, second)]
     worse = losses[0] > CLEARLY_WORSE * losses[1]
     return torch.where(worse.view(-1, 1, 1, 1, 1), second, first), text
@@ -126,7 +126,7 @@ def loss_on(
     """
     clean = pack(latents, pipe.patch_size)
     drawn = torch.randn((1, *clean.shape[1:]), generator=torch.Generator().manual_seed(0)).to(clean)
-    _, known = pipe.prepare_latents(replace(settings, latents=clean), shape, (), clean.device)
+    _, known = pipe.prepare_latents(settings.replace(latents=clean), shape, (), clean.device)
     sigma = torch.tensor(LOSS_SIGMA, device=clean.device)
     step = StepState(0, settings.num_inference_steps, sigma, torch.lerp(clean, drawn, LOSS_SIGMA))
     velocity = pipe.predict(guidance.branches(step), step, known, text, settings)["cond"]

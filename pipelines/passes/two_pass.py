@@ -106,7 +106,7 @@ class TwoPass:
         """
         asked = pipe.fill_settings({name: value for name, value in given.items() if name not in _FIRST_ONLY})
         # The schedules are those of the passes, which are checked with them.
-        _, pixels = pipe.check_inputs(replace(asked, sigmas=(1.0,)), conditions)
+        _, pixels = pipe.check_inputs(asked.replace(sigmas=(1.0,)), conditions)
         self.check_upsampler(pipe.vae)
         target, scale = VideoShape(asked.num_frames, asked.height, asked.width), self.upsampler.scale
         shapes = pass_shapes(
@@ -229,7 +229,7 @@ def _check_second(pipe: Sampler, second: Pass) -> None:
 
 def _cut(pipe: Sampler, settings: GenerationSettings, initial: int, final: int) -> list[float]:
     """The sigmas of a pass without its first and last ones; the rest still ends at 0."""
-    _set_schedule(pipe, replace(settings, denoise_strength=1.0))
+    _set_schedule(pipe, settings.replace(denoise_strength=1.0))
     sigmas = pipe.scheduler.sigmas[:-1].tolist()
     if not all(isinstance(skip, int) and skip >= 0 for skip in (initial, final)) or initial + final >= len(sigmas):
         raise RequestError(

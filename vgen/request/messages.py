@@ -48,9 +48,9 @@ def _sentence(finding: Any, schema: dict[str, Any], model: type[BaseModel], what
     if rules.get("type") in ("integer", "number"):
         return _number(field, value, kind, rules)
     if rules.get("type") == "array":
-        numbers = {"integer": "whole numbers; use for instance 4 or 3,4", "number": "numbers; use for instance 1,0.5"}
-        kind = numbers.get(rules.get("items", {}).get("type"), "lists")
-        return f"{field}={value!r:.80} is not a list of {kind}."
+        forms = {"integer": "whole numbers; use for instance 4 or 3,4", "array": "lists", "string": "one or more texts"}
+        form = forms.get(rules.get("items", {}).get("type"), "one or more values")
+        return f"{field}={value!r:.80} is not a list of {form}."
     return f"{field}={value!r:.80} is not valid: {finding['msg']}."
 
 
@@ -68,7 +68,8 @@ def _number(field: str, value: Any, kind: str, rules: dict[str, Any]) -> str:
         noun = "a whole number" if whole else "a number"
         return f"{field}={value!r:.40} is not {noun}; use one from {span}, for instance {_spelled(max(low, 0))}."
     nearest = low if parsed < low else high
-    return f"{field}={value!s:.40} is outside {span}; the nearest is {_spelled(nearest)}."
+    outside = f"is outside {span}" if high < math.inf else f"must be {span}"
+    return f"{field}={value!s:.40} {outside}; the nearest is {_spelled(nearest)}."
 
 
 def _spelled(number: float) -> str:

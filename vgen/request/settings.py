@@ -7,7 +7,8 @@ docs/settings.md. A new setting is a line here, the code that acts on it, and a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -98,6 +99,20 @@ def knob(help: str, flag: str | None = None, metavar: str = "", *, default: Any 
     return Field(default=default, description=help, json_schema_extra=Knob(flag, metavar, **about))  # type: ignore[arg-type]
 
 
+def plain_type(kind: Any) -> str:
+    """A field's type as people write it: "int | None", "float | list[float]"."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return plain_type(inner[0])
+    if origin in (Union, UnionType):
+        return " | ".join(dict.fromkeys(plain_type(one) for one in inner))
+    if origin is Literal:
+        return " | ".join(map(repr, inner))
+    if origin in (tuple, list):
+        return f"list[{plain_type(inner[0])}]"
+    return "None" if kind is NoneType else getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+
+
 class Declared(BaseModel):
     """A group of settings; None is the same as left out, unknown names are refused."""
 
@@ -124,10 +139,6 @@ class Settings(Declared):
         "What to keep away from.", "--negative-prompt", "TEXT", panel=SAMPLING, source=OF_MODEL, common=True,
         settled=True, last="",
     )  # fmt: skip
-    num_frames: Open[Size] = knob(
-        "Frames of the clip; one more than a multiple of the model's temporal stride.", "--num-frames", "N",
-        panel=SIZE, source=OF_MODEL, common=True, settled=True,
-    )  # fmt: skip
     height: Open[Size] = knob(
         "Rows of pixels; a multiple of the model's stride.", "--height", "N", panel=SIZE, source=OF_MODEL, common=True,
         settled=True,
@@ -135,6 +146,10 @@ class Settings(Declared):
     width: Open[Size] = knob(
         "Columns of pixels; a multiple of the model's stride.", "--width", "N", panel=SIZE, source=OF_MODEL,
         common=True, settled=True,
+    )  # fmt: skip
+    num_frames: Open[Size] = knob(
+        "Frames of the clip; one more than a multiple of the model's temporal stride.", "--num-frames", "N",
+        panel=SIZE, source=OF_MODEL, common=True, settled=True,
     )  # fmt: skip
     frame_rate: Open[Annotated[float, Field(ge=0.1, le=MAX_FRAME_RATE, allow_inf_nan=False), NOT_BOOL]] = knob(
         "Frames per second; the model sees it.", "--frame-rate", "FPS", panel=SIZE, source=OF_MODEL, common=True,
@@ -183,8 +198,8 @@ class Settings(Declared):
         "N", panel=GIVEN, source=OF_MODEL, last=0, tasks=("animate", "interpolate", "predict", "loop"),
     )  # fmt: skip
     keep_known_pixels: bool | None = knob(
-        "Paste given pixels back into the finished clip.", "--keep-known-pixels/--no-keep-known-pixels", panel=GIVEN,
-        source="keep-known-pixels; in Python for conditions with a mask",
+        "Paste given pixels back into the finished clip; in Python, left out, only those of conditions with a mask.",
+        "--keep-known-pixels/--no-keep-known-pixels", panel=GIVEN, source="keep-known-pixels",
         commands=("animate", "interpolate", "predict", "inpaint", "outpaint"),
     )  # fmt: skip
     vae_memory: Annotated[

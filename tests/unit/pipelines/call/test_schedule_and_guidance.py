@@ -42,10 +42,10 @@ def test_plain_numbers_are_classifier_free_guidance():
 
 def test_spatiotemporal_guidance_is_added():
     guidance = guidance_of(_settings(guidance_scale=3.0, guidance_rescale=0.7, stg_scale=1.0, stg_blocks=[1]))
-    parts = (ClassifierFreeGuidance(3.0), SpatioTemporalGuidance([1], 1.0))
+    parts = (ClassifierFreeGuidance(3.0), SpatioTemporalGuidance((1,), 1.0))
     assert guidance == ComposedGuidance(parts, 0.7)
     by_model = guidance_of(_settings({"stg_blocks": [4], "stg_mode": "attention_skip"}, stg_scale=[0.0, 1.0]))
-    assert by_model.parts[1] == SpatioTemporalGuidance([4], [0.0, 1.0], "attention_skip")
+    assert by_model.parts[1] == SpatioTemporalGuidance((4,), (0.0, 1.0), "attention_skip")
     with pytest.raises(RequestError, match="stg_scale=1 needs stg_blocks"):
         guidance_of(_settings(stg_scale=1.0))
 
@@ -56,7 +56,7 @@ def test_a_preset_goes_before_the_models_defaults():
         "presets": {"original": {"stg_scale": 1.0, "stg_blocks": [1], "guidance_scale": 3.0}},
     }
     found = _settings(model, preset="original")
-    assert (found.guidance_scale, found.stg_scale, found.stg_blocks) == (3.0, 1.0, [1])
+    assert (found.guidance_scale, found.stg_scale, found.stg_blocks) == (3.0, 1.0, (1,))
     assert _settings(model).guidance_scale == 5.0
     assert _settings(model, preset="original", guidance_scale=2.0).guidance_scale == 2.0
     with pytest.raises(RequestError, match="preset='other' is not one of this model: it has original"):
@@ -77,7 +77,7 @@ def test_lists_by_sigma():
         assert [branch.name for branch in guidance.branches(step)] == names
     guidance.check(30, 3)
     constant_blocks = guidance_of(_settings(stg_scale=[0.0, 4.0], stg_blocks=[1, 2], guidance_sigmas=[1.0, 0.9]))
-    assert constant_blocks.parts[1].blocks == [1, 2]
+    assert constant_blocks.parts[1].blocks == (1, 2)
     assert largest_scale(_settings(**lists)) == 8.0
     with pytest.raises(RequestError, match="2 sigmas for 3 values"):
         guidance_of(_settings(guidance_scale=[1.0, 2.0, 3.0], guidance_sigmas=[1.0, 0.9]))
