@@ -143,8 +143,8 @@ def test_without_a_motion_to_make_or_with_something_given_there_is_none(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"draft_steps": -1}, r"draft_steps=-1 must be a whole number from 0 \(no draft\) to 1000"),
-        ({"draft_steps": 2.5}, r"draft_steps=2\.5 must be a whole number"),
+        ({"draft_steps": -1}, r"draft_steps=-1 is outside 0 to 1000; the nearest is 0"),
+        ({"draft_steps": 2.5}, r"draft_steps=2\.5 is not a whole number"),
         (
             {"draft_steps": 2, "sigmas": [1.0, 0.5]},
             "draft_steps=2 needs a schedule for the draft, and sigmas or timesteps by",
