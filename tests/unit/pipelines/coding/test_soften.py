@@ -76,5 +76,5 @@ def test_the_factor_has_limits_and_a_home(pipeline: ImageToVideoPipeline) -> Non
     assert ORIGINAL.defaults["input_crf"] == 29
     other = TextToVideoPipeline(**pipeline.components)
     for wrong in (-1, 52, 1.5, True):
-        with pytest.raises(RequestError, match="input_crf=.*(outside 0 to 51|not a whole number)"):
+        with pytest.raises(RequestError, match=r"input_crf=.*(outside 0 to 51|not a whole number)"):
             other(**CALL, input_crf=wrong)
