@@ -59,10 +59,10 @@ def build_optimizer(
     rest = [value for _, value in named if id(value) not in chosen]
     if config.name == "adamw8bit":
         return _adamw_8bit(rest, config)
-    adamw = torch.optim.AdamW(
-        _decay_groups(rest, config), lr=config.lr, betas=config.betas, eps=config.eps, foreach=True
-    )
-    members: list[torch.optim.Optimizer] = [adamw]
+    members: list[torch.optim.Optimizer] = []
+    if rest or not muon:  # of a LoRA every factor may be Muon's
+        groups = _decay_groups(rest, config)
+        members.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, foreach=True))
     if muon:
         lr = config.muon_lr if config.muon_lr is not None else config.lr
         members.append(torch.optim.Muon(muon, lr=lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))

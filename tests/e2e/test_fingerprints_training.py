@@ -169,6 +169,7 @@ def data(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 FINE_TUNING: dict[str, list[Any]] = {
     "lora": ["lora", "--rank", 4, "--tasks", "text=1,first=1,prefix=1,other=1"],
     "lora, attention": ["lora", "--rank", 4, "--targets", "attention", "--lr", 1e-3, "--gradient-checkpointing"],
+    "lora, muon": ["lora", "--rank", 4, "--optimizer", "muon"],
     "full": ["full"],
     "vae": ["vae", "--train", "decoder"],
 }

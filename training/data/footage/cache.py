@@ -90,7 +90,7 @@ class CacheIndex:
         if earlier:
             raise RequestError(
                 f"{file} was written by an earlier version: run `vgen data cache` again; a run that was begun with it "
-                "goes on with --set data.cache=KEY, the folder that this names."
+                "resumes with --set data.cache=KEY, the folder that this names, and --set accept_other_data=true."
             )
         return index
 
