@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -44,16 +44,6 @@ class Placement:
             hook.offload()
 
 
-@dataclass
-class _Work:
-    """A call that is under way on a transformer: its thread, the sessions it has opened, whether it is in its loop."""
-
-    thread: int
-    sessions: int = 0
-    looping: bool = False
-
-
-_AT_WORK: WeakKeyDictionary[Any, _Work] = WeakKeyDictionary()
 _LOCK = threading.Lock()
 _COMPILED_BY_CHOICE: WeakSet[Any] = WeakSet()
 """Transformers whose blocks were compiled because that was measured to be faster, not by the caller."""
@@ -61,51 +51,38 @@ _COMPILED_BY_CHOICE: WeakSet[Any] = WeakSet()
 
 @contextmanager
 def _sole_use(transformer: Any) -> Iterator[None]:
-    """Refuse a call on a transformer that another call is using: both would share its schedule and what it keeps.
-
-    Raises:
-        RequestError: the other call is of another thread, or has called this one from its callback.
-    """
-    own = threading.get_ident()
-    with _LOCK:
-        work = _AT_WORK.setdefault(transformer, _Work(own))
-        if work.thread != own:
+    """Put the fast path on, unless another call uses the transformer: both would share what it remembers."""
+    with _LOCK, ExitStack() as stack:
+        path: FastPath | None = transformer.fast_path
+        if path is not None and path.thread != threading.get_ident():
             raise RequestError(
                 "This pipeline's transformer is at work in another thread, and two calls cannot share it: wait for the "
                 "other call, or load the model once more for this thread."
             )
-        if work.looping:
+        if path is not None and path.looping:
             raise RequestError(
                 "A pipeline was called from the callback of a call that uses the same transformer: return from the "
                 "callback first, or load the model once more."
             )
-        work.sessions += 1
-    try:
+        stack.enter_context(fast_path(transformer, switches.enabled("hoisting")))
+        opened = stack.pop_all()
+    with opened:
         yield
-    finally:
-        with _LOCK:
-            work.sessions -= 1
-            if not work.sessions:
-                del _AT_WORK[transformer]
 
 
 @contextmanager
 def _looping(path: FastPath, closed: bool) -> Iterator[None]:
     """Mark the loop, and vouch for the weights where nobody else acts meanwhile."""
-    work, offload = _AT_WORK.get(path.transformer), offload_of(path.transformer)
-    keepers = [path] if offload is None else [path, offload]
-    before = [keeper.weights_fixed for keeper in keepers]
-    for keeper in keepers:
-        keeper.weights_fixed = closed
-    if work is not None:
-        work.looping = True
+    offload = offload_of(path.transformer)
+    path.looping, path.weights_fixed = True, closed
+    if offload is not None:
+        before, offload.weights_fixed = offload.weights_fixed, closed
     try:
         yield
     finally:
-        for keeper, fixed in zip(keepers, before, strict=True):
-            keeper.weights_fixed = fixed
-        if work is not None:
-            work.looping = False
+        path.looping = path.weights_fixed = False
+        if offload is not None:
+            offload.weights_fixed = before
 
 
 @contextmanager
@@ -134,7 +111,6 @@ def inference_session(pipeline: Any) -> Iterator[None]:
         if switches.enabled("fused_qkv") and not moving:  # moved weights do not stay together
             for block in pipeline.transformer.transformer_blocks:
                 move_together(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
-        stack.enter_context(fast_path(pipeline.transformer, switches.enabled("hoisting")))
         if switches.enabled("autotune"):
             stack.enter_context(attention_chosen_by(AttentionTuner()))
         yield

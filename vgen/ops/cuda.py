@@ -38,76 +38,21 @@ def usable(*tensors: Tensor | None) -> bool:
     return available() and switches.enabled("triton")
 
 
-@torch.library.custom_op("vgen::residual_norm_modulate", mutates_args=())
-def _residual_norm_modulate(
-    hidden_states: Tensor,
-    branch: Tensor,
-    gate: Tensor | None,
-    weight: Tensor | None,
-    shift: Tensor,
-    scale: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    return reference.residual_norm_modulate(hidden_states, branch, gate, weight, shift, scale, eps)
-
-
-@torch.library.custom_op("vgen::norm_modulate", mutates_args=())
-def _norm_modulate(hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return reference.residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
-
-
-@torch.library.custom_op("vgen::norm_rotate", mutates_args=())
 def _norm_rotate(
     hidden_states: Tensor, weight: Tensor, cosines: Tensor | None, sines: Tensor | None, eps: float
 ) -> Tensor:
     return reference.norm_rotate(hidden_states, weight, cosines, sines, eps).contiguous()
 
 
-@torch.library.custom_op("vgen::pixel_norm_silu", mutates_args=())
-def _pixel_norm_silu(
-    hidden_states: Tensor, shift: Tensor | None, scale: Tensor | None, before: int, after: int, eps: float
-) -> Tensor:
-    return reference.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
-
-
-# Triton starts kernels on the current device, whatever the tensors lie on; torch sets it for its own operations alone.
-@_residual_norm_modulate.register_kernel("cuda")
-def _(hidden_states: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device_of(hidden_states):
-        return _kernels().residual_norm_modulate(hidden_states, *others)
-
-
-@_norm_modulate.register_kernel("cuda")
-def _(hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    with torch.cuda.device_of(hidden_states):
-        return _kernels().residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
-
-
-@_norm_rotate.register_kernel("cuda")
-def _(hidden_states: Tensor, *others: Any) -> Tensor:
-    with torch.cuda.device_of(hidden_states):
-        return _kernels().norm_rotate(hidden_states, *others)
-
-
-@_pixel_norm_silu.register_kernel("cuda")
-def _(hidden_states: Tensor, *others: Any) -> Tensor:
-    with torch.cuda.device_of(hidden_states):
-        return _kernels().pixel_norm_silu(hidden_states, *others)
-
-
-@_residual_norm_modulate.register_fake
-def _(hidden_states: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden_states), torch.empty_like(hidden_states)
-
-
-@_norm_modulate.register_fake
-@_norm_rotate.register_fake
-def _(hidden_states: Tensor, *_: Any) -> Tensor:
+def _like(hidden_states: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
 
 
-@_pixel_norm_silu.register_fake
-def _(hidden_states: Tensor, shift: Tensor | None, scale: Tensor | None, before: int, after: int, eps: float) -> Tensor:
+def _like_twice(hidden_states: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(hidden_states), torch.empty_like(hidden_states)
+
+
+def _longer(hidden_states: Tensor, shift: Any, scale: Any, before: int, after: int, eps: float) -> Tensor:
     batch, size, frames, rows, columns = hidden_states.shape
     return hidden_states.new_empty(batch, size, before + frames + after, rows, columns)
 
@@ -138,20 +83,33 @@ def _gradients(plain: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[
     return backward, keep
 
 
-def _plain_norm_modulate(
-    hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float
-) -> Tensor:
-    return reference.residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
+def _register(name: str, plain: Callable[..., Any], shapes: Callable[..., Any]) -> None:
+    """Make an operator of its plain form, the Triton kernel of that name, and what gives results without content."""
+
+    def on_gpu(hidden_states: Tensor, *others: Any) -> Any:
+        # Triton starts kernels on the current device, whatever the tensors lie on; torch sets it for its own alone.
+        with torch.cuda.device_of(hidden_states):
+            return getattr(_kernels(), name)(hidden_states, *others)
+
+    operator = torch.library.custom_op(f"vgen::{name}", plain, mutates_args=())
+    operator.register_kernel("cuda")(on_gpu)
+    operator.register_fake(shapes)
+    backward, keep = _gradients(plain)
+    operator.register_autograd(backward, setup_context=keep)
 
 
-for _operator, _plain in (
-    (_residual_norm_modulate, reference.residual_norm_modulate),
-    (_norm_modulate, _plain_norm_modulate),
-    (_norm_rotate, reference.norm_rotate),
-    (_pixel_norm_silu, reference.pixel_norm_silu),
-):
-    _backward, _keep = _gradients(_plain)
-    _operator.register_autograd(_backward, setup_context=_keep)
+@cache
+def _kernels() -> Any:
+    from vgen.ops import triton_kernels
+
+    return triton_kernels
+
+
+_register("residual_norm_modulate", reference.residual_norm_modulate, _like_twice)
+_register("norm_modulate", reference.norm_modulate, _like)
+_register("norm_rotate", _norm_rotate, _like)
+_register("pixel_norm_silu", reference.pixel_norm_silu, _longer)
+norm_rotate, pixel_norm_silu = torch.ops.vgen.norm_rotate, torch.ops.vgen.pixel_norm_silu
 
 
 def residual_norm_modulate(
@@ -163,28 +121,7 @@ def residual_norm_modulate(
     scale: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """See vgen.ops.residual_norm_modulate."""
+    """See vgen.ops.residual_norm_modulate; an operator must not give its input back."""
     if branch is None:
         return hidden_states, torch.ops.vgen.norm_modulate(hidden_states, weight, shift, scale, eps)
     return torch.ops.vgen.residual_norm_modulate(hidden_states, branch, gate, weight, shift, scale, eps)
-
-
-def norm_rotate(
-    hidden_states: Tensor, weight: Tensor, cosines: Tensor | None, sines: Tensor | None, eps: float
-) -> Tensor:
-    """See vgen.ops.norm_rotate."""
-    return torch.ops.vgen.norm_rotate(hidden_states, weight, cosines, sines, eps)
-
-
-def pixel_norm_silu(
-    hidden_states: Tensor, shift: Tensor | None, scale: Tensor | None, before: int, after: int, eps: float
-) -> Tensor:
-    """See vgen.ops.pixel_norm_silu."""
-    return torch.ops.vgen.pixel_norm_silu(hidden_states, shift, scale, before, after, eps)
-
-
-@cache
-def _kernels() -> Any:
-    from vgen.ops import triton_kernels
-
-    return triton_kernels

@@ -24,6 +24,11 @@ def residual_norm_modulate(
     return hidden_states, torch.addcmul(shift, normed, 1 + scale)
 
 
+def norm_modulate(hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """As `residual_norm_modulate` without a branch: only the second result."""
+    return residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
+
+
 def rotate(hidden_states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn neighbouring pairs of channels: (a, b) -> (a cos - b sin, b cos + a sin), in float32.
 

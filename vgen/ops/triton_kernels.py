@@ -125,6 +125,11 @@ def residual_norm_modulate(
     return summed, out
 
 
+def norm_modulate(hidden_states: Tensor, weight: Tensor | None, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """As `residual_norm_modulate` without a branch: only the second result."""
+    return residual_norm_modulate(hidden_states, None, None, weight, shift, scale, eps)[1]
+
+
 def _rows(batch: int, tokens: int, value: Tensor) -> tuple[Tensor, tuple[int, int]]:
     """[B or 1, N or 1, D] with contiguous rows, and the strides from sample to sample and from row to row."""
     value = value if value.stride(-1) == 1 else value.contiguous()

@@ -7,6 +7,7 @@ recorder where there is one.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -64,13 +65,16 @@ class FastPath:
             vgen.engine.speed.cuda_graph.
         weights_fixed: nobody acts between calls, so that weights need not be compared. Otherwise each call first
             compares the weights that results were made from (a tenth of all, read once).
+        looping: its loop is under way.
+        thread: of the call.
     """
 
     def __init__(self, transformer: VideoDiT, hoists: bool = True) -> None:
         self.transformer = transformer
         self.memo = Memo() if hoists else None
         self.recorder: Callable[..., Tensor] | None = None
-        self.weights_fixed = False
+        self.weights_fixed = self.looping = False
+        self.thread = threading.get_ident()
         self._expected: Tensor | None = None
 
     def expect_timesteps(self, timesteps: Tensor | None) -> None:
