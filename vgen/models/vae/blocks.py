@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
@@ -29,14 +29,14 @@ def resolution_stride(field: str, kind: str) -> tuple[int, int, int]:
     return STRIDES[kind]
 
 
-def check_lengths(needed: int, owner: str, **fields: Sequence[object]) -> None:
+def check_lengths(config: Any, needed: int, owner: str, *fields: str) -> None:
     """Refuse config tuples that have fewer than the `needed` entries that `owner` asks for.
 
-    Surplus entries are let through: public configs leave defaults of another length beside what they set.
+    Surplus entries are let through: public configs leave defaults of another length next to what they set.
     """
-    for field, values in fields.items():
-        if len(values) < needed:
-            raise RequestError(f"{field} has {len(values)} entries, but {owner} asks for {needed}; give {needed}.")
+    for field in fields:
+        if (count := len(getattr(config, field))) < needed:
+            raise RequestError(f"{field} has {count} entries, but {owner} asks for {needed}; give {needed}.")
 
 
 def space_to_depth(hidden_states: Tensor, stride: tuple[int, int, int]) -> Tensor:

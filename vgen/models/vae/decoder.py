@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Final, NamedTuple
+from math import prod
+from typing import Any, Final, NamedTuple
 
 import torch
 from einops import rearrange
@@ -59,93 +60,46 @@ class Step(NamedTuple):
 class Decoder(nn.Module):
     """One convolution, the middle, stages of rising resolution, then patches back to pixels.
 
-    All tuples are given from high to low resolution, as configs have them, and used in the other order.
-
     Args:
-        latent_channels: of the latents.
-        out_channels: of the pixels.
-        block_out_channels: width of each stage (before division by its `upsample_factor`).
-        spatio_temporal_scaling: whether each stage raises the resolution.
-        upsample_type: how each stage raises it: a name of blocks.STRIDES.
-        layers_per_block: residual blocks of each stage and, last, of the middle.
-        patch_size: pixels of a patch's side.
-        patch_size_t: frames of a patch.
-        eps: of shortcut norms.
-        causal: see CausalConv3d.
-        inject_noise: by stage and, last, for the middle.
-        timestep_conditioning: take a timestep.
-        upsample_residual: see blocks.Upsampler.
-        upsample_factor: see blocks.Upsampler.
+        config: of CausalVideoVAE.
     """
 
-    def __init__(
-        self,
-        latent_channels: int,
-        out_channels: int,
-        block_out_channels: tuple[int, ...],
-        spatio_temporal_scaling: tuple[bool, ...],
-        upsample_type: tuple[str, ...],
-        layers_per_block: tuple[int, ...],
-        patch_size: int,
-        patch_size_t: int,
-        eps: float,
-        causal: bool,
-        inject_noise: tuple[bool, ...],
-        timestep_conditioning: bool,
-        upsample_residual: tuple[bool, ...],
-        upsample_factor: tuple[int, ...],
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        stages = len(block_out_channels)
-        check_lengths(
-            stages,
-            "decoder_block_out_channels",
-            decoder_spatio_temporal_scaling=spatio_temporal_scaling,
-            decoder_upsample_type=upsample_type,
-            upsample_residual=upsample_residual,
-            upsample_factor=upsample_factor,
-        )
-        check_lengths(
-            stages + 1,
-            "decoder_block_out_channels",
-            decoder_layers_per_block=layers_per_block,
-            decoder_inject_noise=inject_noise,
-        )
-        self.patch = (patch_size_t, patch_size, patch_size)
-        width = block_out_channels[-1]
-        self.conv_in = CausalConv3d(latent_channels, width, causal=causal)
-        self.mid_block = MidBlock(width, layers_per_block[-1], eps, causal, inject_noise[-1], timestep_conditioning)
+        widths, layers, noise = (
+            config.decoder_block_out_channels, config.decoder_layers_per_block, config.decoder_inject_noise,
+        )  # fmt: skip
+        eps, causal, conditioned = config.resnet_norm_eps, config.decoder_causal, config.timestep_conditioning
+        kinds = config.decoder_upsample_type
+        by_stage = ["decoder_spatio_temporal_scaling", "upsample_residual", "upsample_factor"]
+        by_stage += [] if kinds is None else ["decoder_upsample_type"]
+        check_lengths(config, len(widths), "decoder_block_out_channels", *by_stage)
+        with_middle = ("decoder_layers_per_block", "decoder_inject_noise")
+        check_lengths(config, len(widths) + 1, "decoder_block_out_channels", *with_middle)
+        self.patch = (config.patch_size_t, config.patch_size, config.patch_size)
+        width = widths[-1]
+        self.conv_in = CausalConv3d(config.latent_channels, width, causal=causal)
+        self.mid_block = MidBlock(width, layers[-1], eps, causal, noise[-1], conditioned)
         self.up_blocks: ModuleListOf[UpBlock] = ModuleListOf()
-        for i in reversed(range(stages)):
-            factor = upsample_factor[i]
-            if factor > 1 and block_out_channels[i] != width:
+        for i in reversed(range(len(widths))):
+            factor, residual = config.upsample_factor[i], config.upsample_residual[i]
+            if factor > 1 and widths[i] != width:
                 raise RequestError(
-                    f"decoder_block_out_channels: entry {i} is {block_out_channels[i]}, but a stage with "
+                    f"decoder_block_out_channels: entry {i} is {widths[i]}, but a stage with "
                     f"upsample_factor={factor} has to meet the {width} channels that come in; use {width}."
                 )
-            wide_in, wide_out = width // factor, block_out_channels[i] // factor
-            stride = (
-                resolution_stride("decoder_upsample_type", upsample_type[i]) if spatio_temporal_scaling[i] else None
-            )
+            stride = None
+            if config.decoder_spatio_temporal_scaling[i]:
+                kind = "spatiotemporal" if kinds is None else kinds[i]
+                stride = resolution_stride("decoder_upsample_type", kind)
+            wide_in, width = width // factor, widths[i] // factor
             self.up_blocks.append(
-                UpBlock(
-                    wide_in,
-                    wide_out,
-                    layers_per_block[i],
-                    eps,
-                    causal,
-                    inject_noise[i],
-                    timestep_conditioning,
-                    stride,
-                    upsample_residual[i],
-                    factor,
-                )
+                UpBlock(wide_in, width, layers[i], eps, causal, noise[i], conditioned, stride, residual, factor)
             )
-            width = wide_out
         self.norm_out = PixelNorm()
-        self.conv_out = CausalConv3d(width, out_channels * patch_size_t * patch_size**2, causal=causal)
+        self.conv_out = CausalConv3d(width, config.out_channels * prod(self.patch), causal=causal)
         self.time_embedder = self.scale_shift_table = self.timestep_scale_multiplier = None
-        if timestep_conditioning:
+        if conditioned:
             self.timestep_scale_multiplier = nn.Parameter(torch.tensor(1000.0))
             self.time_embedder = TimestepEmbedder(2 * width)
             self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)

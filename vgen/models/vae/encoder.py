@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from math import prod
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -25,46 +27,25 @@ class Encoder(nn.Module):
     The extra channel is a log-variance that all latent channels share.
 
     Args:
-        in_channels: of the pixels.
-        latent_channels: of the latents.
-        block_out_channels: width of each stage (the kind with space to depth has one more: the last stage's output).
-        down_block_types: kind of each stage.
-        spatio_temporal_scaling: whether each stage reduces the resolution.
-        layers_per_block: residual blocks of each stage; the last entry, which may be the last stage's, of the middle.
-        downsample_type: how each stage reduces (only the kind with space to depth has a choice).
-        patch_size: pixels of a patch's side.
-        patch_size_t: frames of a patch.
-        eps: of shortcut norms.
-        causal: see CausalConv3d.
+        config: of CausalVideoVAE.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        latent_channels: int,
-        block_out_channels: tuple[int, ...],
-        down_block_types: tuple[str, ...],
-        spatio_temporal_scaling: tuple[bool, ...],
-        layers_per_block: tuple[int, ...],
-        downsample_type: tuple[str, ...],
-        patch_size: int,
-        patch_size_t: int,
-        eps: float,
-        causal: bool,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        stages = down_stages(block_out_channels, down_block_types, spatio_temporal_scaling, downsample_type)
-        check_lengths(len(stages), "block_out_channels", layers_per_block=layers_per_block)
-        self.patch = (patch_size_t, patch_size, patch_size)
-        self.conv_in = CausalConv3d(in_channels * patch_size_t * patch_size**2, block_out_channels[0], causal=causal)
+        stages = down_stages(config)
+        check_lengths(config, len(stages), "block_out_channels", "layers_per_block")
+        eps, causal, layers = config.resnet_norm_eps, config.encoder_causal, config.layers_per_block
+        self.patch = (config.patch_size_t, config.patch_size, config.patch_size)
+        width = config.block_out_channels[0]
+        self.conv_in = CausalConv3d(config.in_channels * prod(self.patch), width, causal=causal)
         self.down_blocks = nn.ModuleList(
-            DownBlock(wide_in, wide_out, layers_per_block[i], eps, causal, kind, widen)
+            DownBlock(wide_in, wide_out, layers[i], eps, causal, kind, widen)
             for i, (wide_in, wide_out, kind, widen) in enumerate(stages)
         )
         width = stages[-1][1]
-        self.mid_block = MidBlock(width, layers_per_block[-1], eps, causal)
+        self.mid_block = MidBlock(width, layers[-1], eps, causal)
         self.norm_out = PixelNorm()
-        self.conv_out = CausalConv3d(width, latent_channels + 1, causal=causal)
+        self.conv_out = CausalConv3d(width, config.latent_channels + 1, causal=causal)
 
     def forward(self, video: Tensor) -> Tensor:
         """[B, C, F, H, W] -> [B, 2 * latent_channels, f, h, w]: means, then log-variances."""
@@ -100,33 +81,25 @@ class Encoder(nn.Module):
         return torch.cat([mean, logvar.expand_as(mean)], dim=1)
 
 
-def down_stages(
-    block_out_channels: tuple[int, ...],
-    down_block_types: tuple[str, ...],
-    spatio_temporal_scaling: tuple[bool, ...],
-    downsample_type: tuple[str, ...],
-) -> list[tuple[int, int, str | None, bool]]:
+def down_stages(config: Any) -> list[tuple[int, int, str | None, bool]]:
     """(channels in, channels out, kind of reduction or None, whether a residual block widens) of every stage.
 
+    Args:
+        config: of CausalVideoVAE.
     Raises:
         RequestError: an unknown block type, or tuples of different lengths.
     """
-    for kind in down_block_types:
+    for kind in config.down_block_types:
         if kind not in (CONV_BLOCK, SPACE_TO_DEPTH_BLOCK):
             raise RequestError(f"down_block_types: {kind!r} is not known: use {CONV_BLOCK} or {SPACE_TO_DEPTH_BLOCK}.")
-    widths = list(block_out_channels)
-    if down_block_types[-1] == CONV_BLOCK:
+    widths = list(config.block_out_channels)
+    if config.down_block_types[-1] == CONV_BLOCK:
         widths.append(widths[-1])
-    check_lengths(
-        len(widths) - 1,
-        "block_out_channels",
-        down_block_types=down_block_types,
-        spatio_temporal_scaling=spatio_temporal_scaling,
-        downsample_type=downsample_type,
-    )
+    fields = ("down_block_types", "spatio_temporal_scaling", "downsample_type")
+    check_lengths(config, len(widths) - 1, "block_out_channels", *fields)
     stages = []
     for i, (wide_in, wide_out) in enumerate(pairwise(widths)):
-        by_convolution = down_block_types[i] == CONV_BLOCK
-        reduction = "conv" if by_convolution else downsample_type[i]
-        stages.append((wide_in, wide_out, reduction if spatio_temporal_scaling[i] else None, by_convolution))
+        by_convolution = config.down_block_types[i] == CONV_BLOCK
+        reduction = "conv" if by_convolution else config.downsample_type[i]
+        stages.append((wide_in, wide_out, reduction if config.spatio_temporal_scaling[i] else None, by_convolution))
     return stages

@@ -80,21 +80,28 @@ class DecoderOutput(BaseOutput):
 class CausalVideoVAE(OptionalConfigKeys, TiledCoding, LocalWeights, ModelMixin, ConfigMixin, FromOriginalModelMixin):
     """Causal 3-D variational autoencoder.
 
+    Tuples are given from high to low resolution; the decoder uses them in the other order.
+
     Args:
-        in_channels: of the pixels.
-        out_channels: of the decoded pixels.
+        in_channels, out_channels: of the pixels.
         latent_channels: of the latents.
-        block_out_channels, down_block_types, spatio_temporal_scaling, layers_per_block, downsample_type: see
-            encoder.Encoder.
-        decoder_block_out_channels, decoder_layers_per_block, decoder_spatio_temporal_scaling, decoder_inject_noise,
-            upsample_residual, upsample_factor, timestep_conditioning: see decoder.Decoder.
+        block_out_channels: width of each stage (the kind with space to depth has one more: the last stage's output).
+        down_block_types: kind of each stage: names of encoder.CONV_BLOCK, SPACE_TO_DEPTH_BLOCK.
+        spatio_temporal_scaling: whether each stage reduces the resolution.
+        layers_per_block: residual blocks of each stage; the last entry, which may be the last stage's, of the middle.
+        downsample_type: how each stage reduces (only the kind with space to depth has a choice).
+        decoder_block_out_channels: width of each stage (before division by its `upsample_factor`).
+        decoder_spatio_temporal_scaling: whether each stage raises the resolution.
+        decoder_upsample_type: how each stage raises it: names of blocks.STRIDES; None: "spatiotemporal" everywhere. Not
+            written to a config where None.
+        decoder_layers_per_block, decoder_inject_noise: of each stage and, last, of the middle; see blocks.ResnetBlock.
+        upsample_residual, upsample_factor: see blocks.Upsampler.
+        timestep_conditioning: the decoder takes a timestep.
         patch_size, patch_size_t: pixels and frames of a patch.
         resnet_norm_eps: of shortcut norms.
         scaling_factor: latents are multiplied by it when normalised.
         encoder_causal, decoder_causal: whether each never looks ahead.
         spatial_compression_ratio, temporal_compression_ratio: pixels and frames of a latent, None to compute them.
-        decoder_upsample_type: how each decoder stage raises the resolution ("spatiotemporal", "temporal", "spatial",
-            high resolution first); None: "spatiotemporal" everywhere. Not written to a config where None.
     """
 
     spread: Any = None
@@ -131,35 +138,8 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, LocalWeights, ModelMixin, 
         decoder_upsample_type: tuple[str, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(
-            in_channels,
-            latent_channels,
-            tuple(block_out_channels),
-            tuple(down_block_types),
-            tuple(spatio_temporal_scaling),
-            tuple(layers_per_block),
-            tuple(downsample_type),
-            patch_size,
-            patch_size_t,
-            resnet_norm_eps,
-            encoder_causal,
-        )
-        self.decoder = Decoder(
-            latent_channels,
-            out_channels,
-            tuple(decoder_block_out_channels),
-            tuple(decoder_spatio_temporal_scaling),
-            tuple(decoder_upsample_type or ("spatiotemporal",) * len(decoder_block_out_channels)),
-            tuple(decoder_layers_per_block),
-            patch_size,
-            patch_size_t,
-            resnet_norm_eps,
-            decoder_causal,
-            tuple(decoder_inject_noise),
-            timestep_conditioning,
-            tuple(upsample_residual),
-            tuple(upsample_factor),
-        )
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
         self.register_buffer("latents_mean", torch.zeros(latent_channels), persistent=True)
         self.register_buffer("latents_std", torch.ones(latent_channels), persistent=True)
         self.strides = self._strides()
@@ -168,10 +148,7 @@ class CausalVideoVAE(OptionalConfigKeys, TiledCoding, LocalWeights, ModelMixin, 
         self._init_tiling()
 
     def _strides(self) -> Strides:
-        config = self.config
-        stages = down_stages(
-            config.block_out_channels, config.down_block_types, config.spatio_temporal_scaling, config.downsample_type
-        )
+        config, stages = self.config, down_stages(self.config)
         reductions = [(2, 2, 2) if kind == "conv" else STRIDES[kind] for _, _, kind, _ in stages if kind is not None]
         frames, rows, columns = (prod(axis) for axis in zip((1, 1, 1), *reductions, strict=True))
         side = config.patch_size
