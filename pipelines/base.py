@@ -26,6 +26,7 @@ from vgen.engine.lossy.step_cache import cached_steps
 from vgen.engine.processes.parallel import BranchParallel
 from vgen.engine.session import denoising, inference_session
 from vgen.errors import NonFiniteError
+from vgen.events import Decoding, Encoding, Observer
 from vgen.pipelines.call.checks import check_call
 from vgen.pipelines.call.noise import draw
 from vgen.pipelines.call.progress import CallSteps, steps_counted
@@ -38,7 +39,6 @@ from vgen.pipelines.loading.pipeline import ModelPipeline
 from vgen.pipelines.passes.passes import Pass
 from vgen.pipelines.passes.plan import plan_call
 from vgen.pipelines.text.encoder import TextEmbeddings
-from vgen.progress import Observer
 from vgen.types import LatentShape, VideoShape
 
 
@@ -64,7 +64,9 @@ class BasePipeline(ModelPipeline):
     magnitudes: Magnitudes | None = None
     """Of the model, for the step cache magcache; see `vgen.engine.lossy.step_cache.measure_magnitudes`."""
     observer: Observer | None = None
-    """Where set, called with what a call is doing; see `vgen.progress`."""
+    """Where set, called with what a call is doing; see `vgen.events`."""
+    previews: bool = False
+    """Whether the observer is also given a `Preview` of every step."""
     call_steps: CallSteps | None = None
     """Of the current call, None outside one."""
     num_call_steps: int = 0
@@ -181,13 +183,13 @@ class BasePipeline(ModelPipeline):
             call = plan_call(self, given_settings, conditions, clip)
             self._interrupt = False
             with steps_counted(self, call.num_steps) as steps:
-                steps.tell("encoding")
+                steps.emit(Encoding())
                 text, latents = self._encode_text(call.passes[0].settings, call.needs_negative), None
                 for one in call.passes:
                     repeated = text.repeated(one.settings.num_videos_per_prompt)
                     latents = one.run(self, steps, repeated, latents)
                 if call.settings.output_type != "latent":
-                    steps.tell("decoding")
+                    steps.emit(Decoding())
             frames = decode_frames(
                 self.vae, latents, call.decoding, call.settings, call.given,
                 self.convention, self.transformer.dtype, self.video_processor,
@@ -242,7 +244,7 @@ class BasePipeline(ModelPipeline):
         expected, rows = loop_timesteps(self.scheduler, strength), start.shape[0] * (1 + guidance.needs_negative)
         fast = denoising(self.transformer, expected, rows, start.shape[1], closed=settings.callback_on_step_end is None)
         with fast:
-            steps.tell("denoising")
+            steps.emit()
             for index, timestep in enumerate(timesteps):
                 if self.interrupt:
                     continue
@@ -254,6 +256,7 @@ class BasePipeline(ModelPipeline):
                 step = StepState(index, len(timesteps), sigma, tokens)
                 predictions = self.predict(guidance.branches(step), step, known, text, settings)
                 velocity = guidance.combine(predictions, step)
+                steps.preview(tokens, velocity, sigma, known, settings)
                 tokens = advance(self.scheduler, velocity, timestep, tokens, strength, settings.generator)
                 self._check_finite(tokens, step)
                 tokens, text = steps.end_step(timestep, tokens, text, settings)

@@ -10,13 +10,17 @@ After `import vgen` diffusers knows the classes too: `DiffusionPipeline.from_pre
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from vgen.models.diffusers_compat import announce
 from vgen.version import __version__
 
 if TYPE_CHECKING:
+    from vgen.events import Event
+    from vgen.jobs.run import Result
     from vgen.models.latent_upsampler import LatentUpsampler
     from vgen.models.transformer.video_dit import VideoDiT
     from vgen.models.vae.video_vae import CausalVideoVAE
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
         load_upsampler,
         save_video,
     )
+    from vgen.request.request import GenerateRequest
 
 _HOMES = {
     "CausalVideoVAE": "vgen.models",
@@ -47,6 +52,7 @@ _HOMES = {
     "VideoToVideoPipeline": "vgen.pipelines",
     "load_upsampler": "vgen.pipelines",
     "save_video": "vgen.pipelines",
+    "GenerateRequest": "vgen.request.request",
     # The bases that diffusers looks for in a library whose components it loads.
     "DiffusionPipeline": "diffusers",
     "ModelMixin": "diffusers",
@@ -55,6 +61,7 @@ _HOMES = {
 
 __all__ = [
     "CausalVideoVAE",
+    "GenerateRequest",
     "ImageToVideoPipeline",
     "InterpolationPipeline",
     "LatentUpsamplePipeline",
@@ -67,8 +74,41 @@ __all__ = [
     "VideoToVideoPipeline",
     "__version__",
     "load_upsampler",
+    "run",
     "save_video",
 ]
+
+
+def run(
+    request: GenerateRequest,
+    *,
+    output: str | PathLike[str],
+    overwrite: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Result:
+    """Make the clip of a request and write it, as the commands do.
+
+        >>> vgen.run(vgen.GenerateRequest(prompt="a red circle moves to the left"), output="circle.mp4").path
+
+    The model is loaded for this call alone; `vgen.jobs.run.Runner` keeps it for the next one.
+
+    Args:
+        request: what is asked for; what it leaves out comes from the model.
+        output: .mp4, .webm or .gif, or a folder of png frames.
+        overwrite: replace what is there.
+        on_event: called with every event of `vgen.events`.
+        cancelled: looked at within each step; once it is true the call ends.
+    Returns:
+        Where the clip is, and the resolved request that makes it again.
+    Raises:
+        RequestError: something cannot be done as asked; nothing was loaded.
+        VgenError: see `vgen.jobs.run.Runner.run`.
+    """
+    from vgen.jobs.plan import plan
+    from vgen.jobs.run import run as run_job
+
+    return run_job(plan(request, output, overwrite, on_event), on_event, cancelled)
 
 
 def __getattr__(name: str) -> Any:

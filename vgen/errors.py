@@ -48,6 +48,12 @@ class OutOfMemoryError(VgenError, RuntimeError):
     least: int = 0
 
 
+class Cancelled(VgenError, RuntimeError):
+    """The caller's `cancelled` said so: the job ended within a step, and no file was left."""
+
+    exit_code = 130
+
+
 class UntrainedWarning(UserWarning):
     """A model is asked for what it was not trained for: a size, a length, words, pictures of another kind."""
 

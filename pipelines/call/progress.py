@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vgen.progress import Phase, Progress
+from vgen.diffusion.conditions import ConditionSet, token_sigmas
+from vgen.diffusion.flow import velocity_to_clean
+from vgen.diffusion.tokens import unpack
+from vgen.events import Event, Preview, Step
+from vgen.types import VideoShape
 
 if TYPE_CHECKING:
     from vgen.pipelines.base import BasePipeline
@@ -20,7 +24,7 @@ class CallSteps:
     """Counts the steps of one call.
 
     Args:
-        pipeline: whose call it is; its observer is told.
+        pipeline: whose call it is; its observer is given the events.
         total: steps of the draft and of all passes together.
         bar: diffusers' progress bar.
     """
@@ -28,11 +32,29 @@ class CallSteps:
     def __init__(self, pipeline: BasePipeline, total: int, bar: Any) -> None:
         self.pipeline, self.total, self.bar, self.done = pipeline, total, bar, 0
 
-    def tell(self, phase: Phase) -> None:
-        """Say what is being done now."""
+    def emit(self, event: Event | None = None) -> None:
+        """Hand an event to the observer; without one: how many steps are done."""
         if self.pipeline.observer is not None:
-            counts = (self.done, self.total) if phase == "denoising" else (0, 0)
-            self.pipeline.observer(Progress(phase, *counts))
+            self.pipeline.observer(event or Step(self.done, self.total))
+
+    def preview(
+        self, tokens: Tensor, velocity: Tensor, sigma: Tensor, known: ConditionSet, settings: GenerationSettings
+    ) -> None:
+        """Emit the predicted clean clip of a step, if previews are asked for.
+
+        Args:
+            tokens: [B, K + N, C], before the step.
+            velocity: [B, K + N, C], predicted for them.
+            sigma: of the step.
+            known: the condition set.
+            settings: of the call; its size is the clip's.
+        """
+        if self.pipeline.observer is None or not self.pipeline.previews:
+            return
+        sigmas = sigma.expand(len(tokens)) if known.is_empty else token_sigmas(sigma, known.strength)
+        clean = known.video_tokens(velocity_to_clean(tokens, velocity, sigmas))
+        shape = VideoShape(settings.num_frames, settings.height, settings.width).latent(self.pipeline.vae.strides)
+        self.emit(Preview(self.done + 1, self.total, unpack(clean, shape, self.pipeline.patch_size)))
 
     def end_step(
         self, timestep: Tensor, tokens: Tensor, text: TextEmbeddings, settings: GenerationSettings
@@ -59,7 +81,7 @@ class CallSteps:
             tokens = changed.get("latents", tokens)
         self.done += 1
         self.bar.update()
-        self.tell("denoising")
+        self.emit()
         return tokens, text
 
 

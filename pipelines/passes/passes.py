@@ -17,6 +17,7 @@ from torch import Tensor
 from vgen.diffusion.conditions import ConditionSet, KnownLatents
 from vgen.diffusion.guidance import Branch, Guidance, StepState
 from vgen.diffusion.tokens import pack
+from vgen.events import Decoding
 from vgen.pipelines.call.conventions import Convention
 from vgen.pipelines.call.progress import CallSteps
 from vgen.pipelines.call.settings import GenerationSettings
@@ -157,7 +158,7 @@ class Reencoding:
     def run(self, pipe: Sampler, steps: CallSteps, text: TextEmbeddings, before: Tensor | None) -> Tensor:
         """See `Pass.run`."""
         assert before is not None
-        steps.tell("decoding")
+        steps.emit(Decoding())
         return renew_known(pipe.vae, before, self.given, self.settings, pipe.convention, pipe.transformer.dtype)
 
 

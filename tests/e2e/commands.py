@@ -11,7 +11,8 @@ import os
 import sys
 from typing import Any
 
-from vgen.cli import main, processes
+from vgen.cli import main
+from vgen.jobs import processes
 
 
 def run(words: list[str]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from vgen.events import Decoding, Encoding, Event, Preview, Step
 from vgen.models import LatentUpsampler
 from vgen.pipelines import TextToVideoPipeline, TwoPass
-from vgen.progress import Progress
 
 DRAFT = {"draft_steps": 2, "num_inference_steps": 4}
 TENSORS = ["latents", "prompt_embeds", "negative_prompt_embeds"]
@@ -148,8 +148,8 @@ def test_a_call_has_one_bar_that_users_configure(
         pipeline.set_progress_bar_config(disable=True)
 
 
-def test_an_observer_is_told_the_phases_and_every_step(pipeline: TextToVideoPipeline) -> None:
-    seen: list[Progress] = []
+def test_an_observer_gets_the_phases_and_every_step(pipeline: TextToVideoPipeline) -> None:
+    seen: list[Event] = []
     plain = pipeline("a", generator=torch.Generator().manual_seed(0), output_type="pt", **DRAFT).frames
     pipeline.observer = seen.append
     try:
@@ -157,16 +157,16 @@ def test_an_observer_is_told_the_phases_and_every_step(pipeline: TextToVideoPipe
     finally:
         pipeline.observer = None
     assert torch.equal(plain, watched)
-    assert seen[0] == Progress("encoding") and seen[-1] == Progress("decoding")
-    steps = [entry for entry in seen if entry.phase == "denoising"]
+    assert seen[0] == Encoding() and seen[-1] == Decoding()
+    steps = [entry for entry in seen if isinstance(entry, Step)]
     assert {entry.num_steps for entry in steps} == {8}
     assert sorted({entry.step for entry in steps}) == list(range(9))
     assert [entry.step for entry in steps] == sorted(entry.step for entry in steps)
 
 
 def test_an_observer_ends_a_call_by_raising(pipeline: TextToVideoPipeline) -> None:
-    def stop(progress: Progress) -> None:
-        if progress.step == 1:
+    def stop(event: Event) -> None:
+        if isinstance(event, Step) and event.step == 1:
             raise KeyboardInterrupt
 
     pipeline.observer = stop
@@ -177,3 +177,23 @@ def test_an_observer_ends_a_call_by_raising(pipeline: TextToVideoPipeline) -> No
         pipeline.observer = None
     assert pipeline.call_steps is None
     assert len(latents(pipeline, **DRAFT)) == 1
+
+
+def test_previews_are_made_only_where_they_are_asked_for(pipeline: TextToVideoPipeline) -> None:
+    """The prediction of the last step is the clip; none changes it."""
+    seen: list[Event] = []
+    plain = latents(pipeline, **DRAFT)
+    pipeline.observer = seen.append
+    try:
+        latents(pipeline, **DRAFT)
+        assert not any(isinstance(event, Preview) for event in seen)
+        pipeline.previews = True
+        watched = latents(pipeline, **DRAFT)
+    finally:
+        pipeline.observer, pipeline.previews = None, False
+    previews = [event for event in seen if isinstance(event, Preview)]
+    assert [(event.step, event.num_steps) for event in previews] == [(step, 8) for step in range(1, 9)]
+    assert torch.equal(plain, watched)
+    assert {event.latents.shape for event in previews} == {plain.shape}
+    torch.testing.assert_close(previews[-1].latents, plain, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(previews[4].latents, plain, atol=1e-2)

@@ -41,8 +41,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("vgen.cli.prompt_file.load_pipeline", refuse)  # first: importing it binds the true one of jobs
-    monkeypatch.setattr("vgen.cli.jobs.load_pipeline", refuse)
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", refuse)
 
 
 GENERATE_FAULTS = [

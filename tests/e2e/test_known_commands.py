@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgen.cli.outpaint import place
 from vgen.errors import RequestError
 from vgen.io.media.images import shrink_into
 from vgen.io.media.video import read_metadata, read_video, write_video
+from vgen.jobs.fitting import place
 from vgen.request.fields import check_keyframes
 
 

@@ -24,7 +24,7 @@ def run_memory(index: CacheIndex, asked: FineTune) -> int:
         asked: the choices. Without bfloat16 the base and what it computes count twice.
     """
     place = resolve_model(index.model)
-    strides = ModelParts.find(index.model).token_strides
+    strides = ModelParts.find(index.model).strides
     config = component_config(place, "transformer")
     worst = 0
     for bucket in index.buckets():

@@ -10,29 +10,9 @@ from typing import Any, NoReturn
 
 import typer
 
-from vgen.cli import (
-    animate,
-    bench,
-    convert,
-    data,
-    evaluate,
-    extend,
-    fine_tune,
-    generate,
-    info,
-    inpaint,
-    interpolate,
-    loop,
-    lora_export,
-    models,
-    outpaint,
-    predict,
-    processes,
-    restyle,
-    story,
-    train,
-)
+from vgen.cli import bench, clips, convert, data, display, evaluate, fine_tune, info, lora_export, models, train
 from vgen.errors import RequestError, VgenError
+from vgen.jobs import processes
 from vgen.version import __version__
 
 INTERRUPTED = 130
@@ -65,20 +45,12 @@ def _root(
 ) -> None:
     """Text, pictures and known frames to video, on this machine."""
     if context.invoked_subcommand in _ALONE and processes.count() > 1:
-        with processes.together():
+        with processes.together((typer.Exit, typer.Abort)):
             raise RequestError(f"vgen {context.invoked_subcommand} is work for one process: start it without torchrun.")
 
 
-app.command("generate")(generate.generate)
-app.command("animate")(animate.animate)
-app.command("interpolate")(interpolate.interpolate)
-app.command("predict")(predict.predict)
-app.command("loop")(loop.loop)
-app.command("inpaint")(inpaint.inpaint)
-app.command("outpaint")(outpaint.outpaint)
-app.command("extend")(extend.extend)
-app.command("story")(story.story)
-app.command("restyle")(restyle.restyle)
+for _command in clips.COMMANDS:
+    app.command(_command.__name__)(_command)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
@@ -114,7 +86,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _say_interrupted()
         sys.exit(INTERRUPTED)
     except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:
+        if leaving.code == INTERRUPTED and not isinstance(leaving, display.Said):
             _say_interrupted()
         raise
     sys.exit(0)

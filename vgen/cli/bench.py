@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vgen.cli.display import showing, starting
+from vgen.cli.display import say, show, showing, starting
 from vgen.errors import counted
 
 if TYPE_CHECKING:
@@ -186,10 +186,14 @@ def calibrate(
     device: Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")] = None,
 ) -> None:
     """Measure what --step-cache magcache needs of a model, once; it is kept in the user's cache folder."""
+    from dataclasses import replace
     from importlib.resources import files
 
-    from vgen.cli.jobs import Model, load_pipeline, plan
     from vgen.engine.lossy.magnitudes import magnitudes_file, write_magnitudes
+    from vgen.events import Loading
+    from vgen.hub.model import Model
+    from vgen.jobs.load import load_pipeline, settle_machine
+    from vgen.jobs.plan import prepare
     from vgen.request.request import GenerateRequest
 
     examples = files("vgen.assets").joinpath("prompts/eight.txt").read_text(encoding="utf-8").splitlines()[:2]
@@ -197,9 +201,11 @@ def calibrate(
     given = {"num_inference_steps": steps, "seed": seed, "device": device}
     fields = {name: value for name, value in given.items() if value is not None}
     found = Model.find(model)
-    job = plan(GenerateRequest.create(prompt=asked[0], model=model, **fields), found, "unwritten.mp4", True)
+    job = prepare(GenerateRequest.create(prompt=asked[0], model=model, **fields), found, "unwritten.mp4", True)
     with showing():
-        pipe = load_pipeline("TextToVideoPipeline", job)
+        show(Loading(model))
+        pipe = load_pipeline(replace(job, request=settle_machine(job.request)), asked, say)
+        pipe.observer = show
 
         from vgen.engine.lossy.step_cache import measure_magnitudes
 

@@ -1,34 +1,56 @@
-"""What a command is doing, said on stderr: one labelled bar in a terminal, few lines where it is piped.
+"""What a command is doing, said on stderr: one labelled bar in a terminal, few lines where it is piped, or JSON lines.
 
-A command that is shown (`showing`) tells of its phases and steps, and so does the pipeline that it runs: `tell` is the
-pipeline's observer. Outside of `showing` nothing is said. Results go to stdout, through `say`.
+A command that is shown (`showing`) renders the events of `vgen.events`: `show` is the observer of jobs. Outside of
+`showing` only notes and results are said. Results go to stdout, through `say`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections import deque
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TextIO
+from typing import Any, Final, Literal, TextIO
 
 import typer
 
-from vgen.cli import processes
-from vgen.errors import counted, duration
-from vgen.progress import Progress
+from vgen.errors import RequestError, UntrainedWarning, VgenError, bytes_text, counted, duration
+from vgen.events import (
+    Cancelled,
+    Decoding,
+    Done,
+    Encoding,
+    Event,
+    Failed,
+    Loading,
+    Note,
+    Part,
+    Preview,
+    Reading,
+    Step,
+    Writing,
+    as_json,
+)
+from vgen.jobs import processes
 
 _LINE_EVERY: Final = 5.0
 """Seconds between two lines about the same phase."""
 _REFRESHES: Final = 4
 """Of the bar, per second."""
-_RECENT: Final = 5
-"""Steps that tell how long a step takes now: those of a second pass take longer than those of the first."""
+_PHASES: Final = (Reading, Loading, Encoding, Step, Decoding, Writing)
+MODES: Final = ("bar", "jsonl", "none")
+"""What --progress takes."""
+Mode = Literal["bar", "jsonl", "none"]
+
+
+class Said(SystemExit):
+    """Leaves with an exit code whose cause was said already."""
 
 
 class Display:
-    """Shows progress.
+    """Shows the phases of a job, a bar in a terminal and else lines.
 
     Args:
         stream: where to.
@@ -37,50 +59,37 @@ class Display:
     """
 
     def __init__(self, stream: TextIO, terminal: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
-        self._terminal = terminal
+        self._stream, self._clock, self._terminal = stream, clock, terminal
         self._bar: Any = None  # in a terminal from the first phase on
-        self._part: tuple[str, int, int] | None = None
+        self._part: Part | None = None
         self._first_part = 1
-        self._last = Progress("loading")
-        self._began: float | None = None
-        self._steps: deque[float] = deque(maxlen=_RECENT + 1)
-        self._num_steps = self._steps_before = 0  # of this part, and of those before
-        self._said = -_LINE_EVERY
-        self._is_new = True
+        self._label, self._step = "", Step(0, 0)
+        self._said_at = -_LINE_EVERY
 
-    def set_part(self, name: str, number: int, count: int) -> None:
-        """From now on the work is for one of several: a clip, a window."""
-        if self._part is None:
-            self._first_part = number
-        elif self._part[1] != number:
-            self._steps_before += self._num_steps
-        self._part = (name, number, count) if count > 1 else None
+    def show(self, event: Event) -> None:
+        """Render an event."""
+        if isinstance(event, Part):
+            self._first_part = event.number if self._part is None else self._first_part
+            self._part = event
+        elif isinstance(event, _PHASES):
+            self._show_phase(event)
 
-    def tell(self, progress: Progress) -> None:
-        """Take in where the work is."""
-        now, before = self._clock(), self._last
-        if progress.phase == "denoising":
-            self._began = now if self._began is None else self._began
-            if progress.step != before.step + 1 or before.phase != "denoising":
-                self._steps.clear()
-            self._steps.append(now)
-            self._num_steps = progress.num_steps
-        new = self._is_new or (progress.phase, progress.what) != (before.phase, before.what)
-        self._last, self._is_new = progress, False
+    def _show_phase(self, event: Event) -> None:
+        self._step = event if isinstance(event, Step) else Step(0, 0)
+        part = "" if self._part is None else f"{self._part.kind} {self._part.number} of {self._part.count}, "
+        what = getattr(event, "what", "")
+        label = f"{part}{'denoising' if isinstance(event, Step) else event.name}{' ' if what else ''}{what}"
+        before, self._label = self._label, label
         if self._terminal:
             self._bar = _new_bar(self._stream) if self._bar is None else self._bar
-            total = progress.num_steps or None
-            self._bar.update(
-                0, description=self._label(), total=total, completed=progress.step, detail=self._detail(now)
-            )
+            total = self._step.num_steps or None
+            self._bar.update(0, description=label, total=total, completed=self._step.step, detail=self._detail())
             return
-        in_first = self._part is None or self._part[1] == self._first_part
-        if (new and in_first) or now - self._said >= _LINE_EVERY:
-            detail = self._detail(now) or (counted(progress.num_steps, "step") if progress.num_steps else "")
-            line = f"{self._label()}: {detail}" if detail else self._label()
-            print(line, file=self._stream, flush=True)
-            self._said = now
+        now, in_first = self._clock(), self._part is None or self._part.number == self._first_part
+        if (label != before and in_first) or now - self._said_at >= _LINE_EVERY:
+            detail = self._detail() or (counted(self._step.num_steps, "step") if self._step.num_steps else "")
+            print(f"{label}: {detail}" if detail else label, file=self._stream, flush=True)
+            self._said_at = now
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -99,62 +108,113 @@ class Display:
         if self._bar is not None:
             self._bar.stop()
 
-    def _label(self) -> str:
-        part = "" if self._part is None else "{} {} of {}, ".format(*self._part)
-        what = f" {self._last.what}" if self._last.what else ""
-        return f"{part}{self._last.phase}{what}"
-
-    def _detail(self, now: float) -> str:
+    def _detail(self) -> str:
         """Which step, and how long the rest takes, as far as steps have shown it."""
-        step, num_steps = self._last.step, self._last.num_steps
-        if not step:
+        step, left = self._step, self._step.seconds_left
+        if not step.step:
             return ""
-        seconds = self._seconds_left(now)
-        left = f", {duration(max(1, round(seconds)))} left" if seconds else ""
-        return f"step {step} of {num_steps}{left}"
-
-    def _seconds_left(self, now: float) -> float | None:
-        step, num_steps = self._last.step, self._last.num_steps
-        done = self._steps_before + step
-        if self._began is None or now <= self._began:
-            return None
-        per_step = (now - self._began) / done
-        if len(self._steps) > 1:
-            per_step = max(per_step, (self._steps[-1] - self._steps[0]) / (len(self._steps) - 1))
-        later = 0 if self._part is None else self._part[2] - self._part[1]
-        return per_step * (num_steps - step + later * num_steps)
+        return f"step {step.step} of {step.num_steps}" + (f", {duration(max(1, round(left)))} left" if left else "")
 
 
-_shown: Display | None = None
+class JsonLines:
+    """Writes each event as one JSON object per line.
+
+    Args:
+        stream: where to.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.has_ended = stream, False
+
+    def show(self, event: Event) -> None:
+        """Write an event."""
+        if isinstance(event, Preview):
+            return
+        self.has_ended = isinstance(event, (Failed, Cancelled))
+        print(json.dumps(as_json(event), ensure_ascii=False), file=self._stream, flush=True)
+
+
+_shown: Display | JsonLines | None = None
 
 
 @contextmanager
-def showing() -> Iterator[None]:
-    """Inside, what is told is shown on stderr."""
+def showing(mode: str = "bar") -> Iterator[None]:
+    """Inside, events are shown on stderr.
+
+    Args:
+        mode: "bar"; "jsonl", one JSON object per event and nothing else, errors included; or "none".
+    Raises:
+        RequestError: another mode.
+        Said: an error, or an interrupt, that was written as JSON.
+    """
     global _shown
-    _shown = Display(sys.stderr, sys.stderr.isatty())
+    if mode not in MODES:
+        raise RequestError(f"progress={mode!r:.40} is not known: use {', '.join(MODES[:-1])} or {MODES[-1]}.")
+    if mode == "jsonl":
+        _shown = JsonLines(sys.stderr)
+    elif mode == "bar":
+        _shown = Display(sys.stderr, sys.stderr.isatty())
     try:
         yield
+    except (VgenError, KeyboardInterrupt) as error:
+        if not isinstance(_shown, JsonLines) or processes.count() > 1:  # several: `together` says it, once
+            raise
+        interrupted = isinstance(error, KeyboardInterrupt)
+        code = 130 if not isinstance(error, VgenError) else error.exit_code
+        if not _shown.has_ended:
+            _shown.show(Cancelled() if interrupted else Failed(str(error), code))
+        raise Said(code) from None
     finally:
-        _shown.close()
+        if isinstance(_shown, Display):
+            _shown.close()
         _shown = None
 
 
-def tell(progress: Progress) -> None:
-    """Show where the work is; an observer of pipelines."""
+def show(event: Event) -> None:
+    """Show an event; notes and what is done go to stdout as well. An observer of jobs."""
     if _shown is not None:
-        _shown.tell(progress)
+        _shown.show(event)
+    if isinstance(event, Note):
+        say(event.text)
+    elif isinstance(event, Done):
+        enlarged = f", written {event.scale} times as large" if event.scale > 1 else ""
+        say(
+            f"{event.path}: {counted(event.num_frames, 'frame')} of {event.width} x {event.height} at "
+            f"{event.frame_rate:g} fps{enlarged}, {bytes_text(event.num_bytes)}, made in {duration(event.seconds)}, "
+            f"seed {event.seed}, model {event.model}"
+        )
 
 
-def set_part(name: str, number: int, count: int) -> None:
-    """See Display."""
-    if _shown is not None:
-        _shown.set_part(name, number, count)
+def warn(text: str, source: str = "note") -> None:
+    """Say a warning on stderr."""
+    if isinstance(_shown, JsonLines):
+        _shown.show(Note(text))
+    else:
+        say(f"{source}: {text}", err=True)
+
+
+@contextmanager
+def notes_of_warnings() -> Iterator[None]:
+    """Inside, each `UntrainedWarning` is said at once and only once."""
+    said: set[str] = set()
+    show_warning = warnings.showwarning
+
+    def say_once(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if not issubclass(category, UntrainedWarning):
+            show_warning(message, category, *rest, **named)
+        elif str(message) not in said and processes.leads():
+            said.add(str(message))
+            warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UntrainedWarning)
+        warnings.showwarning = say_once
+        yield
 
 
 def say(text: str, err: bool = False) -> None:
     """Print a line to stdout, or to stderr."""
-    if _shown is None:
+    if not isinstance(_shown, Display):
         typer.echo(text, err=err)
         return
     with _shown.paused():

@@ -148,8 +148,8 @@ def _score(
     report: str | None,
     weights: tuple[str | None, str | None, str | None],
 ) -> None:
-    from vgen.cli.jobs import Model
     from vgen.engine.device import choose_device
+    from vgen.hub.model import Model
     from vgen.request.request import GenerateRequest
 
     request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vgen.cli import display, processes
-from vgen.cli.limits import notes_of_warnings
+from vgen.cli import display
+from vgen.jobs import processes
 from vgen.types import SKIP_MODES
 
 _MODEL = "Model"
@@ -42,6 +42,12 @@ Output = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Progress = Annotated[
+    str,
+    typer.Option(
+        "--progress", metavar="MODE", help="On stderr: bar, jsonl (one JSON object per line, for programs) or none."
+    ),
+]
 _FIT = {"metavar": "MODE", "help": "Pictures of another size: cover (cut), contain (pad) or stretch."}
 Fit = Annotated[str, typer.Option("--fit", **_FIT)]
 FitOfStory = Annotated[str | None, typer.Option("--fit", **_FIT, show_default="the file's, else cover")]
@@ -287,10 +293,11 @@ def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter("output", _KEYWORD, annotation=Output),
         *(inspect.Parameter(name, _KEYWORD, default=None, annotation=kind) for name, kind in _REQUEST_OPTIONS.items()),
         inspect.Parameter("overwrite", _KEYWORD, default=False, annotation=Overwrite),
+        inspect.Parameter("progress", _KEYWORD, default="bar", annotation=Progress),
     ]
 
     def gathered(given: dict[str, Any]) -> JobOptions:
-        output, overwrite = given.pop("output"), given.pop("overwrite")
+        output, overwrite, _ = given.pop("output"), given.pop("overwrite"), given.pop("progress")
         fields = {name: value for name, value in given.items() if value is not None and value != []}
         return JobOptions(output, overwrite, fields)
 
@@ -298,7 +305,8 @@ def with_job_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def together(**values: Any) -> None:
-        with processes.together(), display.showing(), notes_of_warnings():
+        passing = (typer.Exit, typer.Abort)
+        with processes.together(passing), display.showing(values["progress"]), display.notes_of_warnings():
             command(**values)
 
     return together

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vgen.cli import display
-from vgen.cli.contents import contents
-from vgen.cli.jobs import Job, Model, load_pipeline, make_clip, plan
 from vgen.errors import OutputError, VgenError, counted
+from vgen.hub.model import Model
 from vgen.io.files import check_writable, exists_message
+from vgen.jobs.contents import contents
+from vgen.jobs.many_clips import run_clips
+from vgen.jobs.plan import Job, prepare
 
 if TYPE_CHECKING:
     from vgen.training.evaluate.vbench import Clip
@@ -38,7 +40,6 @@ def export_vbench(
     Raises:
         VgenError: something cannot be done; nothing was made.
     """
-    from vgen.hub.find import model_hash
     from vgen.request.request import GenerateRequest
     from vgen.training.evaluate.vbench import read_prompt_file, sprite_prompts, vbench_clips, write_prompt_table
 
@@ -49,16 +50,9 @@ def export_vbench(
     clips = vbench_clips(texts, common.seed if common.seed is not None else secrets.randbelow(2**31), samples)
     _check_folder(target, clips)
     jobs = [_job(clip, target, fields, model) for clip in clips]
-    digest = model_hash(model.folder)
-    missing = [job for job in jobs if not _is_made(job, digest, overwrite)]
+    missing = [job for job in jobs if not _is_made(job, overwrite)]
     if missing:
-        pipe = load_pipeline("TextToVideoPipeline", missing[0], [job.request.prompt for job in missing])
-        target.mkdir(exist_ok=True)
-        settled = {"device": missing[0].request.device, "dtype": missing[0].request.dtype}
-        for number, job in enumerate(missing, start=1):
-            display.set_part("clip", number, len(missing))
-            job.request = job.request.model_copy(update=settled)
-            make_clip(pipe, job)
+        run_clips(missing, display.show)
     table = write_prompt_table(target, clips)
     kept = len(jobs) - len(missing)
     made = f"{counted(len(jobs), 'clip')} of {counted(len(texts), 'prompt')} ({kept} were there)"
@@ -70,7 +64,7 @@ def _job(clip: Clip, folder: Path, fields: dict[str, Any], model: Model) -> Job:
 
     try:
         request = GenerateRequest.create(**{**fields, "prompt": clip.prompt, "seed": clip.seed})
-        return plan(request, model, str(folder / clip.name), overwrite=True)
+        return prepare(request, model, str(folder / clip.name), overwrite=True)
     except VgenError as error:
         raise type(error)(f"prompt {clip.prompt[:60]!r}: {error}") from None
 
@@ -90,7 +84,7 @@ def _check_folder(folder: Path, clips: list[Clip]) -> None:
             )
 
 
-def _is_made(job: Job, digest: str, overwrite: bool) -> bool:
+def _is_made(job: Job, overwrite: bool) -> bool:
     """Whether the clip is there from this very request; another's is refused, or replaced with `overwrite`."""
     from vgen.io.media.codec.probe import read_metadata
 
@@ -103,7 +97,7 @@ def _is_made(job: Job, digest: str, overwrite: bool) -> bool:
         found = {}
     wanted = {
         key: value
-        for key, value in job.request.to_metadata(digest, contents=used).items()
+        for key, value in job.request.to_metadata(job.model.model_hash, contents=used).items()
         if key not in _OF_THE_MACHINE
     }
     if all(found.get(key) == value for key, value in wanted.items()):

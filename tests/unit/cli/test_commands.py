@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgen.cli import jobs, prompt_file
 from vgen.io.media.video import read_metadata, read_video, write_video
+from vgen.jobs.plan import Job
 
 Run = Callable[..., Any]
 
@@ -44,13 +44,11 @@ class RecordingPipeline:
 def pipeline(monkeypatch: pytest.MonkeyPatch) -> RecordingPipeline:
     recording = RecordingPipeline()
 
-    def load(class_name: str, job: jobs.Job, prompts: Sequence[str] | None = None) -> RecordingPipeline:
-        recording.loaded.append(class_name)
-        job.request = job.request.model_copy(update={"device": "cpu", "dtype": "float32"})
+    def load(job: Job, *_: Any) -> RecordingPipeline:
+        recording.loaded.append(job.pipeline)
         return recording
 
-    monkeypatch.setattr(jobs, "load_pipeline", load)
-    monkeypatch.setattr(prompt_file, "load_pipeline", load)
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", load)
     return recording
 
 
@@ -64,7 +62,7 @@ def picture(tmp_path: Path) -> Path:
 def test_generate(tmp_path: Path, paper_model: Path, pipeline: RecordingPipeline, run_cli: Run) -> None:
     output = tmp_path / "clip.mp4"
     done = run_cli("generate", "a red circle", "-o", output, "--model", paper_model, "--seed", 7, "--steps", 3)
-    assert (done.code, done.err) == (0, f"writing {output}\n")
+    assert (done.code, done.err) == (0, f"loading {paper_model}\nwriting {output}\n")
     assert pipeline.loaded == ["TextToVideoPipeline"]
     call = pipeline.calls[0]
     assert (call["prompt"], call["num_inference_steps"], call["guidance_scale"]) == ("a red circle", 3, 2.5)
@@ -119,9 +117,10 @@ def test_interpolate(
     done = run_cli("interpolate", picture, last, "-o", tmp_path / "clip.mp4", "--model", paper_model, "--input-crf", 9)
     assert done.code == 0
     assert pipeline.calls[0]["input_crf"] == 9
-    assert pipeline.loaded == ["InterpolationPipeline"]
-    assert pipeline.calls[0]["first"].getpixel((0, 0)) == (200, 30, 30)
-    assert pipeline.calls[0]["last"].getpixel((0, 0)) == (0, 0, 250)
+    assert pipeline.loaded == ["MaskedPredictionPipeline"]
+    first, end = pipeline.calls[0]["conditions"]
+    assert (first.frame_index, first.frames.getpixel((0, 0))) == (0, (200, 30, 30))
+    assert (end.frame_index, end.frames.getpixel((0, 0))) == (-1, (0, 0, 250))
     assert pipeline.calls[0]["prompt"] == ""
     assert done.out.count("--fit") == 1, "the second picture fits as it is"
     refused = run_cli("interpolate", picture, last, "-o", tmp_path / "b.mp4", "--model", paper_model, "--num-frames", 1)

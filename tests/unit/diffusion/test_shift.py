@@ -112,7 +112,7 @@ def test_the_command_refuses_before_anything_is_loaded(paper_model, tmp_path, ru
     def loaded(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("vgen.cli.jobs.load_pipeline", loaded)
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", loaded)
     (paper_model / "scheduler" / "scheduler_config.json").write_text(json.dumps(STEEP))
     size = ["--width", "512", "--height", "512", "-o", tmp_path / "clip.mp4", "--model", paper_model]
     done = run_cli("generate", "a ball", *size)

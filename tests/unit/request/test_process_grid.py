@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from vgen.cli import processes
 from vgen.engine.processes.groups import shares
 from vgen.engine.processes.sequence_parallel import SequenceParallel
 from vgen.errors import RequestError
+from vgen.jobs import processes
 from vgen.models import VideoDiT
 from vgen.request.process_grid import Layout, choose_layout
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vgen.errors import CheckpointError, ShapeError, UntrainedWarning
 from vgen.hub.find import model_hash, resolve_model
-from vgen.hub.limits import model_trained
+from vgen.hub.model import Model
 from vgen.io.media.video import write_video
 from vgen.pipelines import ImageToVideoPipeline, MaskedPredictionPipeline, TextToVideoPipeline, VideoCondition
 from vgen.request.trained import Trained, unwarned, widened
@@ -97,8 +97,8 @@ def test_the_nearest_size_is_a_trained_one(asked, first, second, bounded) -> Non
 
 def test_ltx_video_is_warned_of_and_never_refused(ltx_folders: dict[str, Path], ltx_original) -> None:
     strides = Strides(8, 32, 32)
-    published = [model_trained(folder) for folder in ltx_folders.values()]
-    published += [model_trained(ltx_original("0.9.5")[1]), Trained.read({"convention": "original"})]
+    published = [Model("", folder).trained for folder in ltx_folders.values()]
+    published += [Model("", ltx_original("0.9.5")[1]).trained, Trained.read({"convention": "original"})]
     for trained in published:
         for fits in (VideoShape(257, 704, 1216), VideoShape(257, 1280, 704), VideoShape(9, 32, 32)):
             trained.refuse(fits, strides)
@@ -164,8 +164,7 @@ def test_every_command_holds_to_it(task, given_files, stating, tmp_path, run_cli
     def load(*_: object) -> None:
         raise Loaded
 
-    for place in ("jobs", "long"):
-        monkeypatch.setattr(f"vgen.cli.{place}.load_pipeline", load)
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", load)
     size = ["--height", 64, "--width", 64, "-o", tmp_path / "made.mp4", "--model", stating]
     done = run_cli(task, *given_files[task], *size)
     assert done.code == 2
@@ -179,14 +178,15 @@ def test_a_command_says_what_it_does_not_know_and_goes_on(stating, tmp_path, run
     def load(*_: object) -> None:
         raise Loaded
 
-    monkeypatch.setattr("vgen.cli.jobs.load_pipeline", load)
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", load)
     size = ["--height", 32, "--width", 32, "-o", tmp_path / "made.mp4", "--model", stating]
     with pytest.raises(Loaded):
         run_cli("generate", "a ball and a cat", *size)
-    assert capsys.readouterr().err == "note: the model does not know 'and', 'cat'. It knows one ball.\n"
+    note = "note: the model does not know 'and', 'cat'. It knows one ball."
+    assert capsys.readouterr().err == f"{note}\nloading {stating}\n"
     with pytest.raises(Loaded):
         run_cli("generate", "a ball moves up", *size)
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"loading {stating}\n"
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_a_pipeline_keeps_its_statement(sprites, tmp_path: Path) -> None:
     assert MaskedPredictionPipeline.from_pipe(sprites).config.trained == stated
     assert TextToVideoPipeline(**sprites.components).config.trained == stated
     sprites.save_pretrained(tmp_path / "model")
-    assert model_trained(tmp_path / "model") == model_trained(resolve_model("sprites"))
+    assert Model("", tmp_path / "model").trained == Model.find("sprites").trained
 
 
 def test_a_single_file_keeps_the_statement_of_its_folder(ltx_random, tmp_path: Path) -> None:
@@ -249,6 +249,6 @@ def test_a_single_file_keeps_the_statement_of_its_folder(ltx_random, tmp_path: P
 
     folder, file = _stating(ltx_random("0.9.5"), STATED), tmp_path / "one.safetensors"
     folder_to_file(folder, file, model_shapes)
-    assert model_trained(file) == model_trained(folder) == Trained.read({"trained": STATED})
+    assert Model("", file).trained == Model("", folder).trained == Trained.read({"trained": STATED})
     pipe = TextToVideoPipeline.from_single_file(file, text_encoder_folder=folder)
     assert Trained.read(pipe.config) == Trained.read({"trained": STATED})

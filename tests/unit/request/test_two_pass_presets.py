@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from vgen.cli.upscale import check_upscale
 from vgen.errors import CheckpointError, RequestError, ShapeError
 from vgen.hub.catalog import CATALOG
+from vgen.hub.model import Model
+from vgen.jobs.upscale import check_upscale
 from vgen.request.request import GenerateRequest
 from vgen.request.two_pass_presets import pass_shapes, preset_for, presets
 from vgen.types import Strides, VideoShape
@@ -113,20 +114,20 @@ def test_an_upsampler_is_checked_before_torch_is_imported(tmp_path: Path, paper_
     assert (done.code, "height=8 leaves the first pass 5, less than the model's stride 8" in done.err) == (2, True)
     request = GenerateRequest.create(prompt="a", upscale=str(file), height=4000, width=4000, num_frames=81)
     with pytest.raises(ShapeError, match=r"width=5312, height=5312, num_frames=81 needs about"):
-        check_upscale(request.resolve(DEFAULTS, Strides(8, 32, 32)), paper_model, Strides(8, 32, 32))
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        check_upscale(request.resolve(DEFAULTS, LTX), tmp_path, LTX)
+        check_upscale(request.resolve(DEFAULTS, Strides(8, 32, 32)), Model.find(paper_model))
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        check_upscale(request.resolve(DEFAULTS, LTX), Model("", tmp_path))
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path, paper_model: Path) -> None:
     file = _single_file(tmp_path / "file.safetensors")
     code = (
-        "import sys; from vgen.cli.jobs import Model, ask, plan; "
-        f"r = ask('generate', {str(tmp_path / 'a.mp4')!r}, False, dict(prompt='a', upscale={str(file)!r})); "
-        f"j = plan(r, Model.find({str(paper_model)!r}), 'a.mp4', False); print(j.notes, 'torch' in sys.modules)"
+        "import sys, vgen.jobs.run; from vgen.jobs.plan import plan; from vgen.request.request import GenerateRequest; "
+        f"r = GenerateRequest.create(prompt='a', upscale={str(file)!r}, model={str(paper_model)!r}); "
+        f"j = plan(r, {str(tmp_path / 'a.mp4')!r}); print(j.notes, 'torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "['two passes (plain): 40 x 40, then 80 x 80, resized to 64 x 64.'] False", run.stderr
+    assert run.stdout.strip() == "('two passes (plain): 40 x 40, then 80 x 80, resized to 64 x 64.',) False", run.stderr
 
 
 @pytest.mark.parametrize(

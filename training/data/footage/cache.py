@@ -145,7 +145,7 @@ def fill_cache(
     if not samples:
         reasons = "; ".join(f"{entry.id}: {entry.reason}" for entry in dropped[:5])
         raise RequestError(f"{data.folder} gives not one sample for {parts.name}: {reasons}.")
-    length = int(parts.defaults["max_sequence_length"])
+    length = int(parts.call_defaults["max_sequence_length"])
     kind, dtype = torch.device(device).type, "bfloat16" if bfloat16 else "float32"
     index = CacheIndex(
         data.folder, parts.name, parts.text_encoder_folder, parts.vae_hash, length, kind, asdict(geometry),

@@ -28,7 +28,7 @@ def geometry_for(
     Raises:
         RequestError: a word that is not a number, or a size or length that the model cannot have.
     """
-    defaults, strides = parts.defaults, parts.token_strides
+    defaults, strides = parts.call_defaults, parts.strides
     lengths = (
         _numbers("num_frames", num_frames)
         if num_frames

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vgen.cli.jobs import Job
 from vgen.errors import OutputError, RequestError
 from vgen.io.media.enlarged import Enlarged, WrittenSize, shrink
 from vgen.io.media.images import read_image
@@ -94,20 +93,21 @@ def test_shrinking_undoes_enlarging(height: int, width: int, scale: int) -> None
 
 
 def test_the_request_says_how_much(tmp_path, paper_model) -> None:
-    from vgen.cli.jobs import Model, plan
+    from vgen.hub.model import Model
+    from vgen.jobs.plan import Job, prepare
 
     model = Model.find(str(paper_model))
     for bad, near in ((0, "nearest is 1"), (17, "nearest is 16"), ("x", "whole number")):
         with pytest.raises(RequestError, match=f"scale=.*{near}"):
             GenerateRequest.create(prompt="a", scale=bad)
     request = GenerateRequest.create(prompt="a", scale="8", height=8, width=8, model=str(paper_model))
-    job = plan(request, model, str(tmp_path / "a.mp4"), overwrite=False)
+    job = prepare(request, model, str(tmp_path / "a.mp4"), overwrite=False)
     assert isinstance(job, Job)
     assert job.request.to_metadata("0" * 64)["scale"] == 8
     assert "scale" not in GenerateRequest.create(prompt="a").resolve(model.defaults, model.strides).to_metadata()
     large = GenerateRequest.create(prompt="a", scale=16, height=2048, width=64)
     with pytest.raises(OutputError, match="height=32768"):
-        plan(large, model, str(tmp_path / "a.mp4"), overwrite=False)
+        prepare(large, model, str(tmp_path / "a.mp4"), overwrite=False)
 
 
 def test_commands_write_larger_and_take_it_back(run_cli, tiny_pipeline_folder, tmp_path) -> None:

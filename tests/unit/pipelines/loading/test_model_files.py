@@ -24,11 +24,11 @@ def test_parts_are_those_of_the_pipeline(tiny_pipeline_folder, ltx_folders, kind
     folder = tiny_pipeline_folder if kind == "native" else ltx_folders["0.9.5"]
     parts, pipe = ModelParts.find(folder), TextToVideoPipeline.from_pretrained(folder)
     assert parts.convention.name == pipe.convention.name
-    assert parts.token_strides == pipe.vae.strides
+    assert parts.strides == pipe.vae.strides
     vae = parts.load_vae()
     assert all(torch.equal(value, pipe.vae.state_dict()[name]) for name, value in vae.state_dict().items())
     assert not any(parameter.requires_grad for parameter in vae.parameters())
-    length, masked = int(parts.defaults["max_sequence_length"]), parts.convention.mask_text_encoder
+    length, masked = int(parts.call_defaults["max_sequence_length"]), parts.convention.mask_text_encoder
     embeds, mask = parts.text(TextCache()).encode(["a", ""], length, masked=masked, device="cpu")
     text = pipe.encode_prompt("a", "", max_sequence_length=length)
     torch.testing.assert_close(embeds[:1], text.prompt_embeds)

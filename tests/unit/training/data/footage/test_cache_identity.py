@@ -137,7 +137,7 @@ def test_a_cache_of_an_earlier_version_is_refused(project: Project) -> None:
 
 
 def test_models_that_share_a_vae_have_caches_of_their_own(project: Project, tmp_path: Path) -> None:
-    model = project.parts.place
+    model = project.parts.folder
     place, _, _ = project.cache()
     tuned = shutil.copytree(model, tmp_path / "tuned")
     file = tuned / "transformer" / "diffusion_pytorch_model.safetensors"

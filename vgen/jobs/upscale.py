@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.errors import CheckpointError, RequestError, counted
-from vgen.hub.find import component_config
-from vgen.types import Strides, VideoShape
+from vgen.errors import RequestError, counted
+from vgen.hub.model import Model
+from vgen.types import VideoShape
 
 if TYPE_CHECKING:
     from vgen.request.request import ResolvedRequest
 
 
-def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> list[str]:
+def check_upscale(request: ResolvedRequest, model: Model) -> list[str]:
     """Check the upsampler of a request against its model and its size, from headers and JSON alone.
 
     Args:
         request: resolved.
-        folder: of the model, or its single file.
-        strides: pixels per token of the model.
+        model: of the request.
     Returns:
-        What to say when the clip is finished; empty without an upsampler.
+        A sentence about the sizes of the passes; none without an upsampler.
     Raises:
         CheckpointError: there is no such upsampler, or it is damaged.
         RequestError: it does not fit the model, or the size does not fit two passes.
@@ -34,7 +32,7 @@ def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> l
     from vgen.request.two_pass_presets import PLAIN, pass_shapes, preset_named
 
     found = find_upsampler(request.upscale)
-    channels = _latent_channels(folder)
+    channels, strides = model.component_number("vae", "latent_channels", 128), model.strides
     if found.channels != channels:
         raise RequestError(
             f"upscale={request.upscale!r} takes latents of {counted(found.channels, 'channel')} and the model's VAE "
@@ -50,13 +48,6 @@ def check_upscale(request: ResolvedRequest, folder: Path, strides: Strides) -> l
         f"two passes ({request.upscale_preset}){frames}: {first.width} x {first.height}, then "
         f"{second.width} x {second.height}{resized}."
     ]
-
-
-def _latent_channels(folder: Path) -> int:
-    try:
-        return int(component_config(folder, "vae").get("latent_channels", 128))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: latent_channels cannot be read: {error}.") from None
 
 
 @lru_cache(maxsize=1)

@@ -1,28 +1,28 @@
-"""`--memory`: how a job fits into it, planned and said before anything is loaded."""
+"""`--memory`: how a job fits into it, planned before anything is loaded."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.cli import display
+from vgen.hub.model import Model
 
 if TYPE_CHECKING:
     from vgen.request.request import ResolvedRequest
 
 _GIVEN_LATER = {"interpolate": 1, "loop": 1, "extend": 1, "story": 1}
-"""Pictures that a task gives beside the clip's first frames, each with tokens of its own."""
+"""Pictures that a task gives besides the clip's first frames, each with tokens of its own."""
 
 
-def plan_memory(request: ResolvedRequest, folder: Path, *, keep_text: bool) -> Any:
+def plan_memory(request: ResolvedRequest, model: Model, *, keep_text: bool) -> Any:
     """The plan of a job whose device and dtype are settled; imports torch.
 
     Args:
         request: with `memory`.
-        folder: of the model, or its single file.
+        model: of the request.
         keep_text: whether the text encoder stays with the other models.
     Returns:
-        A `vgen.engine.memory.plan.MemoryPlan`; what it says is printed.
+        A `vgen.engine.memory.plan.MemoryPlan`.
     Raises:
         OutOfMemoryError: the job fits in no way; names what would.
     """
@@ -34,7 +34,7 @@ def plan_memory(request: ResolvedRequest, folder: Path, *, keep_text: bool) -> A
     from vgen.types import VideoShape
 
     sizes = sizes_of(
-        folder,
+        model.folder,
         getattr(torch, request.dtype),
         request.text_encoder,
         keep_text=keep_text,
@@ -46,16 +46,13 @@ def plan_memory(request: ResolvedRequest, folder: Path, *, keep_text: bool) -> A
     work = Work(
         shape,
         branches=request.num_branches,
-        text_tokens=int(ModelParts(request.model, folder).defaults.get("max_sequence_length") or 128),
+        text_tokens=int(ModelParts(model.name, model.folder).call_defaults["max_sequence_length"]),
         extra_tokens=pictures * shape.height * shape.width // sizes.transformer.config.patch_size**2,
         encodes=request.task != "generate",
     )
     assert request.memory is not None
     adapters = sum(Path(_file(entry)).stat().st_size for entry in request.lora or ())
-    plan = plan_call(sizes, work, request.memory - adapters, request.device)
-    for line in plan.lines():
-        display.say(line)
-    return plan
+    return plan_call(sizes, work, request.memory - adapters, request.device)
 
 
 def _file(entry: str) -> str:

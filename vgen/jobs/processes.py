@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
 from vgen.errors import RequestError, VgenError
 from vgen.request.process_grid import Layout, choose_layout
 
@@ -146,10 +144,13 @@ def _meet() -> None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def together(passing: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
     """Inside, this process works as one of several: all but the first are silent, and one failure ends all.
 
     Of several failures the first is said, once, by the process that had it. Its exit code is that of the error.
+
+    Args:
+        passing: exceptions that are not failures.
     """
     if count() == 1:
         yield
@@ -170,7 +171,7 @@ def together() -> Iterator[None]:
             _fail(f"vgen: {error}", error.exit_code, speaking)
         except KeyboardInterrupt:  # all are interrupted, and one says so
             raise (KeyboardInterrupt if leads() else SystemExit(1)) from None
-        except (typer.Exit, typer.Abort):
+        except passing:
             raise
         except Exception as error:
             done.set()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vgen.cli import jobs
 from vgen.errors import RequestError
 from vgen.io.media.video import read_metadata, write_video
+from vgen.jobs.plan import Job
 from vgen.request.request import GenerateRequest, ResolvedRequest
 from vgen.types import Strides
 
@@ -26,16 +26,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What a pipeline that gives grey clips is asked for; its name is under "class"."""
     found: list[dict[str, Any]] = []
 
-    def load(class_name: str, job: jobs.Job) -> Callable[..., SimpleNamespace]:
-        job.request = job.request.model_copy(update={"device": "cpu", "dtype": "float32"})
-
+    def load(job: Job, *_: Any) -> Callable[..., SimpleNamespace]:
         def pipeline(**call: Any) -> SimpleNamespace:
-            found.append({"class": class_name, **call})
+            found.append({"class": job.pipeline, **call})
             return SimpleNamespace(frames=np.full((1, call["num_frames"], 64, 64, 3), 128, np.uint8))
 
         return pipeline
 
-    monkeypatch.setattr(jobs, "load_pipeline", load)
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", load)
     return found
 
 
@@ -48,7 +46,7 @@ def video(tmp_path: Path) -> Path:
 def test_restyle(tmp_path: Path, paper_model: Path, calls: list[dict[str, Any]], video: Path, run_cli: Run) -> None:
     output = tmp_path / "clip.mp4"
     done = run_cli("restyle", video, "a red circle", "-o", output, "--model", paper_model, "--strength", 0.5)
-    assert (done.code, done.err) == (0, f"reading {video}\nwriting {tmp_path / 'clip.mp4'}\n")
+    assert (done.code, done.err) == (0, f"reading {video}\nloading {paper_model}\nwriting {tmp_path / 'clip.mp4'}\n")
     (call,) = calls
     assert (call["class"], call["prompt"], call["denoise_strength"]) == ("VideoToVideoPipeline", "a red circle", 0.5)
     assert (call["video"].shape, call["num_frames"]) == ((9, 64, 64, 3), 9)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.errors import CheckpointError, counted
-from vgen.hub.find import component_config
+from vgen.errors import counted
+from vgen.hub.model import Model
 from vgen.request.fields import split_lora
 
 if TYPE_CHECKING:
@@ -16,14 +15,14 @@ _LTX_LAYERS = 28
 """Blocks of a transformer whose config does not say it."""
 
 
-def check_loras(request: ResolvedRequest, folder: Path) -> list[str]:
+def check_loras(request: ResolvedRequest, model: Model) -> list[str]:
     """Check the headers and the keys of a request's LoRAs against its model; no tensor is read.
 
     Args:
         request: resolved.
-        folder: of the model, or its single file.
+        model: of the request.
     Returns:
-        What to say when the clip is finished, a sentence a LoRA.
+        A sentence per LoRA.
     Raises:
         CheckpointError: a file that is missing, damaged or a pickle, or of which no key fits the model.
     """
@@ -32,19 +31,12 @@ def check_loras(request: ResolvedRequest, folder: Path) -> list[str]:
     from vgen.io.weights.lora_file import LoraFile
     from vgen.io.weights.lora_keys import map_lora_keys, module_names
 
-    modules, notes = module_names(_num_layers(folder)), []
+    modules, notes = module_names(model.component_number("transformer", "num_layers", _LTX_LAYERS)), []
     for entry in request.lora:
         name, scale = split_lora(entry)
         keys = map_lora_keys(LoraFile.open(name).entries, modules, name)
         notes.append(f"LoRA {name}: {counted(len(keys.modules), 'layer')}, scale {scale:g} ({keys.layout} keys).")
     return notes
-
-
-def _num_layers(folder: Path) -> int:
-    try:
-        return int(component_config(folder, "transformer").get("num_layers", _LTX_LAYERS))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder}: num_layers cannot be read: {error}.") from None
 
 
 def load_loras(pipe: Any, request: ResolvedRequest) -> None:

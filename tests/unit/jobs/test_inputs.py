@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgen.cli import jobs, long
-from vgen.cli.footage import say_rate
 from vgen.io.media.video import write_video
+from vgen.jobs.fitting import note_of_rate
+from vgen.jobs.plan import Job, plan
+from vgen.jobs.run import run
+from vgen.request.request import GenerateRequest
 
 Run = Callable[..., Any]
 
@@ -24,9 +26,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What a pipeline that gives grey clips is asked for."""
     found: list[dict[str, Any]] = []
 
-    def load(class_name: str, job: jobs.Job) -> Callable[..., SimpleNamespace]:
-        job.request = job.request.model_copy(update={"device": "cpu", "dtype": "float32"})
-
+    def load(job: Job, *_: Any) -> Callable[..., SimpleNamespace]:
         def pipeline(**call: Any) -> SimpleNamespace:
             found.append(call)
             shape = (1, call["num_frames"], call["height"], call["width"], 3)
@@ -34,7 +34,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
         return pipeline
 
-    monkeypatch.setattr(jobs, "load_pipeline", load)
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", load)
     return found
 
 
@@ -81,13 +81,11 @@ def test_what_is_said_before_a_model_is_loaded(
     video = _with_sound(tmp_path / "v40.mp4", 40, 30)
     loaded: list[str] = []
 
-    def load(class_name: str, job: jobs.Job, prompts: Any = None) -> None:
-        jobs.say_notes(job)
-        loaded.append(class_name)
+    def load(job: Job, *_: Any) -> None:
+        loaded.append(job.pipeline)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(jobs, "load_pipeline", load)
-    monkeypatch.setattr(long, "load_pipeline", load)
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", load)
     done = run_cli(*_words(command, video, tmp_path), "-o", tmp_path / "x.mp4", "--model", paper_model)
     said = " ".join(done.out.split())
     assert loaded and done.code != 0
@@ -100,14 +98,17 @@ def test_what_is_said_before_a_model_is_loaded(
         assert "the clip starts with its first 5 frames of 40" in said
 
 
-def test_loading_says_the_notes_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    request = SimpleNamespace(model="sprites")
-    job = SimpleNamespace(notes=["The first 17 of 40 frames are used."], request=request)
+def test_notes_come_before_torch_is_imported(
+    tmp_path: Path, paper_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    video = write_video(f"{tmp_path}/video/", np.zeros((12, 64, 64, 3), np.uint8), 8.0)
+    request = GenerateRequest.create(task="restyle", prompt="a", video=str(video), model=str(paper_model))
+    job, seen = plan(request, tmp_path / "x.mp4"), []
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError):
-        jobs.load_pipeline("VideoToVideoPipeline", job)  # type: ignore[arg-type]
-    assert capsys.readouterr().out == "The first 17 of 40 frames are used.\n"
-    assert job.notes == [], "and once"
+        run(job, seen.append)
+    assert [event.name for event in seen] == ["queued", "note", "loading", "failed"]
+    assert "9 of its 12 frames are used" in seen[1].text
 
 
 @pytest.mark.parametrize("command", ["restyle", "inpaint", "outpaint", "predict"])
@@ -130,9 +131,14 @@ def test_a_long_video_is_fitted_as_it_is_read(
     video = write_video(tmp_path / "big.mp4", np.full((12, 256, 512, 3), 90, np.uint8), 8.0)
     monkeypatch.setattr("vgen.io.media.limits.MAX_DECODED_BYTES", 20 * 64 * 64 * 3)
     given: list[np.ndarray] = []
-    monkeypatch.setattr(long, "make_long", lambda job, lengths, parts, frames, *more: given.append(frames))
-    done = run_cli("extend", video, "a", "--seconds", 1, "-o", tmp_path / "x.mp4", "--model", paper_model)
-    assert done.code == 0, done.err
+
+    def load(job: Job, *_: Any) -> None:
+        assert job.inputs.long is not None and job.inputs.long.start is not None
+        given.append(job.inputs.long.start)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vgen.jobs.run.load_pipeline", load)
+    run_cli("extend", video, "a", "--seconds", 1, "-o", tmp_path / "x.mp4", "--model", paper_model)
     assert given[0].shape == (12, 64, 64, 3)
 
 
@@ -216,5 +222,5 @@ def test_a_mask_that_cannot_be_used_is_refused(
 
 
 def test_a_rate_that_no_clip_may_have_is_not_proposed() -> None:
-    assert "--frame-rate 120 keeps" in say_rate("a.mp4", 120.0, 8.0)[0]
-    assert "--frame-rate" not in say_rate("a.mp4", 300.0, 8.0)[0]
+    assert "--frame-rate 120 keeps" in note_of_rate("a.mp4", 120.0, 8.0)[0]
+    assert "--frame-rate" not in note_of_rate("a.mp4", 300.0, 8.0)[0]
