@@ -113,7 +113,7 @@ def test_an_upsampler_is_checked_before_torch_is_imported(tmp_path: Path, paper_
     done = run_cli(*words, "--upscale", file, "--height", 8, "--width", 8, "--num-frames", 17)
     assert (done.code, "height=8 leaves the first pass 5, less than the model's stride 8" in done.err) == (2, True)
     request = GenerateRequest.create(prompt="a", upscale=str(file), height=4000, width=4000, num_frames=81)
-    with pytest.raises(ShapeError, match=r"width=5312, height=5312, num_frames=81 needs about"):
+    with pytest.raises(ShapeError, match=r"width=5328, height=5328, num_frames=81 needs about"):
         check_upscale(request.resolve(DEFAULTS, Strides(8, 32, 32)), Model.find(paper_model))
     with pytest.raises(CheckpointError, match=r"config\.json is missing"):
         check_upscale(request.resolve(DEFAULTS, LTX), Model("", tmp_path))
