@@ -148,7 +148,6 @@ def _score(
     report: str | None,
     weights: tuple[str | None, str | None, str | None],
 ) -> None:
-    from vgen.engine.device import choose_device
     from vgen.hub.model import Model
     from vgen.request.request import GenerateRequest
 
@@ -157,6 +156,8 @@ def _score(
     chosen: dict[str, Any] = {} if tiers is None else {"tiers": _tiers(tiers)}
     Model.find(request.model)
     starting(f"loading {request.model}")
+    from vgen.engine.device import choose_device
+
     device = choose_device(request.device or "auto")
     from vgen.training.evaluate.evaluate import FULL, QUICK, evaluate_model
 
