@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class VgenError(Exception):
     """Base of all errors of this project; `exit_code` is what the command returns for it."""
@@ -66,6 +69,18 @@ def counted(count: int, noun: str) -> str:
         noun: in the singular; its plural ends in s.
     """
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def listed(items: Iterable[object], most: int = 5) -> str:
+    """The first of some names, and how many more there are: "a, b, c, d, e and 3 more"."""
+    names = list(map(str, items))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question with the known name that is most alike, "did you mean 'prompt'?", or "" where none is."""
+    near = difflib.get_close_matches(name[:80], list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vgen.errors import bytes_text, duration
+from vgen.errors import bytes_text, duration, listed, nearest
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,13 @@ def test_durations_are_rounded_and_carry_over(seconds: float, text: str) -> None
 )  # fmt: skip
 def test_sizes_are_in_the_largest_unit_that_fits(size: float, text: str) -> None:
     assert bytes_text(size) == text
+
+
+def test_lists_end_with_how_many_more() -> None:
+    assert listed(["a", 2]) == "a, 2" and listed([]) == ""
+    assert listed(map(str, range(7)), 3) == "0, 1, 2 and 4 more"
+
+
+def test_the_nearest_name_is_asked_for() -> None:
+    assert nearest("widht", ["height", "width"]) == "did you mean 'width'?"
+    assert nearest("x" * 10_000, ["height"]) == ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vgen.errors import RequestError, bytes_text
+from vgen.errors import RequestError, bytes_text, listed
 from vgen.io.files import write_text
 from vgen.training.config.files import RECIPE, apply_override, placed, read_recipe
 from vgen.training.data.footage.cache import CacheIndex
@@ -252,11 +252,10 @@ def write_recipe(folder: Path, recipe: dict[str, Any], overrides: Sequence[str] 
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         stored = read_recipe(file)
         changes = [*_changes(stored, placed(yaml.safe_load(text), file))]
-        shown = ", ".join(f"{key} is {was!r:.60} there and {now!r:.60} here" for key, was, now in changes[:3])
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        shown = listed((f"{key} is {was!r:.60} there and {now!r:.60} here" for key, was, now in changes), 3)
         settings = " ".join(f"--set {shlex.quote(f'{key}={json.dumps(now)}')}" for key, _, now in changes)
         raise RequestError(
-            f"{folder} already holds a run with another recipe ({shown}{more}): `vgen train resume {folder}` goes on "
+            f"{folder} already holds a run with another recipe ({shown}): `vgen train resume {folder}` goes on "
             f"with it as it was begun, `vgen train resume {folder} {settings}` with these changes; or give another "
             "folder with -o."
         )

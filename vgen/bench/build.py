@@ -10,7 +10,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from vgen.bench.scenarios import ARCHITECTURES, Scenario
+from vgen.bench.scenarios import ARCHITECTURES, SCHEDULER, Scenario
 from vgen.engine.device import DTYPES
 from vgen.errors import RequestError
 from vgen.hub.find import resolve_model
@@ -61,7 +61,7 @@ def build(scenario: Scenario, device: torch.device, seed: int = 0) -> Components
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             text_encoder = T5EncoderModel(config).eval().to(device, dtype)
-    scheduler = FlowMatchEulerDiscreteScheduler(**(architecture.scheduler or {}))
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
     return Components(transformer, vae, scheduler, text_encoder, tokenizer)
 
 

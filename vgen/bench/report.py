@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from vgen.bench.choose import STAGES
+from vgen.bench.scenarios import STAGES
 from vgen.errors import MediaError, RequestError, counted
 from vgen.io.files import read_json
 

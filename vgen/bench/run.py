@@ -14,7 +14,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vgen.bench.arms import Arm, make_arms
-from vgen.bench.choose import STAGES
 from vgen.bench.lossy import error_of, reference_of
 from vgen.bench.measure import (
     attention_used,
@@ -26,7 +25,7 @@ from vgen.bench.measure import (
     rounds_within,
 )
 from vgen.bench.parity import check_parity
-from vgen.bench.scenarios import Scenario
+from vgen.bench.scenarios import STAGES, Scenario
 from vgen.engine.device import CLOCKS, DTYPES, peak_flops, seconds
 from vgen.engine.memory.offload import weight_bytes
 from vgen.errors import RequestError

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from vgen.errors import RequestError
+from vgen.io.weights.ltx_configs import scheduler_from_original
+from vgen.io.weights.ltx_keys import SPACE_TO_DEPTH_BLOCK
+from vgen.io.weights.ltx_sniff import sniff_scheduler
 from vgen.types import VideoShape
 
-_BLOCK, _BLOCK_095 = "LTXVideoDownBlock3D", "LTXVideo095DownBlock3D"
-_SCHEDULER: Final[dict[str, Any]] = {
-    "use_dynamic_shifting": True,
-    "base_shift": 0.95,
-    "max_shift": 2.05,
-    "base_image_seq_len": 1024,
-    "max_image_seq_len": 4096,
-    "shift_terminal": 0.1,
-}
-_VAE_090: Final[dict[str, Any]] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": (_BLOCK,) * 4,
-    "decoder_block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": (4, 3, 3, 3, 4),
-    "decoder_layers_per_block": (4, 3, 3, 3, 4),
-    "spatio_temporal_scaling": (True, True, True, False),
-    "decoder_spatio_temporal_scaling": (True, True, True, False),
-    "timestep_conditioning": False,
-}
 _VAE_095: Final[dict[str, Any]] = {
     "block_out_channels": (128, 256, 512, 1024, 2048),
-    "down_block_types": (_BLOCK_095,) * 4,
+    "down_block_types": (SPACE_TO_DEPTH_BLOCK,) * 4,
     "decoder_block_out_channels": (256, 512, 1024),
     "layers_per_block": (4, 6, 6, 2, 2),
     "decoder_layers_per_block": (5, 5, 5, 5),
@@ -48,14 +33,26 @@ _THIN_095: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
+STAGES = ("text_encode", "step", "denoise", "decode", "to_host", "end_to_end")
+"""What can be timed, in the order of a clip's way."""
+_LARGE = ("ltx-2b", "ltx-2b-0.9.0", "ltx-13b")
+SCHEDULER: Final = scheduler_from_original(sniff_scheduler("0.9.0"))
+"""Of all of them: its shift grows with the number of tokens."""
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """Configurations of the models; `text` is None where prompt embeddings stand in for a text encoder."""
+    """Configurations of the models.
+
+    Attributes:
+        transformer: of VideoDiT.
+        vae: of CausalVideoVAE, where it differs from that of 0.9.0.
+        text: of T5EncoderModel; None where prompt embeddings stand in for a text encoder.
+    """
 
     transformer: dict[str, Any]
     vae: dict[str, Any]
     text: dict[str, Any] | None = None
-    scheduler: dict[str, Any] | None = None
 
 
 def _transformer(heads: int, head_dim: int, layers: int, text: int, latents: int = 128) -> dict[str, Any]:
@@ -80,7 +77,6 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
     "tiny": Architecture(
         _transformer(2, 12, 2, 32, latents=8),
         {
-            **_VAE_090,
             "latent_channels": 8,
             "block_out_channels": (8, 8, 16, 16),
             "decoder_block_out_channels": (8, 8, 16, 16),
@@ -88,19 +84,16 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             "decoder_layers_per_block": (1,) * 5,
         },
         _text(32, 2, 37),
-        _SCHEDULER,
     ),
     "ltx-50m": Architecture(
         _transformer(8, 64, 8, 512),
         {
-            **_VAE_090,
             "block_out_channels": (32, 64, 128, 128),
             "decoder_block_out_channels": (32, 64, 128, 128),
             "layers_per_block": (1,) * 5,
             "decoder_layers_per_block": (1,) * 5,
         },
         _text(512, 3, 1024),
-        _SCHEDULER,
     ),
     "ltx-50m-095": Architecture(
         _transformer(8, 64, 8, 512),
@@ -110,11 +103,10 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             "decoder_block_out_channels": (32, 64, 128),
         },
         _text(512, 3, 1024),
-        _SCHEDULER,
     ),
-    "ltx-2b": Architecture(_transformer(32, 64, 28, 4096), _VAE_095, None, _SCHEDULER),
-    "ltx-2b-0.9.0": Architecture(_transformer(32, 64, 28, 4096), _VAE_090, None, _SCHEDULER),
-    "ltx-13b": Architecture(_transformer(32, 128, 48, 4096), _VAE_095, None, _SCHEDULER),
+    "ltx-2b": Architecture(_transformer(32, 64, 28, 4096), _VAE_095),
+    "ltx-2b-0.9.0": Architecture(_transformer(32, 64, 28, 4096), {}),
+    "ltx-13b": Architecture(_transformer(32, 128, 48, 4096), _VAE_095),
 }
 """By the name that `--config` takes. LTX's sizes are those of its public configurations; weights are random."""
 
@@ -192,3 +184,46 @@ def scenario_named(name: str, **changes: Any) -> Scenario:
     if name not in SCENARIOS:
         raise RequestError(f"scenario={name!r} is not known: use one of {', '.join(SCENARIOS)}.")
     return replace(SCENARIOS[name], **{key: value for key, value in changes.items() if value is not None})
+
+
+def choose_scenario(name: str | None, device: str, changes: Mapping[str, Any]) -> Scenario:
+    """The scenario asked for, or the one that suits a device, with some values changed.
+
+    Args:
+        name: of a scenario; None: ltx-2b on a GPU, cpu-50m elsewhere.
+        device: "cpu", "cuda" ...
+        changes: fields of Scenario; None keeps the value.
+    Raises:
+        RequestError: no such scenario, a size that no clip can have, or an unknown dtype.
+    """
+    on_cpu = not device.startswith("cuda")
+    default = "cpu-50m" if on_cpu else "ltx-2b"
+    given = dict(changes)
+    if name is None and on_cpu and given.get("config") in _LARGE:  # the sizes of cpu-50m take minutes with those
+        default = "cpu-tiny"
+    if name is None and given.get("config") in ARCHITECTURES and "text_tokens" not in given:
+        given["text_tokens"] = 128
+    scenario = scenario_named(name or default, **given)
+    from vgen.engine.device import DTYPES
+
+    if scenario.dtype not in DTYPES:
+        raise RequestError(f"dtype={scenario.dtype!r} is not known: use {', '.join(DTYPES)}.")
+    for field in ("height", "width", "num_frames", "num_inference_steps"):
+        if getattr(scenario, field) < 1:
+            raise RequestError(f"{field}={getattr(scenario, field)} must be at least 1.")
+    return scenario
+
+
+def choose_stages(words: str | None) -> tuple[str, ...]:
+    """The stages of a list like "step,end_to_end"; None: all.
+
+    Raises:
+        RequestError: one of them does not exist.
+    """
+    if words is None:
+        return STAGES
+    stages = tuple(words.replace(",", " ").split())
+    for stage in stages:
+        if stage not in STAGES:
+            raise RequestError(f"stages: {stage!r} is not known: use a list of {', '.join(STAGES)}.")
+    return stages

@@ -75,7 +75,7 @@ def bench(
     from pathlib import Path
 
     starting("loading what is measured")
-    from vgen.bench.choose import choose_scenario, choose_stages
+    from vgen.bench.scenarios import choose_scenario, choose_stages
     from vgen.engine.device import choose_device
 
     chosen_device = choose_device(device or "auto")

@@ -5,13 +5,12 @@ Facts only; nothing is looked up, loaded or downloaded here (see vgen.hub.find),
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, nearest
 
 REPOSITORY = "Lightricks/LTX-Video"
 """Holds all single files, and a text encoder and tokenizer in folders."""
@@ -184,9 +183,8 @@ def entry_named(name: str) -> CatalogEntry:
     """
     if name in CATALOG:
         return CATALOG[name]
-    near = difflib.get_close_matches(name, CATALOG, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise CheckpointError(f"version={name!r} is not known: {hint}Known are {', '.join(CATALOG)}.")
+    hint = nearest(name, CATALOG)
+    raise CheckpointError(f"version={name!r} is not known: {f'{hint} ' if hint else ''}Known are {', '.join(CATALOG)}.")
 
 
 def entry_of_file(path: Path) -> CatalogEntry | None:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import CheckpointError, OutputError, counted
+from vgen.errors import CheckpointError, OutputError, counted, listed
 from vgen.hub.catalog import CatalogEntry
 from vgen.hub.checks import check_model, check_text_encoder
 from vgen.hub.find import file_defaults
@@ -138,8 +138,8 @@ def file_to_folder(
     parts = [file.part(kind) for kind in KINDS]
     strays = file.stray_keys()
     if strays:
-        shown = ", ".join(strays[:5]) + (" ..." if len(strays) > 5 else "")
-        raise CheckpointError(f"{path} has {counted(len(strays), 'tensor')} that belong to no component: {shown}.")
+        count = counted(len(strays), "tensor")
+        raise CheckpointError(f"{path} has {count} that belong to no component: {listed(strays)}.")
     for part in parts:
         file.check_tensors(part, shapes_of(part.component.class_name, part.config))
     with part_of(folder, overwrite=overwrite, folder=True, bytes_needed=path.stat().st_size) as new:

@@ -6,7 +6,6 @@ there the error says what to fetch. Nothing in a folder can run code, and only s
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -16,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import CheckpointError, bytes_text
+from vgen.errors import CheckpointError, bytes_text, nearest
 from vgen.hub.catalog import (
     CATALOG,
     FOLDER_SIZE,
@@ -161,12 +160,12 @@ def _refuse_absent(entry: CatalogEntry) -> Path:
 
 
 def _refuse(text: str) -> Path:
-    near = difflib.get_close_matches(text, (*EMBEDDED, *CATALOG), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    message = (
-        f"model={text!r} is not known: {hint}Known are {', '.join(EMBEDDED)}, the names that `vgen models` lists, any "
-        "folder with a model_index.json, and any .safetensors file of LTX-Video."
+    known = (
+        f"Known are {', '.join(EMBEDDED)}, the names that `vgen models` lists, any folder with a model_index.json, and "
+        "any .safetensors file of LTX-Video."
     )
+    said = (f"model={text!r} is not known:", nearest(text, (*EMBEDDED, *CATALOG)), known)
+    message = " ".join(filter(None, said))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         message += (
             f" If it is a model of the Hugging Face hub, fetch it first with `hf download {text}`; "

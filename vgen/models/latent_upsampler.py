@@ -18,8 +18,9 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vgen.errors import CheckpointError, ShapeError, counted
+from vgen.errors import CheckpointError, ShapeError
 from vgen.hub.upsampler import UpsamplerFiles, single_file_config
+from vgen.io.weights.single_file import tensor_faults
 from vgen.models.diffusers_compat import register_class
 from vgen.models.weights_io import LocalWeights
 from vgen.types import Strides
@@ -182,7 +183,11 @@ class LatentUpsampler(LocalWeights, ModelMixin, ConfigMixin):
             model = cls(**found.config)
         tensors = {key: value for file in found.weights for key, value in load_file(file, device=str(device)).items()}
         expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        _check_tensors(found.path, expected, tensors)
+        faults = tensor_faults(expected, {key: tuple(value.shape) for key, value in tensors.items()})
+        if faults:
+            raise CheckpointError(
+                f"{found.path} is not a whole latent upsampler: its weights {faults}. Fetch it again."
+            )
         if torch_dtype is not None:
             tensors = {key: value.to(torch_dtype) for key, value in tensors.items()}
         model.load_state_dict(tensors, assign=True)
@@ -212,24 +217,6 @@ def _check_config(mid_channels: int, dims: int, spatial: bool, temporal: bool) -
         raise ShapeError("temporal_upsample needs dims=3: with dims=2 every frame stands alone.")
     if mid_channels < _GROUPS or mid_channels % _GROUPS:
         raise ShapeError(f"mid_channels={mid_channels} must be a multiple of {_GROUPS}, the groups of its norms.")
-
-
-def _check_tensors(path: Path, expected: dict[str, tuple[int, ...]], tensors: dict[str, Tensor]) -> None:
-    missing = [key for key in expected if key not in tensors]
-    unknown = [key for key in tensors if key not in expected]
-    other = [
-        f"{key} {tuple(tensors[key].shape)} in place of {shape}"
-        for key, shape in expected.items()
-        if key in tensors and tuple(tensors[key].shape) != shape
-    ]
-    kinds = (("lacks", missing, "tensor"), ("holds", unknown, "unknown tensor"), ("has", other, "other shape"))
-    for verb, found, what in kinds:
-        if found:
-            shown = ", ".join(found[:5]) + (" ..." if len(found) > 5 else "")
-            raise CheckpointError(
-                f"{path} is not a whole latent upsampler: it {verb} {counted(len(found), what)} ({shown}). "
-                "Fetch the file again."
-            )
 
 
 register_class(LatentUpsampler)

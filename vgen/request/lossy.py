@@ -6,11 +6,10 @@ vgen.engine.lossy.step_cache.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from vgen.errors import RequestError
+from vgen.errors import RequestError, nearest
 
 Quantization = Literal["int8", "int8-weights", "fp8"]
 """int8: weights and activations of linear layers; int8-weights: weights alone, for memory; fp8: as int8, on GPUs."""
@@ -65,11 +64,10 @@ def read_step_cache(text: Any) -> StepCache:
     """
     name, _, number = str(text).partition(":")
     if name not in STEP_CACHES:
-        near = difflib.get_close_matches(name[:80], STEP_CACHES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
+        hint = nearest(name, STEP_CACHES)
         raise RequestError(
             f"step_cache={str(text)!r:.80} is not known: use {', '.join(STEP_CACHES)}, perhaps with a number such as "
-            f"first-block:0.05{hint}"
+            f"first-block:0.05{f'; {hint}' if hint else '.'}"
         )
     known = STEP_CACHES[name]
     try:

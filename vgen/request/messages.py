@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+from vgen.errors import nearest
 
 
 def worded(error: ValidationError, model: type[BaseModel], what: str = "a field of a request") -> str:
@@ -26,8 +27,7 @@ def worded(error: ValidationError, model: type[BaseModel], what: str = "a field 
 def unknown(name: str, known: Iterable[str], what: str) -> str:
     """ "'widht' is not a field of a request: did you mean 'width'?" """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{name!r} is not {what}: " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}.")
+    return f"{name!r} is not {what}: " + (nearest(name, known) or f"known are {', '.join(known)}.")
 
 
 def _sentence(finding: Any, schema: dict[str, Any], model: type[BaseModel], what: str) -> str:
@@ -42,9 +42,8 @@ def _sentence(finding: Any, schema: dict[str, Any], model: type[BaseModel], what
     rules = _at(schema, path)
     if "enum" in rules:
         known = rules["enum"]
-        near = difflib.get_close_matches(str(value)[:80], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        return f"{field}={value!r:.80} is not known: use {_listed(known)}{hint}"
+        hint = nearest(str(value), known)
+        return f"{field}={value!r:.80} is not known: use {_listed(known)}{f'; {hint}' if hint else '.'}"
     if rules.get("type") in ("integer", "number"):
         return _number(field, value, kind, rules)
     if rules.get("type") == "array":

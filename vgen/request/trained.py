@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from vgen.errors import CheckpointError, ShapeError, UntrainedWarning
+from vgen.errors import CheckpointError, ShapeError, UntrainedWarning, listed
 from vgen.types import LatentShape, Strides, VideoShape
 
 STATEMENT = "trained"
@@ -155,9 +155,8 @@ class Trained:
         """Warn of words that the model does not know, and say what it does know."""
         unknown = self.unknown_words(prompts)
         if unknown:
-            shown = ", ".join(map(repr, unknown[:12])) + (" ..." if len(unknown) > 12 else "")
             knows = self.world or f"Its words are {' '.join(sorted(self.words))}."
-            warn(f"the model does not know {shown}. {knows}")
+            warn(f"the model does not know {listed(map(repr, unknown), 12)}. {knows}")
 
 
 LTX_PUBLISHED: Mapping[str, Any] = {"pixels": (1, 720 * 1280), "num_frames": (1, 257), "published": True}

@@ -5,14 +5,13 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from vgen.errors import RequestError, ShapeError
+from vgen.errors import RequestError, ShapeError, nearest
 from vgen.types import Strides, VideoShape
 
 PLAIN = "plain"
@@ -65,9 +64,9 @@ def preset_named(name: str) -> TwoPassPreset:
     """
     known = presets()
     if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise RequestError(f"upscale_preset={name!r:.80} is not known: use {', '.join(known)}{hint}")
+        hint = nearest(str(name), known)
+        end = f"; {hint}" if hint else "."
+        raise RequestError(f"upscale_preset={name!r:.80} is not known: use {', '.join(known)}{end}")
     return known[name]
 
 

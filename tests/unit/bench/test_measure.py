@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from vgen.bench.choose import choose_scenario, choose_stages
 from vgen.bench.measure import (
     allocated_peak,
     attention_used,
@@ -14,7 +13,7 @@ from vgen.bench.measure import (
     quantile,
     rounds_within,
 )
-from vgen.bench.scenarios import ARCHITECTURES, SCENARIOS
+from vgen.bench.scenarios import ARCHITECTURES, SCENARIOS, choose_scenario, choose_stages
 from vgen.errors import RequestError
 
 CPU = torch.device("cpu")

@@ -106,9 +106,9 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     config = {"in_channels": 4, "mid_channels": 32, "num_blocks_per_stage": 2}
     file = tmp_path / "file.safetensors"
     for change, message in (
-        ({"res_blocks.0.conv1.weight": None}, r"lacks 1 tensor .*res_blocks\.0\.conv1\.weight"),
-        ({"extra": torch.zeros(1)}, "holds 1 unknown tensor .*extra"),
-        ({"final_conv.bias": torch.zeros(5)}, r"has 1 other shape .*final_conv\.bias \(5,\) in place of \(4,\)"),
+        ({"res_blocks.0.conv1.weight": None}, r"lack 1 tensor: res_blocks\.0\.conv1\.weight"),
+        ({"extra": torch.zeros(1)}, "hold 1 unknown tensor: extra"),
+        ({"final_conv.bias": torch.zeros(5)}, r"have 1 tensor of another shape: final_conv\.bias is \[5\], not \[4\]"),
     ):
         tensors = {key: value for key, value in {**state, **change}.items() if value is not None}
         save_file(tensors, file, metadata={"config": json.dumps(config)})

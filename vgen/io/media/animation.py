@@ -1,19 +1,21 @@
-"""Animated pictures (gif, webp, png) as clips."""
+"""Animated pictures (gif, webp, png) as clips, and clips as gif."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from vgen.errors import MediaError
-from vgen.io.media.codec.demux import check_picture_size
-from vgen.io.media.images import as_rgb
+from vgen.io.media.images import FORMATS, as_rgb, open_picture
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
+
+    from vgen.io.media.enlarged import Frames
+
+ANIMATED = ("GIF", "WEBP", "PNG")
+"""Formats of Pillow whose animations are read."""
 
 SHORTEST_DELAY, SHOWN_DELAY = 10, 100
 """Milliseconds: a delay of at most the first is shown for the second, as browsers do."""
@@ -46,7 +48,7 @@ class Animation:
         self.times.clear()
         self.notes.clear()
         self.duration = 0.0
-        with open_animation(self.path, self.kind) as picture:
+        with open_picture(self.path, (self.kind,), load=False) as picture:
             for place, frame in enumerate(ImageSequence.Iterator(picture)):
                 if not place and picture.info.get("default_image"):
                     continue  # an animated png's picture for viewers that show no animation
@@ -63,36 +65,18 @@ class Animation:
                 yield pixels
 
 
-@contextmanager
-def open_animation(path: Path, kind: str) -> Iterator[Image.Image]:
-    """The opened file, its size checked.
+def is_animated(path: Path) -> bool | None:
+    """Whether a file is an animated picture that is read as a clip; None where it is not a picture.
 
-    Raises:
-        MediaError: too large, or damage that decoding meets inside the `with`.
+    A damaged picture counts as a still one: reading it says what is wrong.
     """
-    import warnings
-
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=[kind]) as picture:
-                check_picture_size(path, *picture.size)
-                yield picture
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, MediaError):
-            raise
-        raise MediaError(f"{path} is damaged: {error}.") from None
-
-
-def is_animated(path: Path) -> bool:
-    """Whether a file is an animated picture that is read as a clip."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=["GIF", "WEBP", "PNG"]) as picture:
-            return bool(getattr(picture, "is_animated", False))
+        with Image.open(path, formats=FORMATS) as picture:
+            return picture.format in ANIMATED and bool(getattr(picture, "is_animated", False))
+    except Image.UnidentifiedImageError:
+        return None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         return False
 
@@ -103,6 +87,32 @@ def measure_animation(path: Path, kind: str) -> tuple[int, int, int]:
     Raises:
         MediaError: damaged.
     """
-    with open_animation(path, kind) as picture:
+    with open_picture(path, (kind,), load=False) as picture:
         frames = int(getattr(picture, "n_frames", 1)) - bool(picture.info.get("default_image"))
         return frames, picture.height, picture.width
+
+
+def write_gif(stream: BinaryIO, frames: Frames, frame_rate: float, comment: str | None) -> None:
+    """Write a looping GIF, every frame whole and with its own palette, so that none is merged with the one before it.
+
+    Args:
+        stream: open for writing bytes.
+        frames: uint8 [F, H, W, 3].
+        frame_rate: frames per second; delays are rounded so that the error never adds up.
+        comment: ASCII text kept in the file.
+    """
+    from PIL import GifImagePlugin, Image
+
+    height, width = frames.shape[1:3]
+    stream.write(b"GIF89a" + width.to_bytes(2, "little") + height.to_bytes(2, "little") + b"\x70\x00\x00")
+    stream.write(b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00")
+    if comment is not None:
+        data = comment.encode("ascii")
+        pieces = (data[i : i + 255] for i in range(0, len(data), 255))
+        stream.write(b"\x21\xfe" + b"".join(bytes([len(piece)]) + piece for piece in pieces) + b"\x00")
+    ends = [round(100 * k / frame_rate) for k in range(len(frames) + 1)]
+    for frame, (start, end) in zip(frames, pairwise(ends), strict=True):
+        picture = Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        for block in GifImagePlugin.getdata(picture, duration=10 * (end - start), include_color_table=True):
+            stream.write(block)
+    stream.write(b"\x3b")

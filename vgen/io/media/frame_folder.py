@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.errors import MediaError, counted
+from vgen.errors import MediaError, counted, listed
 from vgen.io.files import read_json
 from vgen.io.media.comment import dump_comment, load_comment
 from vgen.io.media.enlarged import WrittenSize
@@ -40,7 +40,9 @@ def frame_files(path: Path) -> list[Path]:
         raise MediaError(f"{path} is a folder without a single .png frame.")
     strays = [p.name for p in files if p.suffix.lower() in _PICTURES]
     if strays:
-        raise MediaError(f"{path} holds png frames and other pictures ({_some(strays)}); keep only the frames there.")
+        raise MediaError(
+            f"{path} holds png frames and other pictures ({listed(strays, 3)}); keep only the frames there."
+        )
     if len(found) == 1:
         return found
     pieces = {p: re.split(r"([0-9]+)", p.stem) for p in found}
@@ -49,7 +51,7 @@ def frame_files(path: Path) -> list[Path]:
     usual = next(p.name for p, parts in pieces.items() if tuple(parts[::2]) == words)
     if strays:
         raise MediaError(
-            f"{path} holds frames of several names: {usual} and {_some(strays)}; keep only one kind there."
+            f"{path} holds frames of several names: {usual} and {listed(strays, 3)}; keep only one kind there."
         )
     numbers = {p: [int(digits) for digits in parts[1::2]] for p, parts in pieces.items()}
     varying = [column for column in range(len(words) - 1) if len({row[column] for row in numbers.values()}) > 1]
@@ -67,10 +69,6 @@ def frame_files(path: Path) -> list[Path]:
                 f"{path} lacks the frames between number {first} and number {second} ({before.name}, {after.name})."
             )
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def folder_rate(path: Path) -> float | None:

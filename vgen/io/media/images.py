@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -63,9 +63,13 @@ def comment_of(picture: Image.Image) -> str | None:
 
 
 @contextmanager
-def open_picture(path: str | Path) -> Iterator[Image.Image]:
-    """The opened and loaded file.
+def open_picture(path: str | Path, formats: Sequence[str] = FORMATS, load: bool = True) -> Iterator[Image.Image]:
+    """The opened file, its size checked.
 
+    Args:
+        path: local file.
+        formats: of Pillow that are tried.
+        load: decode it (of an animation, the first frame).
     Raises:
         MediaError: as `read_image`, also for damage that is met inside the `with`.
     """
@@ -79,12 +83,13 @@ def open_picture(path: str | Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(found, formats=FORMATS) as opened:
+            with Image.open(found, formats=formats) as opened:
                 check_picture_size(found, *opened.size)
-                opened.load()
+                if load:
+                    opened.load()
                 yield opened
     except Image.UnidentifiedImageError:
-        kinds = ", ".join(name.lower() for name in FORMATS)
+        kinds = ", ".join(name.lower() for name in formats)
         raise MediaError(f"{found} is not a picture that can be read ({kinds}).") from None
     except Image.DecompressionBombError:
         raise MediaError(f"{found} has too many pixels; at most 8192 x 8192 are read. Make it smaller first.") from None

@@ -19,7 +19,10 @@ READ_SECONDS = 120.0
 """Longest time that decoding in one read may take."""
 
 MAX_FRAME_RATE = 1000.0
-"""Highest frame rate that is written; GIF has its own, lower limit."""
+"""Highest frame rate that is written."""
+
+MAX_GIF_RATE = 50.0
+"""The same of GIF, which counts hundredths of a second; players slow down delays below two of them."""
 
 
 def frame_limit(path: Path, width: int, height: int, max_frames: int | None, declared: int) -> int:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vgen.errors import MediaError
+from vgen.io.media.animation import is_animated
 from vgen.io.media.codec.containers import local_file
 from vgen.io.media.codec.read import read_video
-from vgen.io.media.images import FORMATS, eight_bits, open_picture, upright
+from vgen.io.media.images import eight_bits, open_picture, upright
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +69,7 @@ def read_mask_file(path: str | Path, max_frames: int | None = None) -> MaskClip:
     def white(picture: Image.Image) -> np.ndarray:
         return np.rint(255 * mask_values(picture, str(path))).astype(np.uint8)
 
-    if _is_still(path):
+    if not local_file(path, "mask").is_dir() and is_animated(Path(path)) is False:
         with open_picture(path) as picture:
             found = MaskClip(white(picture)[None], is_picture=True)
     else:
@@ -77,18 +78,3 @@ def read_mask_file(path: str | Path, max_frames: int | None = None) -> MaskClip:
     if found.white.max() < 128:
         raise MediaError(f"{path} has no white place: white is what counts, and what is transparent is black.")
     return found
-
-
-def _is_still(path: str | Path) -> bool:
-    from PIL import Image
-
-    found = local_file(path, "mask")
-    if found.is_dir():
-        return False
-    try:
-        with Image.open(found, formats=FORMATS) as picture:
-            return not getattr(picture, "is_animated", False)
-    except Image.UnidentifiedImageError:
-        return False
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return True  # damaged or too large: reading it says so

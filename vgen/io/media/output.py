@@ -11,8 +11,7 @@ from pathlib import Path
 from vgen.errors import OutputError
 from vgen.io.files import check_writable, exists_message
 from vgen.io.media.frame_folder import is_frame_folder
-from vgen.io.media.gif import MAX_GIF_RATE
-from vgen.io.media.limits import MAX_FRAME_RATE
+from vgen.io.media.limits import MAX_FRAME_RATE, MAX_GIF_RATE
 
 
 class OutputKind(StrEnum):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, listed
 from vgen.io.weights.ltx_keys import TRANSFORMER_KEYS
 
 _DOTTED = {
@@ -239,10 +239,8 @@ def _nothing_fits(source: str, keys: list[str], text_encoder: list[str]) -> str:
     )
 
 
-def _some(keys: Iterable[str], most: int = 5) -> str:
-    listed = list(keys)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(f"{key!r:.120}" for key in listed[:most]) + more
+def _some(keys: Iterable[str]) -> str:
+    return listed(f"{key!r:.120}" for key in keys)
 
 
 def settled_alpha(module: str, rank: int, config: Mapping[str, Any], source: str) -> float:

@@ -7,13 +7,13 @@ it is missing. What kinds of components a file may hold is listed in `COMPONENTS
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vgen.errors import CheckpointError, counted
+from vgen.errors import CheckpointError, counted, listed
 from vgen.io.files import json_object
 from vgen.io.weights.ltx_configs import (
     Config,
@@ -149,10 +149,9 @@ class SingleFile:
         file = cls(path, entries, metadata)
         if not file.kinds:
             marks = ", ".join(f"{c.mark} ({kind})" for kind, c in COMPONENTS.items())
-            shown = ", ".join(sorted(entries)[:5]) + (" ..." if len(entries) > 5 else "")
             raise CheckpointError(
                 f"{path} holds nothing of LTX-Video 0.9.0 to 0.9.8 in its original layout: a key ending in one of "
-                f"{marks} was looked for; it has {shown or 'no tensors'}."
+                f"{marks} was looked for; it has {listed(sorted(entries)) or 'no tensors'}."
             )
         return file
 
@@ -333,14 +332,9 @@ def tensor_faults(
     shapes = [f"{name(key)} is {list(found[key])}, not {list(expected[key])}" for key in wrong]
     missing = sorted(name(key) for key in expected.keys() - found.keys())
     unknown = sorted(name(key) for key in found.keys() - expected.keys())
-    told = (
+    faults = (
         (missing, f"lack {counted(len(missing), 'tensor')}"),
         (unknown, f"hold {counted(len(unknown), 'unknown tensor')}"),
         (shapes, f"have {counted(len(wrong), 'tensor')} of another shape"),
     )
-    return "; ".join(f"{what}: {_first_five(keys)}" for keys, what in told if keys)
-
-
-def _first_five(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    return "; ".join(f"{what}: {listed(keys)}" for keys, what in faults if keys)

@@ -161,7 +161,7 @@ def test_folders_are_checked(tmp_path: Path, clip: np.ndarray) -> None:
     (folder / "metadata.json").unlink()
     assert read_video(folder).notes == ("The folder states no frame rate; 24 was assumed.",)
     (folder / "metadata.json").write_text("{")
-    with pytest.raises(MediaError, match=r"metadata\.json is damaged"):
+    with pytest.raises(MediaError, match=r"metadata\.json is not JSON"):
         read_video(folder)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -103,9 +103,12 @@ def _probe_folder(path: Path) -> VideoInfo:
 
 def _probe_animation(path: Path, container: Container) -> VideoInfo:
     from vgen.io.media.animation import measure_animation
-    from vgen.io.media.gif import read_gif_comment
+    from vgen.io.media.images import comment_of, open_picture
 
     assert container.pillow is not None
-    metadata = load_comment(read_gif_comment(path)) if container is GIF else None
+    metadata = None
+    if container is GIF:
+        with open_picture(path, ("GIF",), load=False) as picture:
+            metadata = load_comment(comment_of(picture))
     frames, height, width = measure_animation(path, container.pillow)
     return VideoInfo(container.name, container.name, height, width, frames, None, metadata)

@@ -74,7 +74,7 @@ def write_video(
 
             write_folder(part, stored, frame_rate, metadata)
         elif kind is OutputKind.GIF:
-            from vgen.io.media.gif import write_gif
+            from vgen.io.media.animation import write_gif
 
             with part.open("wb") as stream:
                 write_gif(stream, stored, frame_rate, comment)
