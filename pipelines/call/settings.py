@@ -30,7 +30,7 @@ class GenerationSettings(Settings):
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     prompt: PerPrompt[Text] | None = knob('What the clip shows; one, or a list; "" is allowed.')
-    negative_prompt: Open[PerPrompt[Text]] = knob(
+    negative_prompt: Open[PerPrompt[Text]] = knob(  # type: ignore[assignment]  # a request has one prompt
         "What to keep away from; one for all, or one per prompt.", source="the model's", settled=True, last=""
     )
     num_videos_per_prompt: Annotated[int, Field(ge=1), NOT_BOOL] = knob("Clips for each prompt.", default=1)

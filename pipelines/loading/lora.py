@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vgen.engine.lossy.quantize import refuse_quantized
 from vgen.errors import CheckpointError, RequestError, counted
 from vgen.io.files import follow_umask
-from vgen.io.weights.lora_file import DEFAULTS_KEY, METADATA_KEY, WEIGHT_NAME, LoraFile
+from vgen.io.weights.lora_file import DEFAULTS_KEY, METADATA_KEY, WEIGHT_NAME, LoraFile, combined_defaults
 from vgen.io.weights.lora_keys import LoraKeys, map_lora_keys, settled, settled_alpha
 from vgen.io.weights.safetensors_file import TensorEntry
 from vgen.models.transformer.attention import AcrossHeadsNorm
@@ -211,14 +211,8 @@ class Loras:
         Raises:
             RequestError: two of them are for different sigmas.
         """
-        merged: dict[str, Any] = {}
-        for name in active() if self.state.defaults else ():
-            for key, value in self.state.defaults.get(name, {}).items():
-                if merged.setdefault(key, value) != value:
-                    raise RequestError(
-                        f"{name!r} is for {key}={value}, another LoRA for {merged[key]}: use one of them."
-                    )
-        return merged
+        names = active() if self.state.defaults else ()
+        return combined_defaults({name: self.state.defaults.get(name, {}) for name in names})
 
     def _check_adapter(self, name: str | None, hotswap: bool) -> None:
         refuse_quantized(self.transformer, "load_lora_weights")

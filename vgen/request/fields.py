@@ -199,9 +199,8 @@ Size = Annotated[int, Field(ge=1, le=1_000_000), NOT_BOOL]
 Steps = Annotated[int, Field(ge=1, le=1000), NOT_BOOL]
 Seconds = Annotated[float, Field(ge=0.01, le=36_000, allow_inf_nan=False), NOT_BOOL]
 Sigmas = Annotated[tuple[float, ...], reads(read_sigmas)]
-Bytes = Annotated[
-    int, reads(read_bytes), WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]})
-]
+BYTES = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string"}]})
+Bytes = Annotated[int, reads(read_bytes), BYTES]
 Loras = Annotated[tuple[str, ...], _entries("FILE or FILE:SCALE", "a.safetensors:0.8", _lora_fault)]
 Keyframes = Annotated[tuple[str, ...], _entries("FILE@INDEX", "middle.png@8", _keyframe_fault)]
 _Block = Annotated[int, Field(ge=0, le=999), NOT_BOOL]

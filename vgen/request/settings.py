@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_a
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vgen.request.fields import (
+    BYTES,
     MAX_FRAME_RATE,
     MAX_SEED,
     NOT_BOOL,
@@ -68,6 +69,7 @@ class Knob:
         tasks: the only tasks that have it; empty: all.
         needed: the tasks that cannot do without it.
         commands: the commands that have the option, where they are not those of `tasks`.
+        repeated: the option may be given again, each time with one value.
     """
 
     flag: str | None = None
@@ -80,6 +82,7 @@ class Knob:
     tasks: tuple[str, ...] = ()
     needed: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    repeated: bool = False
 
     def __call__(self, schema: dict[str, Any]) -> None:
         """Complete the field's JSON schema; pydantic calls this."""
@@ -96,7 +99,7 @@ class Knob:
 
 def knob(help: str, flag: str | None = None, metavar: str = "", *, default: Any = None, **about: Any) -> Any:
     """Declare a setting: its description, its option and the rest of its `Knob`."""
-    return Field(default=default, description=help, json_schema_extra=Knob(flag, metavar, **about))  # type: ignore[arg-type]
+    return Field(default=default, description=help, json_schema_extra=Knob(flag, metavar, **about))
 
 
 def plain_type(kind: Any) -> str:
@@ -191,7 +194,7 @@ class Settings(Declared):
     )  # fmt: skip
     denoise_strength: Open[Annotated[float, Field(ge=0.001, le=1, allow_inf_nan=False), NOT_BOOL]] = knob(
         "How much of the video is replaced: the share of the denoising steps that are run, above 0 to 1.", "--strength",
-        "S", panel=SAMPLING, source="0.6", last=1.0, tasks=("restyle",),
+        "S", common=True, panel=SAMPLING, source="0.6", last=1.0, tasks=("restyle",),
     )  # fmt: skip
     input_crf: Open[Annotated[int, Field(ge=0, le=51), NOT_BOOL]] = knob(
         "Soften what is given as H.264 would, 0 to 51: pictures sharper than video tend to stay still.", "--input-crf",
@@ -203,7 +206,7 @@ class Settings(Declared):
         commands=("animate", "interpolate", "predict", "inpaint", "outpaint"),
     )  # fmt: skip
     vae_memory: Annotated[
-        int | Literal["auto"], reads(lambda value, field: value if value == "auto" else read_bytes(value, field))
+        int | Literal["auto"], reads(lambda value, field: value if value == "auto" else read_bytes(value, field)), BYTES
     ] | None = knob(
         "Memory for coding, such as 4GB; clips are coded in pieces where they need more.", "--vae-memory", "SIZE",
         panel=MACHINE, source="most of what is free",
@@ -220,7 +223,7 @@ class Settings(Declared):
         "Descending noise levels: lists of guidance_scale, guidance_rescale, stg_scale and stg_blocks then have one "
         "entry per level and not per step.",
     )  # fmt: skip
-    cfg_star: bool | None = knob("Scale the unconditional velocity first (CFG-star).", source="off", last=False)
+    cfg_star: Open[bool] = knob("Scale the unconditional velocity first (CFG-star).", source="off", last=False)
     guidance_batching: Open[Literal["batched", "separate"]] = knob(
         "Run the branches of a step as one batch, or one after another with less memory and the same result.",
         source="batched", last="batched",
@@ -252,14 +255,19 @@ class Settings(Declared):
 class Inputs(Declared):
     """What a clip is made of."""
 
-    task: Task = knob("What is made of what: " + ", ".join(TASKS) + ".", default="generate", source="generate")
-    prompt: Text = Field(default="", description="What the clip shows; may be empty except for generate.")
+    task: Task = knob(
+        "What is made of what: " + ", ".join(TASKS) + ".", default="generate", source="generate", panel=GIVEN
+    )
+    prompt: Text = knob(
+        "What the clip shows; may be empty except for generate.", default="", source="empty", panel=GIVEN
+    )
     seed: Open[Annotated[int, Field(ge=0, le=MAX_SEED), NOT_BOOL]] = knob(
         "Seed of the noise.", "--seed", "N", panel=SAMPLING, source="drawn, and reported", common=True, settled=True
     )
     image: str | None = knob(
-        "A picture that the clip begins with.", "--image", "IMAGE", panel=GIVEN, tasks=("animate", "loop", "story"),
-        needed=("animate",), commands=("loop",), source="none; loop: made from the prompt",
+        "A picture that the clip begins with.", "--image", "IMAGE", common=True, panel=GIVEN,
+        tasks=("animate", "loop", "story"), needed=("animate",), commands=("loop",),
+        source="none; loop: made from the prompt",
     )  # fmt: skip
     first: str | None = knob(
         "The first frame, a local picture.", panel=GIVEN, tasks=("interpolate",), needed=("interpolate",)
@@ -269,42 +277,42 @@ class Inputs(Declared):
     )
     keyframes: Keyframes | None = knob(
         "A picture between them, and which frame it is (from 0; negative from the end); may be given again.",
-        "--keyframe", "FILE@INDEX", panel=GIVEN, tasks=("interpolate",),
+        "--keyframe", "FILE@INDEX", panel=GIVEN, repeated=True, common=True, tasks=("interpolate",),
     )  # fmt: skip
     video: str | None = knob(
         "The given clip, a local video.", panel=GIVEN, tasks=("predict", "restyle", "inpaint", "outpaint", "extend"),
         needed=("predict", "restyle", "inpaint", "outpaint", "extend"),
     )  # fmt: skip
     mask: str | None = knob(
-        "A picture or video of the same size: white is replaced, black and transparent places are kept.", "--mask",
-        "FILE", panel=GIVEN, tasks=("inpaint",), needed=("inpaint",),
+        "A picture or video of the same size: white is repainted, black and transparent places are kept.", "--mask",
+        "FILE", common=True, panel=GIVEN, tasks=("inpaint",), needed=("inpaint",),
     )  # fmt: skip
     keep_frames: Open[Size] = knob(
         "Frames of the video that start the clip: one more than a multiple of the model's temporal stride.",
-        "--keep-frames", "N", panel=GIVEN, source="about half of the clip", tasks=("predict",),
+        "--keep-frames", "N", common=True, panel=GIVEN, source="about half of the clip", tasks=("predict",),
     )  # fmt: skip
     backward: bool | None = knob(
-        "Predict what came before: the kept frames end the clip.", "--backward", panel=GIVEN, source="forward",
-        tasks=("predict",),
+        "Predict what came before: the kept frames end the clip.", "--backward", common=True, panel=GIVEN,
+        source="forward", tasks=("predict",),
     )  # fmt: skip
     seconds: Seconds | None = knob(
-        "How much is added.", "--seconds", "S", panel=GIVEN, tasks=("extend",), needed=("extend",)
+        "How much is added.", "--seconds", "S", common=True, panel=GIVEN, tasks=("extend",), needed=("extend",)
     )
     segments: tuple[Segment, ...] | None = knob(
         "What happens, one after the other.", panel=GIVEN, tasks=("story",), needed=("story",)
     )
     overlap: Size | None = knob(
         "Frames that each window is given of what came before: one more than a multiple of the model's temporal "
-        "stride.", "--overlap", "N", panel=GIVEN, source="about a third of a window (--num-frames)",
+        "stride.", "--overlap", "N", common=True, panel=GIVEN, source="about a third of a window (--num-frames)",
         tasks=("extend", "story"),
     )  # fmt: skip
     reference: str | None = knob(
         "A picture that every window is given to keep how things look: the clip's first frame, or a file.",
-        "--reference", "first|IMAGE", panel=GIVEN, tasks=("extend", "story"),
+        "--reference", "first|IMAGE", common=True, panel=GIVEN, tasks=("extend", "story"),
     )  # fmt: skip
     fit: FitMode = knob(
         "Pictures of another size: cover (cut), contain (pad) or stretch.", "--fit", "MODE", default="cover",
-        panel=GIVEN, source="cover",
+        common=True, panel=GIVEN, source="cover",
         commands=("animate", "interpolate", "predict", "loop", "inpaint", "extend", "story", "restyle"),
     )  # fmt: skip
     upscale: Text | None = knob(
@@ -334,7 +342,7 @@ class Machine(Declared):
     )  # fmt: skip
     lora: Loras | None = knob(
         "A LoRA of the model, more or less of it by SCALE; may be given again.", "--lora", "FILE[:SCALE]", panel=MODEL,
-        common=True,
+        common=True, repeated=True,
     )  # fmt: skip
     allow_untrained: bool | None = knob(
         "Make a size or length that the model was not trained for, whatever comes out.", "--allow-untrained",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import CheckpointError
+from vgen.errors import CheckpointError, RequestError
 from vgen.io.files import json_object, read_json
 from vgen.io.weights.safetensors_file import TensorEntry, read_header
+from vgen.request.fields import split_lora
 
 WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 """What diffusers calls a LoRA in a folder."""
@@ -83,3 +84,31 @@ def _config(path: Path, metadata: Mapping[str, str]) -> Mapping[str, Any]:
     else:
         return {}
     return {key.removeprefix("transformer."): value for key, value in content.items()}
+
+
+def combined_defaults(loras: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Settings that LoRAs were made for, together; they go before the model's.
+
+    Args:
+        loras: each one's settings, by its name.
+    Raises:
+        RequestError: two of them are for different values.
+    """
+    combined: dict[str, Any] = {}
+    for name, defaults in loras.items():
+        for key, value in defaults.items():
+            if combined.setdefault(key, value) != value:
+                raise RequestError(f"{name!r} is for {key}={value}, another LoRA for {combined[key]}: use one of them.")
+    return combined
+
+
+def defaults_of_files(loras: Sequence[str]) -> dict[str, Any]:
+    """`combined_defaults` of LoRA files; no tensor is read.
+
+    Args:
+        loras: FILE or FILE:SCALE each, as a request has them.
+    Raises:
+        CheckpointError: see `LoraFile.open`.
+        RequestError: two of them are for different values.
+    """
+    return combined_defaults({entry: LoraFile.open(split_lora(entry)[0]).defaults for entry in loras})
