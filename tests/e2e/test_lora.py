@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -171,3 +173,25 @@ def test_pipelines_that_share_a_transformer_share_what_is_kept_of_its_loras(pipe
     other.unload_lora_weights()
     other.unfuse_lora()
     assert all(torch.equal(value, before[key]) for key, value in _weights(pipe).items())
+
+
+def test_the_command_takes_the_settings_that_a_lora_was_made_for(run_cli, pipe, ltx_folders, tmp_path) -> None:
+    """Without --steps or --guidance-scale: its sigmas are what the clip is made with, and nothing else is allowed."""
+    few = {"num_inference_steps": 2, "guidance_scale": 1.0, "sigmas": [1.0, 0.7], "distilled": True}
+    tensors = _file(_factors(pipe), "diffusers")
+    save_file(tensors, tmp_path / "few.safetensors", {"vgen_defaults": json.dumps(few)})
+    save_file(tensors, tmp_path / "other.safetensors", {"vgen_defaults": json.dumps({**few, "sigmas": [1.0, 0.5]})})
+    words = ["generate", "a", "--model", ltx_folders["0.9.5"], "--seed", 3, "--height", 32, "--width", 32,
+             "--num-frames", 9, "--frame-rate", 8, "--lora", tmp_path / "few.safetensors"]  # fmt: skip
+    done = run_cli(*words, "-o", tmp_path / "clip.gif")
+    assert done.code == 0, done.err
+    made = read_metadata(tmp_path / "clip.gif")
+    assert (made["num_inference_steps"], made["sigmas"], made["guidance_scale"]) == (2, [1.0, 0.7], 1.0)
+    for more, message in (
+        (("--steps", 3), "num_inference_steps=3: this model was distilled for exactly 2 steps"),
+        (("--guidance-scale", 3), "guidance_scale=3.0: this model was distilled with its guidance"),
+        (("--lora", tmp_path / "other.safetensors"), "another LoRA for [1.0, 0.7]: use one of them"),
+    ):
+        refused = run_cli(*words, *more, "-o", tmp_path / "x.gif")
+        assert refused.code == 2 and message in " ".join(refused.err.split()), refused.err
+        assert not (tmp_path / "x.gif").exists()

@@ -18,7 +18,9 @@ from vgen.hub.find import (
     resolve_model,
 )
 from vgen.io.files import read_json
+from vgen.io.weights.lora_file import defaults_of_files
 from vgen.io.weights.single_file import SingleFile
+from vgen.request.request import GenerateRequest, ResolvedRequest
 from vgen.request.trained import Trained
 from vgen.types import Strides
 
@@ -55,6 +57,18 @@ class Model:
     def strides(self) -> Strides:
         """Pixels per token."""
         return model_strides(self.folder)
+
+    def resolve(self, request: GenerateRequest, video_frames: int | None = None) -> ResolvedRequest:
+        """A request with what it leaves out: of its LoRAs, whose headers are read, and of this model.
+
+        Args:
+            request: for this model.
+            video_frames: see `GenerateRequest.resolve`.
+        Raises:
+            CheckpointError: a LoRA is missing or damaged.
+            RequestError: see `GenerateRequest.resolve`; or two LoRAs were made for different settings.
+        """
+        return request.resolve({**self.defaults, **defaults_of_files(request.lora or ())}, self.strides, video_frames)
 
     @cached_property
     def model_hash(self) -> str:

@@ -107,7 +107,7 @@ class InputReader:
 
     def settle(self, video_frames: int | None = None) -> ResolvedRequest:
         """Resolve and check the request; `video_frames` is the number of frames of a given video."""
-        self.request = self.asked.resolve(self.model.defaults, self.model.strides, video_frames)
+        self.request = self.model.resolve(self.asked, video_frames)
         self.notes += self._check(self.request)
         if self.asked.seed is None:
             self.request = self.request.model_copy(update={"seed": self._agree(self.request.seed)})
@@ -192,7 +192,7 @@ def _loop(reader: InputReader) -> Inputs:
 def _predict(reader: InputReader) -> Inputs:
     """Frames of a video start the clip, or end it."""
     asked, video = reader.asked, str(reader.asked.video)
-    wanted = asked.resolve(reader.model.defaults, reader.model.strides)
+    wanted = reader.model.resolve(asked)
     clip = read_fitted(video, wanted, wanted.keep_frames)
     request = reader.settle(len(clip.frames))
     known = clip.frames[: request.keep_frames]
@@ -273,7 +273,7 @@ def _read_video(reader: InputReader) -> VideoClip:
     """The frames of a video that are used, in the clip's size (for outpaint: within it); settles the request."""
     asked, model, video = reader.asked, reader.model, str(reader.asked.video)
     most = asked.num_frames or model.defaults.get("num_frames")
-    clip = read_fitted(video, asked.resolve(model.defaults, model.strides, most or 1), most)
+    clip = read_fitted(video, model.resolve(asked, most or 1), most)
     used, stride = reader.settle(len(clip.frames)).num_frames, model.strides.temporal
     if used < clip.num_in_file:
         most = (clip.num_in_file - 1) // stride * stride + 1
