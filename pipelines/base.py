@@ -32,6 +32,7 @@ from vgen.pipelines.call.noise import draw
 from vgen.pipelines.call.progress import CallSteps, steps_counted
 from vgen.pipelines.call.schedule_and_guidance import largest_scale, loop_timesteps, sampling, set_schedule
 from vgen.pipelines.call.settings import GenerationSettings
+from vgen.pipelines.coding.coder import Coder
 from vgen.pipelines.coding.decode import decode_frames
 from vgen.pipelines.coding.encode import prepare_noise_and_known
 from vgen.pipelines.coding.given_pixels import Conditions, GivenPixels, read_conditions
@@ -141,6 +142,10 @@ class BasePipeline(ModelPipeline):
             length = self.fill_settings({}).max_sequence_length
             self.encode_prompt([*prompts, negative_prompt], None, False, max_sequence_length=length)
 
+    def coder(self, settings: GenerationSettings) -> Coder:
+        """What encodes and decodes for a pass with these settings."""
+        return Coder(self.vae, settings, self.convention, self.transformer.dtype)
+
     def prepare_latents(
         self,
         settings: GenerationSettings,
@@ -154,9 +159,7 @@ class BasePipeline(ModelPipeline):
         Returns:
             Noise tokens [B, N, C], and the known tokens.
         """
-        noise, known = prepare_noise_and_known(
-            self.vae, given, settings, shape, self.patch_size, self.convention, device
-        )
+        noise, known = prepare_noise_and_known(self.coder(settings), given, shape, self.patch_size, device)
         conditions = arrange(
             [*known_latents, *known],
             shape,
@@ -190,10 +193,8 @@ class BasePipeline(ModelPipeline):
                     latents = one.run(self, steps, repeated, latents)
                 if call.settings.output_type != "latent":
                     steps.emit(Decoding())
-            frames = decode_frames(
-                self.vae, latents, call.decoding, call.settings, call.given,
-                self.convention, self.transformer.dtype, self.video_processor,
-            )  # fmt: skip
+            coder = self.coder(call.passes[-1].settings)
+            frames = decode_frames(coder, latents, call.settings, call.given, self.video_processor)
             self.maybe_free_model_hooks()
             return VideoPipelineOutput(frames=frames) if call.settings.return_dict else (frames,)
 

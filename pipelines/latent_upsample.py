@@ -18,17 +18,13 @@ from vgen.io.weights.weight_files import as_plain
 from vgen.models import CausalVideoVAE
 from vgen.models.latent_upsampler import LatentUpsampler
 from vgen.pipelines.base import VideoPipelineOutput
-from vgen.pipelines.call.conventions import LTX
+from vgen.pipelines.call.conventions import LTX, from_model_index
 from vgen.pipelines.call.settings import GenerationSettings, Generators
-from vgen.pipelines.coding.decode import decode_latents, to_output
+from vgen.pipelines.coding.coder import Coder
+from vgen.pipelines.coding.decode import to_output
 from vgen.pipelines.coding.pixels import read_frames
 from vgen.pipelines.passes.two_pass import TwoPass
 from vgen.types import LatentShape, VideoShape
-
-_OURS = {
-    "AutoencoderKLLTXVideo": ["vgen", "CausalVideoVAE"],
-    "LTXLatentUpsamplerModel": ["vgen", "LatentUpsampler"],
-}
 
 
 def load_upsampler(
@@ -44,7 +40,7 @@ def load_upsampler(
         torch_dtype: of the weights, None: as stored.
         device: where to put it.
     Raises:
-        CheckpointError: nothing is there, or it is no upsampler, incomplete or damaged.
+        CheckpointError: nothing is there, or what is there is not an upsampler, incomplete or damaged.
     """
     return LatentUpsampler.from_files(find_upsampler(name_or_path), torch_dtype=torch_dtype, device=device)
 
@@ -94,12 +90,7 @@ class LatentUpsamplePipeline(DiffusionPipeline):
     def load_config(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
         """Read model_index.json, with diffusers' LTX classes translated to ours."""
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
-        index, rest = (config[0], config[1:]) if isinstance(config, tuple) else (config, None)
-        index = {
-            key: _OURS.get(value[1], value) if isinstance(value, (list, tuple)) and len(value) == 2 else value
-            for key, value in index.items()
-        }
-        return index if rest is None else (index, *rest)
+        return (from_model_index(config[0]), *config[1:]) if isinstance(config, tuple) else from_model_index(config)
 
     @torch.no_grad()
     def __call__(
@@ -154,7 +145,7 @@ class LatentUpsamplePipeline(DiffusionPipeline):
         if output_type != "latent":
             num_frames, height, width = VideoShape.of_latent(LatentShape(*large.shape[2:]), self.vae.strides)
             settings = settings.replace(num_frames=num_frames, height=height, width=width, prompt=[""] * large.shape[0])
-            pixels = decode_latents(self.vae, large, settings, LTX, self.vae.dtype)
+            pixels = Coder(self.vae, settings, LTX, self.vae.dtype).decode(large)
             frames = to_output(pixels, output_type, self.video_processor)
         self.maybe_free_model_hooks()
         return VideoPipelineOutput(frames=frames) if return_dict else (frames,)

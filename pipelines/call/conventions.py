@@ -150,10 +150,12 @@ _OF_CLASS = {
     "LTXPipeline": LTX.name,
     "LTXImageToVideoPipeline": LTX.name,
     "LTXConditionPipeline": LTX_CONDITION.name,
+    "LTXLatentUpsamplePipeline": None,
 }
 OF_COMPONENT = {
     "LTXVideoTransformer3DModel": ["vgen", "VideoDiT"],
     "AutoencoderKLLTXVideo": ["vgen", "CausalVideoVAE"],
+    "LTXLatentUpsamplerModel": ["vgen", "LatentUpsampler"],
 }
 """diffusers' classes, and the library and class that stand for them here."""
 
@@ -170,19 +172,15 @@ def convention_named(name: str) -> Convention:
 
 
 def from_model_index(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate a diffusers LTX model_index.json to ours; every other index is returned as it is.
-
-    Args:
-        index: the parsed file.
-    Returns:
-        The index with our model classes in place of diffusers' LTX ones, and the convention that its pipeline class
-        stands for.
+    """The model_index.json of one of diffusers' LTX pipelines with our model classes, and with the convention that its
+    class stands for; every other index as it is.
     """
     name = index.get("_class_name")
     if name not in _OF_CLASS:
         return dict(index)
-    translated = {
+    ours = {
         key: OF_COMPONENT.get(value[1], value) if isinstance(value, (list, tuple)) and len(value) == 2 else value
         for key, value in index.items()
     }
-    return {**translated, "convention": _OF_CLASS[name]}
+    convention = _OF_CLASS[name]
+    return ours if convention is None else {**ours, "convention": convention}

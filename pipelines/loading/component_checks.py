@@ -15,14 +15,11 @@ _STOCHASTIC = ("FlowMatchLCMScheduler", "LCMScheduler")
 
 
 def check_component(name: str, value: Any) -> None:
-    """Refuse a component that a call could not use.
+    """Refuse a component that a call could not use, with what can be used instead.
 
     Every token may stand at a sigma of its own (what is given, and what is not), so a scheduler has to step tokens one
     by one: of diffusers' only FlowMatchEulerDiscreteScheduler does.
 
-    Args:
-        name: of the component.
-        value: for that place.
     Raises:
         RequestError: names what is there and what can be used.
     """
@@ -41,16 +38,14 @@ def check_component(name: str, value: Any) -> None:
 
 
 def check_scheduler_entry(entry: Any) -> None:
-    """Refuse the scheduler that a model_index.json names, before anything is loaded.
+    """The same for the scheduler that a model_index.json names (library, class), before anything is loaded.
 
-    Args:
-        entry: library and class; what is not of diffusers is tried.
     Raises:
-        RequestError: see `check_component`.
+        RequestError: see `check_component`; a class that is not of diffusers is tried.
     """
     name = str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[0] == "diffusers" else ""
-    found = getattr(diffusers, name, None)
-    if isinstance(found, type) and not issubclass(found, FlowMatchEulerDiscreteScheduler):
+    scheduler = getattr(diffusers, name, None)
+    if isinstance(scheduler, type) and not issubclass(scheduler, FlowMatchEulerDiscreteScheduler):
         raise RequestError(_refused_scheduler(name))
 
 

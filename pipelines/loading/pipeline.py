@@ -27,8 +27,14 @@ from vgen.pipelines.loading.component_checks import check_component
 from vgen.pipelines.loading.load import TEXT, TextSource, load_folder, read_file
 from vgen.pipelines.loading.lora import LoadedLora, Loras
 from vgen.pipelines.text.cache import DeferredText, TextCache
-from vgen.pipelines.text.encoder import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings, quietly
-from vgen.pipelines.text.prompts import embed_prompts, text_encoding
+from vgen.pipelines.text.encoder import (
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+    TextEmbeddings,
+    encode_texts,
+    quietly,
+)
+from vgen.pipelines.text.prompts import embed_prompts
 
 
 class ModelPipeline(DiffusionPipeline, LTXVideoLoraLoaderMixin):
@@ -52,7 +58,7 @@ class ModelPipeline(DiffusionPipeline, LTXVideoLoraLoaderMixin):
     scheduler: FlowMatchEulerDiscreteScheduler
     vae: CausalVideoVAE
     text_encoder: T5EncoderModel | None
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: PreTrainedTokenizerBase
     transformer: VideoDiT
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components: ClassVar[list[str]] = []
@@ -292,8 +298,15 @@ class ModelPipeline(DiffusionPipeline, LTXVideoLoraLoaderMixin):
             RequestError: neither a prompt nor embeddings with their mask, or no text encoder.
         """
         device = device or self._execution_device
-        masked = self.convention.mask_text_encoder
-        encode = text_encoding(self.tokenizer, self.text_encoder, self.deferred_text, masked, device)
+
+        def encode(texts: list[str], length: int) -> tuple[Tensor, Tensor]:
+            masked = self.convention.mask_text_encoder
+            if self.text_encoder is not None:
+                return encode_texts(self.tokenizer, self.text_encoder, texts, length, masked=masked, device=device)
+            if self.deferred_text is None:
+                raise RequestError("prompt: this pipeline has no text encoder; give prompt_embeds and their masks.")
+            return self.deferred_text.encode(texts, length, masked=masked, device=device)
+
         negative = ("" if negative_prompt is None else negative_prompt) if do_classifier_free_guidance else None
         text = embed_prompts(
             encode, prompt, negative, max_sequence_length,

@@ -27,38 +27,20 @@ _SMALLER = (0.75, 0.5, 0.375, 0.25)
 """Sides of the sizes that are tried as a remedy, as shares."""
 
 
-def sizes_of(
-    place: Path,
-    dtype: torch.dtype,
-    text_folder: str | Path | None = None,
-    *,
-    keep_text: bool = False,
-    quantize: str | None = None,
-    quantize_text: str | None = None,
-) -> Sizes:
+def sizes_of(place: Path, dtype: torch.dtype, text_folder: str | Path | None = None, **options: Any) -> Sizes:
     """The parts of a model without content.
 
     Args:
         place: its folder or single file.
         dtype: that it will have.
         text_folder: of the text encoder, where it is not the model's.
-        keep_text: the text encoder stays on the device.
-        quantize: of `vgen.request.lossy.QUANTIZATIONS`; only "int8-weights" takes less in the plan.
-        quantize_text: of `vgen.request.lossy.TEXT_QUANTIZATIONS`.
+        **options: see `sizes_of_configs`.
     Raises:
         CheckpointError: the configuration makes no model.
     """
     configs = {kind: component_config(place, kind) for kind in ("transformer", "vae")}
-    folder = find_text_encoder(place, text_folder) / "text_encoder"
-    return sizes_of_configs(
-        configs["transformer"],
-        configs["vae"],
-        dtype,
-        folder,
-        keep_text=keep_text,
-        quantize=quantize,
-        quantize_text=quantize_text,
-    )
+    text = find_text_encoder(place, text_folder) / "text_encoder"
+    return sizes_of_configs(**configs, dtype=dtype, text=text, **options)
 
 
 def sizes_of_configs(
@@ -120,24 +102,22 @@ def plan_call(sizes: Sizes, work: Work, budget: int, device: str, *, base: int |
 def _with_remedy(
     error: OutOfMemoryError, sizes: Sizes, work: Work, budget: int, device: str, base: int
 ) -> OutOfMemoryError:
-    before = work.shape
-    patch = sizes.transformer.config.patch_size
+    """The error with a smaller size that fits, if one does."""
+    before, patch = work.shape, sizes.transformer.config.patch_size
+    remedy = " Smaller sizes do not fit either: it is the weights and the runtime that need it."
     for share in _SMALLER:
         height, width = (max(round(side * share) // patch, 1) * patch for side in (before.height, before.width))
         frames = max(round((before.frames - 1) * share), 0) + 1
         smaller = work._replace(shape=LatentShape(frames, height, width))
         plan = find_plan(sizes, smaller, budget, device=device, base=base)
-        if plan is None:
-            continue
-        pixels = VideoShape.of_latent(smaller.shape, sizes.vae.strides)
-        size = f"{pixels.width} x {pixels.height} x {counted(pixels.num_frames, 'frame')}"
-        remedy = f" {size} would take {bytes_text(plan.peak)}."
-        break
-    else:
-        remedy = " Smaller sizes do not fit either: it is the weights and the runtime that need it."
-    found = OutOfMemoryError(str(error) + remedy)
-    found.least = error.least
-    return found
+        if plan is not None:
+            pixels = VideoShape.of_latent(smaller.shape, sizes.vae.strides)
+            size = f"{pixels.width} x {pixels.height} x {counted(pixels.num_frames, 'frame')}"
+            remedy = f" {size} would take {bytes_text(plan.peak)}."
+            break
+    refused = OutOfMemoryError(str(error) + remedy)
+    refused.least = error.least
+    return refused
 
 
 def encode_first(pipe: Any, device: str, prompts: Sequence[str], negative_prompt: str, way: str | None = None) -> None:

@@ -7,22 +7,23 @@ sizes the second is a `vgen.pipelines.passes.two_pass.RefiningPass`; where a mas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from vgen.diffusion.conditions import ConditionSet, KnownLatents
-from vgen.diffusion.guidance import Branch, Guidance, StepState
+from vgen.diffusion.conditions import ConditionSet
+from vgen.diffusion.guidance import Guidance
 from vgen.diffusion.tokens import pack
 from vgen.events import Decoding
 from vgen.pipelines.call.conventions import Convention
 from vgen.pipelines.call.progress import CallSteps
 from vgen.pipelines.call.settings import GenerationSettings
+from vgen.pipelines.coding.coder import Coder
 from vgen.pipelines.coding.encode import encode_given
-from vgen.pipelines.coding.given_pixels import Conditions, GivenPixels
+from vgen.pipelines.coding.given_pixels import GivenPixels
 from vgen.pipelines.coding.reencode import renew_known
 from vgen.pipelines.text.encoder import TextEmbeddings
 from vgen.request.steps import skipped_steps
@@ -35,48 +36,16 @@ class Sampler(Protocol):
     scheduler: Any
     vae: Any
     transformer: Any
-    config: Any
-    _callback_tensor_inputs: Any
-
-    @property
-    def patch_size(self) -> int: ...
-
-    @property
-    def convention(self) -> Convention: ...
-
-    @property
-    def interrupt(self) -> bool: ...
-
-    @property
-    def _execution_device(self) -> torch.device: ...
-
-    def fill_settings(self, given: Mapping[str, Any]) -> GenerationSettings: ...
-
-    def check_inputs(
-        self, settings: GenerationSettings, conditions: Conditions = ()
-    ) -> tuple[LatentShape, list[GivenPixels]]: ...
-
-    def prepare_latents(
-        self,
-        settings: GenerationSettings,
-        shape: LatentShape,
-        given: Sequence[GivenPixels],
-        device: torch.device,
-        known_latents: Sequence[KnownLatents] = (),
-    ) -> tuple[Tensor, ConditionSet]: ...
-
-    def sample(
-        self, one: Pass, steps: CallSteps, text: TextEmbeddings, known_latents: Sequence[KnownLatents] = ()
-    ) -> tuple[Tensor, TextEmbeddings]: ...
-
-    def predict(
-        self,
-        branches: Sequence[Branch],
-        step: StepState,
-        known: ConditionSet,
-        text: TextEmbeddings,
-        settings: GenerationSettings,
-    ) -> dict[str, Tensor]: ...
+    patch_size: int
+    convention: Convention
+    interrupt: bool
+    _execution_device: torch.device
+    coder: Callable[[GenerationSettings], Coder]
+    fill_settings: Callable[[Mapping[str, Any]], GenerationSettings]
+    check_inputs: Callable[..., tuple[LatentShape, list[GivenPixels]]]
+    prepare_latents: Callable[..., tuple[Tensor, ConditionSet]]
+    sample: Callable[..., tuple[Tensor, TextEmbeddings]]
+    predict: Callable[..., dict[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +108,7 @@ class Pass:
             return known.start(noise)
         clip = self.clip
         if isinstance(clip, GivenPixels):
-            clip = encode_given(pipe.vae, clip, self.settings, pipe.convention, noise.device).latents
+            clip = encode_given(pipe.coder(self.settings), clip, noise.device).latents
         return known.start(noise, pack(clip.to(noise), pipe.patch_size).expand(noise.shape), sigma)
 
 
@@ -159,7 +128,7 @@ class Reencoding:
         """See `Pass.run`."""
         assert before is not None
         steps.emit(Decoding())
-        return renew_known(pipe.vae, before, self.given, self.settings, pipe.convention, pipe.transformer.dtype)
+        return renew_known(pipe.coder(self.settings), before, self.given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +154,3 @@ class Call:
     def needs_negative(self) -> bool:
         """Whether any pass uses the negative prompt."""
         return any(one.guidance.needs_negative for one in self.passes if isinstance(one, Pass))
-
-    @property
-    def decoding(self) -> GenerationSettings:
-        """How the latents of the last pass are decoded."""
-        return self.passes[-1].settings

@@ -1,45 +1,16 @@
-"""Prompts of a call to embeddings, with the text encoder in memory or with one that is loaded when it is needed."""
+"""Prompts of a call to embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from vgen.errors import RequestError
-from vgen.pipelines.text.cache import DeferredText
-from vgen.pipelines.text.encoder import PreTrainedTokenizerBase, T5EncoderModel, TextEmbeddings, encode_texts
+from vgen.pipelines.text.encoder import TextEmbeddings
 
 Encode = Callable[[list[str], int], tuple[Tensor, Tensor]]
 """Texts and max_sequence_length L to embeddings [P, L, D] and masks [P, L]."""
-
-
-def text_encoding(
-    tokenizer: PreTrainedTokenizerBase | None,
-    text_encoder: T5EncoderModel | None,
-    deferred_text: DeferredText | None,
-    masked: bool,
-    device: torch.device,
-) -> Encode:
-    """What encodes the texts of a pipeline.
-
-    Args:
-        tokenizer, text_encoder: where they are in memory.
-        deferred_text: stands in for them.
-        masked: whether the encoder knows which tokens are padding.
-        device: where to encode.
-    """
-    if text_encoder is not None and tokenizer is not None:
-        return partial(encode_texts, tokenizer, text_encoder, masked=masked, device=device)
-    if deferred_text is not None:
-        return partial(deferred_text.encode, masked=masked, device=device)
-    return _refuse
-
-
-def _refuse(texts: list[str], max_sequence_length: int) -> tuple[Tensor, Tensor]:
-    raise RequestError("prompt: this pipeline has no text encoder; give prompt_embeds and their masks.")
 
 
 def embed_prompts(
@@ -55,7 +26,7 @@ def embed_prompts(
     """Encode what is not given as embeddings, all of it as one batch.
 
     Args:
-        encode: see `text_encoding`.
+        encode: encodes texts.
         prompt: P texts, one as a string.
         negative_prompt: one for all, or P; None: it is not needed.
         max_sequence_length: L, where `embeds` do not say it.

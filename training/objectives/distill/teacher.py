@@ -13,7 +13,6 @@ from vgen.engine.device import DTYPES
 from vgen.errors import RequestError
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
 from vgen.pipelines.call.schedule_and_guidance import set_schedule
-from vgen.pipelines.coding.decode import decode_latents
 from vgen.pipelines.coding.given_pixels import VideoCondition
 from vgen.training.control import Control
 from vgen.training.data.clips import to_frames
@@ -206,8 +205,7 @@ def decode_tokens(pipeline: TextToVideoPipeline, tokens: Tensor, num_frames: int
     settings = pipeline.fill_settings(told)
     shape, _ = pipeline.check_inputs(settings)
     latents = unpack(tokens.to(pipeline._execution_device), shape, pipeline.patch_size)
-    video = decode_latents(pipeline.vae, latents, settings, pipeline.convention, pipeline.transformer.dtype)
-    return list(to_frames(video).cpu().numpy())
+    return list(to_frames(pipeline.coder(settings).decode(latents)).cpu().numpy())
 
 
 def _begin(noise: Tensor, after: Tensor, layout: Layout, pipeline: Any) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from vgen.diffusion.latent_statistics import tone_map
 from vgen.pipelines.call.conventions import LTX, NATIVE, ORIGINAL
 from vgen.pipelines.call.settings import GenerationSettings
-from vgen.pipelines.coding.decode import decode_latents
+from vgen.pipelines.coding.coder import Coder
 
 LATENTS = torch.randn(1, 2, 2, 2, 2, generator=torch.Generator().manual_seed(0)) * 2
 
@@ -39,7 +39,7 @@ def test_place(convention, conditioned):
         convention.defaults,
     )  # fmt: skip
     vae = _Vae(conditioned)
-    decode_latents(vae, LATENTS, settings, convention, torch.float32)
+    Coder(vae, settings, convention, torch.float32).decode(LATENTS)
     noise = torch.randn(LATENTS.shape, generator=torch.Generator().manual_seed(1))
     if not conditioned:
         expected = tone_map(LATENTS, 0.6) * 3 + 1
