@@ -88,9 +88,9 @@ def test_saved_models_load_in_plain_diffusers(tmp_path, vae_configs, fill_zeros)
             vae = fill_zeros(CausalVideoVAE(**config), "per_channel_scale")
             vae.save_pretrained(tmp_path / version)
             decoded[version] = vae(video, timestep).sample
-    told = {"tokens": tokens, "text": text, "video": video, "timestep": timestep, "velocity": velocity}
+    given = {"tokens": tokens, "text": text, "video": video, "timestep": timestep, "velocity": velocity}
     save_file(
-        told | {f"decoded {version}": value for version, value in decoded.items()}, tmp_path / "tensors.safetensors"
+        given | {f"decoded {version}": value for version, value in decoded.items()}, tmp_path / "tensors.safetensors"
     )
     program = """
 import sys
@@ -99,10 +99,10 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 folder = sys.argv[1]
 from safetensors.torch import load_file
-told = load_file(folder + "/tensors.safetensors")
+given = load_file(folder + "/tensors.safetensors")
 names = ("tokens", "text", "video", "timestep", "velocity")
-tokens, text, video, timestep, velocity = (told.pop(name) for name in names)
-decoded = {name.split()[1]: value for name, value in told.items()}
+tokens, text, video, timestep, velocity = (given.pop(name) for name in names)
+decoded = {name.split()[1]: value for name, value in given.items()}
 dit, info = LTXVideoTransformer3DModel.from_pretrained(folder + "/transformer", output_loading_info=True)
 assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
 with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Where the reference fails and vgen does not. Each test shows both, so that it tells when the reference is mended."""
+"""Where the reference fails and vgen does not. Each test shows both, so that it fails once the reference is mended."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _NEWER = "vae.encoder.conv_out.conv.weight"
 
 
 def test_vae_keys(vae_configs, fill_zeros) -> None:
-    """diffusers tells 0.9.5 by 2048 channels before the encoder's last convolution: a stand-in has as many."""
+    """diffusers recognises 0.9.5 by 2048 channels before the encoder's last convolution: a stand-in has as many."""
     for version, config in vae_configs.items():
         if version != "0.9.5":  # the original numbers are those of stages that widen where the public ones do
             config = {**config, "block_out_channels": (8, 16, 32, 32)}

@@ -26,11 +26,11 @@ from vgen.ops import switches
 
 @dataclass
 class Placement:
-    """Where a pipeline works whose models do not all lie on its device.
+    """Where a pipeline works whose models are not all on its device.
 
     Attributes:
         device: to work on.
-        hooks: of accelerate, one a model that is brought to the device when it is called, and sent back after a call.
+        hooks: of accelerate, one per model that is brought to the device when it is called, and sent back after a call.
         settings: of every call that does not say otherwise.
     """
 

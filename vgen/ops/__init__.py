@@ -151,7 +151,7 @@ def conv3d(
     Args:
         hidden_states: [B, C, F, H, W].
         weight, bias: [D, C, k, k, k] and [D].
-        stride, padding: by axis.
+        stride, padding: one per axis.
     """
     plain = torch.is_grad_enabled() or torch.compiler.is_compiling() or not switches.enabled("direct_convolution")
     if plain or not _blocked(hidden_states, weight):

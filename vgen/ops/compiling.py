@@ -29,8 +29,8 @@ _PATIENCE: Final = 120  # seconds that a compiler may take
 def library() -> ctypes.CDLL | None:
     """The compiled library.
 
-    It is kept in vgen's cache folder, see vgen.io.files.private_folder, under a name that tells source, flags,
-    compiler and processor apart.
+    It is kept in vgen's cache folder, see vgen.io.files.private_folder, under a name that differs with source, flags,
+    compiler and processor.
 
     Returns:
         None where there is no Linux, no C compiler, or no OpenMP runtime that torch has loaded: then the plain
@@ -59,8 +59,8 @@ def _openmp_runtime() -> str | None:
 
 
 def _compiled(compiler: str) -> Path:
-    told = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_PATIENCE).stdout
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode() + told + _processor().encode())
+    known_as = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_PATIENCE).stdout
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(_FLAGS).encode() + known_as + _processor().encode())
     folder = private_folder("native")
     target = folder / f"{key.hexdigest()[:32]}.so"
     if target.exists():
@@ -78,7 +78,7 @@ def _compiled(compiler: str) -> Path:
 
 
 def _processor() -> str:
-    """What the processor can do, as the system tells it."""
+    """What the processor can do, as the system describes it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -87,7 +87,7 @@ def _register(name: str, plain: Callable[..., Any], shapes: Callable[..., Any]) 
     """Make an operator of its plain form, the Triton kernel of that name, and what gives results without content."""
 
     def on_gpu(hidden_states: Tensor, *others: Any) -> Any:
-        # Triton starts kernels on the current device, whatever the tensors lie on; torch sets it for its own alone.
+        # Triton starts kernels on the current device, whatever holds the tensors; torch sets it only for its own.
         with torch.cuda.device_of(hidden_states):
             return getattr(_kernels(), name)(hidden_states, *others)
 

@@ -1,4 +1,4 @@
-/* The fused operations of vgen.ops for float32 on a CPU; the references beside them in Python say what they compute.
+/* The fused operations of vgen.ops for float32 on a CPU; the references next to them in Python say what they compute.
  *
  * Plain C, no headers of torch: it is compiled in a second by the system's compiler when it is first needed, for the
  * processor at hand. Sizes are counted in elements; rows are contiguous.

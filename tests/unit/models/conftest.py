@@ -61,7 +61,7 @@ def dit() -> VideoDiT:
 
 @pytest.fixture
 def dit_inputs() -> dict[str, torch.Tensor]:
-    """Two samples of six tokens, one timestep by token, ragged text."""
+    """Two samples of six tokens, one timestep per token, ragged text."""
     generator = torch.Generator().manual_seed(1)
     return {
         "hidden_states": torch.randn((2, 6, 4), generator=generator),

@@ -25,7 +25,7 @@ def _random(*size: int, seed: int = 0) -> torch.Tensor:
 
 
 def _modulation(rows: int, size: int, batch: int = 2) -> tuple[torch.Tensor, ...]:
-    """Six vectors as a block makes them: views of one tensor, by sample or by token."""
+    """Six vectors as a block makes them: views of one tensor, per sample or per token."""
     return _random(batch, rows, 6, size, seed=9).unbind(dim=2)
 
 
@@ -103,7 +103,7 @@ def test_the_public_operation_equals_the_reference_with_and_without_gradients(na
     for one, other in zip(
         *(v if isinstance(v, tuple) else (v,) for v in (exact, getattr(reference, name)(*case))), strict=True
     ):
-        assert torch.equal(one, other)  # training computes what it always did, to the bit
+        assert torch.equal(one, other)  # training computes what it always did, bit for bit
 
 
 @needs_compiler

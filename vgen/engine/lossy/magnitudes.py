@@ -25,7 +25,7 @@ class Magnitudes:
 
     Attributes:
         sigmas: of the steps it was measured at, descending.
-        ratios: as many, above 0; the first is 1.
+        ratios: one per step, above 0; the first is 1.
     """
 
     sigmas: tuple[float, ...]
@@ -37,7 +37,7 @@ class Magnitudes:
             len(self.sigmas) == len(self.ratios) and all(map(math.isfinite, numbers)) and min(numbers, default=0) > 0
         )
         if not whole or list(self.sigmas) != sorted(set(self.sigmas), reverse=True):
-            raise CheckpointError("magnitudes need as many ratios above 0 as sigmas that descend: measure them again.")
+            raise CheckpointError("magnitudes need descending sigmas with a ratio above 0 each: measure them again.")
 
     def at(self, sigmas: Sequence[float]) -> list[float]:
         """The ratios of another schedule: the size is taken as a function of sigma, log-linear between.
@@ -45,7 +45,7 @@ class Magnitudes:
         Args:
             sigmas: of its steps, descending.
         Returns:
-            As many ratios; the first is 1.
+            One ratio per step; the first is 1.
         """
         sizes = [self._log_size(sigma) for sigma in sigmas]
         return [1.0, *(math.exp(after - before) for before, after in itertools.pairwise(sizes))][: len(sizes)]
@@ -79,7 +79,7 @@ def find_magnitudes(folder: Path) -> Magnitudes:
     if file.is_file():
         return read_magnitudes(file)
     raise CheckpointError(
-        f"step_cache='magcache' needs numbers of the model {folder.name!r} that were not measured yet: run "
+        f"step_cache='magcache' needs the magnitudes of the model {folder.name!r}, which were not measured yet: run "
         "`vgen bench calibrate --model NAME|FOLDER` once, or use first-block or taylorseer."
     )
 
@@ -91,8 +91,8 @@ def read_magnitudes(file: Path) -> Magnitudes:
         CheckpointError: it is damaged.
     """
     try:
-        told: Any = json.loads(file.read_bytes())
-        return Magnitudes(tuple(map(float, told["sigmas"])), tuple(map(float, told["ratios"])))
+        content: Any = json.loads(file.read_bytes())
+        return Magnitudes(tuple(map(float, content["sigmas"])), tuple(map(float, content["ratios"])))
     except (OSError, ValueError, KeyError, TypeError, VgenError) as error:
         raise CheckpointError(f"{file} holds no magnitudes ({error}): delete it and measure them again.") from None
 

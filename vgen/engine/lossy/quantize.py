@@ -52,7 +52,7 @@ class QuantizedLinear(nn.Module):
 
 
 def rowwise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round to 8 bits with one scale a row, symmetric.
+    """Round to 8 bits with one scale per row, symmetric.
 
     Args:
         weight: [O, I].
@@ -65,7 +65,7 @@ def rowwise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Int8Linear(QuantizedLinear):
-    """Weights int8 with a scale a row, activations uint8 with one scale for all, drawn anew at every call; CPU.
+    """Weights int8 with a scale per row, activations uint8 with one scale for all, computed at every call; CPU.
 
     The product is oneDNN's, with integer instructions where the processor has them (VNNI, AMX). Where it has none, two
     products are added in 16 bits, which 8-bit activations would overflow: they have 7 there.
@@ -99,7 +99,7 @@ class Int8Linear(QuantizedLinear):
 
 
 class Int8WeightLinear(QuantizedLinear):
-    """Weights int8 with a scale a row, widened for every product: a quarter of float32's memory, no faster.
+    """Weights int8 with a scale per row, widened for every product: a quarter of float32's memory, no faster.
 
     Args:
         linear: anywhere.
@@ -232,7 +232,7 @@ def check_device(kind: str, device: torch.device, layers: dict[str, nn.Linear]) 
         odd = [name for name, layer in layers.items() if layer.in_features % 16 or layer.out_features % 16]
         if odd:
             raise RequestError(
-                f"quantize='fp8' needs sizes that divide by 16, and {odd[0]} has none: use int8-weights."
+                f"quantize='fp8' needs sizes that divide by 16, and those of {odd[0]} do not: use int8-weights."
             )
     if kind == "int8" and device.type == "cpu":
         known = hasattr(torch, "quantize_per_channel") and hasattr(torch.ops.quantized, "linear_dynamic")
@@ -261,7 +261,7 @@ def _layers(transformer: VideoDiT, endings: tuple[str, ...]) -> dict[str, nn.Lin
     linear = {name: layer for name, layer in found.items() if isinstance(layer, nn.Linear)}
     for name, layer in found.items():
         if name not in linear:
-            raise RequestError(f"quantize: {name} is a {type(layer).__name__}, no linear layer.")
+            raise RequestError(f"quantize: {name} is a {type(layer).__name__}, which is not a linear layer.")
     return linear
 
 
@@ -272,7 +272,7 @@ def _replace(transformer: nn.Module, layers: dict[str, nn.Linear], make: Callabl
 
 
 def _through_torchao(transformer: nn.Module, layers: dict[str, nn.Linear]) -> None:
-    """int8 on a GPU is torchao's: a scale a token and a row."""
+    """int8 on a GPU is torchao's: a scale per token and per row."""
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError:

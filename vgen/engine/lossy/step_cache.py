@@ -112,8 +112,8 @@ def _check(
         )
     if cache.name == "first-block" and getattr(transformer, "_parallel_config", None) is not None:
         raise RequestError(
-            f"{spelled} decides by what a process sees, and the tokens are spread over several: use taylorseer or "
-            "magcache."
+            f"{spelled} decides by what a process sees, and the tokens are spread over several processes: use "
+            "taylorseer or magcache."
         )
     if cache.name == "magcache" and magnitudes is None:
         raise RequestError(

@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
     time of coding small clips on a CPU. The process then holds on to the most that it ever used.
 
     Returns:
-        Whether this system's C library could be told so (glibc only; elsewhere nothing happens).
+        Whether this system's C library can do so (glibc only; elsewhere nothing happens).
     """
     global _for_good
     mallopt = _mallopt()

@@ -206,11 +206,11 @@ def _largest_tile(vae: CausalVideoVAE, shape: LatentShape) -> tuple[tuple[int, i
         return (shape.height, shape.width), 0
     height, width = (getattr(vae, f"tile_sample_min_{axis}") for axis in ("height", "width"))
     rows, columns = height // vae.strides.height, width // vae.strides.width
-    below = rows - vae.tile_sample_stride_height // vae.strides.height
-    beside = columns - vae.tile_sample_stride_width // vae.strides.width
+    lower = rows - vae.tile_sample_stride_height // vae.strides.height
+    right = columns - vae.tile_sample_stride_width // vae.strides.width
     tile = (min(shape.height, rows), min(shape.width, columns))
-    across = 2 * shape.width * columns // max(columns - beside, 1)  # two rows of tiles, their overlap counted twice
-    return tile, below * across + beside * tile[0]
+    across = 2 * shape.width * columns // max(columns - right, 1)  # two rows of tiles, their overlap counted twice
+    return tile, lower * across + right * tile[0]
 
 
 def _overlap(side: int, stride: int) -> int:

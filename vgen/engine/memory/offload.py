@@ -42,7 +42,7 @@ class _Slot:
 
 @dataclass
 class _Block:
-    """A block on the host: one piece of memory, and where in it each weight lies."""
+    """A block on the host: one piece of memory, and the place of each weight in it."""
 
     memory: Tensor
     weights: list[Tensor]
@@ -62,7 +62,7 @@ class BlockOffload:
     """Keeps blocks on the host and brings each to the device for its forward and, in training, for its backward.
 
     While a block works, the next one is copied (on a GPU: from pinned memory, on a stream of its own). The result is
-    that of the model without offload, to the bit. Every forward copies all blocks again, since weights on the host may
+    that of the model without offload, bit for bit. Every forward copies all blocks again, since weights on the host may
     have changed in between; while `weights_fixed` is set it uses what the one before has left in place. Outside a
     forward the weights are seen on the host, so that saving a model and fusing a LoRA work as always; where gradients
     are wanted they stay on the device until the backward, and with `frozen_only` until they are saved.
@@ -116,7 +116,7 @@ class BlockOffload:
         return sum(block.memory.numel() for block in self._blocks)
 
     def forget(self) -> None:
-        """Have every block copied anew: to be called after weights were changed on the host."""
+        """Have every block copied again: to be called after weights were changed on the host."""
         for slot in self._slots:
             slot.holder = None
 
@@ -201,7 +201,7 @@ def offload_blocks(
     """Offload the blocks of a model, and move all that is not in a block to the device.
 
     Args:
-        model: on the host, so that it never lies on the device as a whole; `offload_of` finds the offload again.
+        model: on the host, so that it is never on the device as a whole; `offload_of` finds the offload again.
         blocks, device, frozen_only, prefetch: see `BlockOffload`.
     """
     inside = {id(weight) for block in blocks for weight in _weights(block, frozen_only)}

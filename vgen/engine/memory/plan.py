@@ -1,4 +1,4 @@
-"""Where the models of a call lie and how it works, so that it fits a budget: the fastest way, told beforehand.
+"""Where the models of a call are and how it works, so that it fits a budget: the fastest way, known beforehand.
 
 A device holds the models that are needed, and what they compute. The ways to need less of it, in the order in which
 they are tried: everything together; the branches of the guidance one after another; transformer and VAE in turn; the
@@ -86,7 +86,7 @@ class Sizes:
             if found[-1].peak_bytes <= room:
                 return found[-1]
             if len(found) > 1 and found[-2].tile is not None and found[-1].peak_bytes > 0.95 * found[-2].peak_bytes:
-                break  # what is left does not lie with the tiles
+                break  # the tiles are not what takes the rest
         return min(found, key=lambda plan: plan.peak_bytes)
 
 
@@ -134,7 +134,7 @@ class MemoryPlan:
         }[self.places]
         texts = {
             "none": "prompts encoded already",
-            "kept": "text encoder beside them",
+            "kept": "text encoder next to them",
             "dropped": "text encoder loaded to encode and dropped",
             "blocks": "text encoder's blocks brought to the device one by one, then dropped",
             "host": "text encoded on the host",
@@ -188,7 +188,7 @@ def choose_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int
 
 
 def find_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int) -> MemoryPlan | None:
-    """As `choose_plan`, but None where nothing fits: told without rehearsing the VAE where weights or steps decide."""
+    """As `choose_plan`, but None where nothing fits: without rehearsing the VAE where weights or steps decide."""
     ways = [way for way in _ways(work, device) if not _is_hopeless(sizes, work, budget, device, base, *way)]
     for tiles in (False, True):
         for way in ways:
@@ -239,9 +239,9 @@ def _try(
     way = "none"
     if sizes.text is not None:
         # An encoder that does not stay is done with before the other models come, where they come at all.
-        beside = always if sizes.keep_text or device == "cpu" else base + (small if places == "blocks" else 0)
-        way, stages["encode the text"] = _text_way(sizes, work, budget - beside, device, text)
-        stages["encode the text"] += beside
+        others = always if sizes.keep_text or device == "cpu" else base + (small if places == "blocks" else 0)
+        way, stages["encode the text"] = _text_way(sizes, work, budget - others, device, text)
+        stages["encode the text"] += others
     encoding = None
     if work.encodes:
         clip = _clip_bytes(sizes.vae, work, 4)

@@ -51,7 +51,7 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and count what it made."""
         result = func(*args, **(kwargs or {}))
-        self._forget_gone()  # before what was made is looked at: it may lie where something else was
+        self._forget_gone()  # before the result is looked at: it may have the address of something that is gone
         leaves = (result,) if isinstance(result, Tensor) else tree_leaves(result)
         for leaf in leaves:
             if isinstance(leaf, Tensor):

@@ -34,7 +34,7 @@ class Group:
         return rank if self.group is None else dist.get_global_rank(self.group, rank)
 
     def join(self, part: Tensor, counts: list[int], dim: int) -> Tensor:
-        """Everybody's part, next to each other along `dim`.
+        """The parts of all processes, next to each other along `dim`.
 
         Args:
             part: of this process, of length counts[rank] along `dim` and elsewhere of the same sizes everywhere.
@@ -54,6 +54,6 @@ class Group:
 
 
 def shares(count: int, parts: int) -> list[int]:
-    """`count` things over so many parts, next to each other: the first get one more where it does not divide."""
+    """`count` things over `parts`, next to each other: the first get one more where it does not divide."""
     each, more = divmod(count, parts)
     return [each + (part < more) for part in range(parts)]

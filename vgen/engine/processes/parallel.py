@@ -74,14 +74,15 @@ def spread(pipeline: Any, layout: Layout) -> None:
         pipeline: has `transformer` (a VideoDiT) and `vae` (a CausalVideoVAE).
         layout: of all processes of torch.distributed, see vgen.request.process_grid; one process changes nothing.
     Raises:
-        RequestError: torch.distributed has not been set up for so many processes, or see SequenceParallel.
+        RequestError: torch.distributed has not been set up for that number of processes, or see SequenceParallel.
     """
     if layout == (1, 1):
         return
     world = Group("A pipeline on several processes")
     if world.size != layout.branches * layout.sequence:
         raise RequestError(
-            f"A layout of {layout.branches} x {layout.sequence} needs as many processes, and there are {world.size}."
+            f"A layout of {layout.branches} x {layout.sequence} needs {layout.branches * layout.sequence} processes, "
+            f"and there are {world.size}."
         )
     numbers = torch.arange(world.size).view(layout)
     rows, columns = ([dist.new_group(members.tolist()) for members in grid] for grid in (numbers, numbers.T))

@@ -1,4 +1,4 @@
-"""One clip's tokens on several processes: each works on its part, and attention goes by heads (DeepSpeed Ulysses).
+"""One clip's tokens on several processes: each works on its part, and attention is split by heads (DeepSpeed Ulysses).
 
 Every process has the tokens of one stretch of the clip and the whole text. For self-attention the processes swap: each
 gets all tokens of some heads, attends, and swaps back. Neither tokens nor heads need divide by the processes; nothing
@@ -86,7 +86,7 @@ class SequenceParallel(Group):
     def _enter(
         self, transformer: VideoDiT, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Cut what has one entry a token: [B, N, C] latents, [B, N] timesteps, [B, 3, N] coordinates."""
+        """Cut what has one entry per token: [B, N, C] latents, [B, N] timesteps, [B, 3, N] coordinates."""
         given = self._signature.bind(transformer, *args, **kwargs).arguments
         given.pop("self")
         hidden_states, timestep, coordinates = given["hidden_states"], given["timestep"], given.get("video_coords")
@@ -114,7 +114,7 @@ class SequenceParallel(Group):
     def _positions(
         self, rope: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Of a grid the positions are computed whole, and cut here."""
+        """The positions of a grid are computed whole, and cut here."""
         if self._tokens is None or rotation[0].shape[1] != sum(self._tokens):
             return rotation
         cosines, sines = (self._mine(part, 1) for part in rotation)

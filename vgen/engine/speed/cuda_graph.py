@@ -25,14 +25,14 @@ LARGEST: Final = 2048
 _DEVICE = "cuda"
 
 Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
-"""Takes work without arguments; gives back what does it again, and the tensor that its result then lies in."""
+"""Takes work without arguments; gives back what does it again, and the tensor that then holds its result."""
 
 
 @contextmanager
 def blocks_recorded(path: FastPath, tokens: int, capture: Capture | None = None) -> Iterator[None]:
     """Inside, for one denoising loop, the blocks are recorded at their second call and played back from then on.
 
-    Nothing but the inputs of the blocks may change meanwhile: weights are read where they lay when it was recorded.
+    Nothing but the inputs of the blocks may change meanwhile: weights are read from where they were then.
     Does nothing where `recordable` says no.
 
     Args:

@@ -59,7 +59,7 @@ class Memo:
 
 
 def _fingerprint(source: Tensor | nn.Module | None) -> Hashable:
-    """What tells a source from another and from itself after a change."""
+    """What distinguishes a source from others, and from itself after a change."""
     if source is None:
         return None
     if isinstance(source, Tensor):
@@ -82,7 +82,7 @@ _SMALL: Final = 1 << 16
 
 @torch.no_grad()
 def weight_digest(weights: Iterable[Tensor]) -> Hashable:
-    """Tells weights from themselves after a change of their content, however it was written.
+    """Another value for weights whose content has changed, however it was written.
 
     A sum over the bits of each weight, multiplied by their place (of large weights by that of every 2 KB): it reads
     each weight once (0.02 s per 100 MB on one core), and the host waits for the device once. Weights that are not plain

@@ -1,7 +1,7 @@
 """What was measured once, remembered: in memory, and in autotune.json of the cache folder.
 
-The file is a help, never a need: one that is damaged, unreadable or of another make counts as empty and is written
-anew, and where nothing can be written, memory has to do.
+The file is a help, never a need: one that is damaged, unreadable or of another make counts as empty and is
+replaced, and where nothing can be written, memory has to do.
 """
 
 from __future__ import annotations

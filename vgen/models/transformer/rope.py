@@ -1,4 +1,4 @@
-"""3-D rotary positions: where a token lies in seconds, pixel rows and pixel columns."""
+"""3-D rotary positions: the place of a token in seconds, pixel rows and pixel columns."""
 
 from __future__ import annotations
 

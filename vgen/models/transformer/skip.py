@@ -20,12 +20,12 @@ def plan_skips(
     """What every block leaves out.
 
     Args:
-        skip_layers: for all samples; or one entry (or None) for each of as many equal parts of the batch.
+        skip_layers: for all samples; or one entry (or None) for each of several equal parts of the batch.
         num_blocks: of the transformer.
         batch: B.
         device: of the samples.
     Returns:
-        One entry a block, None where nothing is left out.
+        One entry per block, None where nothing is left out.
     Raises:
         RequestError: an unknown mode, a block that is not there, or parts that do not divide the batch.
     """

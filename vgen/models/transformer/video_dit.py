@@ -67,7 +67,7 @@ class VideoDiT(
     Args:
         in_channels: of the latents.
         out_channels: of the prediction.
-        patch_size, patch_size_t: latents of a token; only scale the positions of a grid without coordinates.
+        patch_size, patch_size_t: latents per token; only scale the positions of a grid without coordinates.
         num_attention_heads, attention_head_dim: their product is the hidden size.
         cross_attention_dim: channels of the projected text; equals the hidden size.
         num_layers: blocks.
@@ -172,7 +172,7 @@ class VideoDiT(
         Args:
             hidden_states: [B, N, in_channels], noisy tokens, frame-major.
             encoder_hidden_states: [B, L, caption_channels], text features.
-            timestep: [B], or [B, N] for one by token; 1000 * sigma.
+            timestep: [B], or [B, N] for one per token; 1000 * sigma.
             encoder_attention_mask: [B, L], True or 1 = keep; None keeps all.
             num_frames, height, width: latent size, where no coordinates are given.
             rope_interpolation_scale: seconds, rows and columns of one latent, where no coordinates are given.

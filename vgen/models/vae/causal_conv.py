@@ -53,7 +53,7 @@ class FramePaddedConv3d(nn.Conv3d):
             stream: remembers the frames that the next piece of the clip looks back at; None: this is the whole clip.
             padded: the edge frames are repeated already.
         Returns:
-            [B, D, F', H', W'], F' = (F - 1) // temporal stride + 1; in a stream, the frames that can be told by now.
+            [B, D, F', H', W'], F' = (F - 1) // temporal stride + 1; in a stream, the frames that are known by now.
         """
         if stream is not None:
             return self._piece(hidden_states, stream)

@@ -1,7 +1,7 @@
 """Coding a clip piece by piece in time with the result of the whole: what each layer remembers between the pieces.
 
-A layer that looks back keeps the last frames it has seen. One that looks ahead gives its frames out late, by as many
-as it looks ahead, and what runs beside it (a residual path) is held back to the same frame. The last piece lets go of
+A layer that looks back keeps the last frames it has seen. One that looks ahead returns its frames late, by as many
+as it looks ahead, and what runs next to it (a residual path) is held back to the same frame. The last piece lets go of
 what is still held. So nothing is computed twice, nothing is blended, and no frame is shifted.
 """
 
@@ -57,13 +57,13 @@ class FrameStream:
 
 
 def take(stream: FrameStream | None, layer: nn.Module, frames: Tensor, count: int, name: str = "") -> Tensor:
-    """The next `count` frames of a path that runs beside a slower one; the rest waits for the next piece.
+    """The next `count` frames of a path that runs next to a slower one; the rest waits for the next piece.
 
     Args:
         stream: None where the clip is coded whole: then `frames` are all there are.
         layer, name: whose memory.
         frames: [B, C, F, H, W], new ones.
-        count: how many the slower path has given out.
+        count: how many the slower path has returned.
     """
     if stream is None:
         return frames
@@ -73,7 +73,7 @@ def take(stream: FrameStream | None, layer: nn.Module, frames: Tensor, count: in
 
 
 def add_beside(stream: FrameStream | None, layer: nn.Module, slower: Tensor, frames: Tensor) -> Tensor:
-    """`slower` plus the same frames of a path that runs beside it (see `take`), in place if nobody wants gradients."""
+    """`slower` plus the same frames of a path that runs next to it (see `take`), in place if nobody wants gradients."""
     count = slower.shape[FRAMES]
     if torch.is_grad_enabled():
         return slower + take(stream, layer, frames, count)
@@ -112,7 +112,7 @@ def run_in_pieces(stages: Sequence[StreamStage], pieces: Iterable[Tensor]) -> It
 
     Every stage has a memory of its own, and takes no more than half as many frames again at a time as it says: what the
     stages before it let go of at the clip's end then never meets at full resolution all at once. A piece is freed as
-    soon as the next stage has worked it up. A stage that gets the whole clip at once is told so by a stream of None.
+    soon as the next stage has worked it up. A stage that gets the whole clip at once gets no stream.
 
     Args:
         stages: in order.

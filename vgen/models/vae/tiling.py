@@ -215,7 +215,7 @@ def _has_frames(piece: Tensor) -> bool:
 
 
 def _joined(pieces: Iterator[Tensor], frames: int) -> Tensor:
-    """Pieces in time as one clip of so many frames; nothing is ever held twice."""
+    """Pieces in time as one clip of `frames`; nothing is ever held twice."""
     clip: Tensor | None = None
     done = 0
     for piece in filter(_has_frames, pieces):  # an empty one may be of a stripe, see engine.vae_parallel

@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next request, where the C library can be told so."""
+"""Freed memory is kept for the next request, where the C library can do so."""
 
 from __future__ import annotations
 

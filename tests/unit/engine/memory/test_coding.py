@@ -1,4 +1,4 @@
-"""What coding will take is told beforehand, and a budget is kept."""
+"""What coding will take is known beforehand, and a budget is kept."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def test_the_rehearsal_counts_what_the_real_decoder_makes(vae: CausalVideoVAE) -
     shape, latents = LatentShape(5, 4, 6), torch.zeros(2, 8, 5, 4, 6)
     plans = ((CodingPlan(None, None, 0), 0.05), (CodingPlan(8, None, 0), 0.05), (CodingPlan(8, (64, 96), 0), 0.2))
     for plan, tolerance in plans:
-        told = decoding_peak(vae, shape, 2, plan=plan)
+        rehearsed = decoding_peak(vae, shape, 2, plan=plan)
         plan.apply(vae)
         with torch.no_grad(), LiveBytes() as live:
             live.overlook(vae, latents)
             vae.decode(latents)
         clip = _clip_bytes(shape, 2)  # the workspace is for the network's tensors only
-        assert (told - clip) / WORKSPACE + clip == pytest.approx(live.peak, rel=tolerance)
+        assert (rehearsed - clip) / WORKSPACE + clip == pytest.approx(live.peak, rel=tolerance)
     vae.disable_tiling()
     vae.disable_streaming()
 

@@ -1,4 +1,4 @@
-"""Offloaded blocks compute what the model computes, to the bit, forward and backward."""
+"""Offloaded blocks compute what the model computes, bit for bit, forward and backward."""
 
 from __future__ import annotations
 
@@ -167,9 +167,9 @@ def test_weights_written_between_calls_are_what_comes_next(transformer: VideoDiT
 
 def test_the_device_holds_two_blocks(transformer: VideoDiT) -> None:
     blocks = transformer.transformer_blocks
-    told, whole = resident_bytes(transformer, blocks), weight_bytes(transformer)
+    resident, whole = resident_bytes(transformer, blocks), weight_bytes(transformer)
     one = weight_bytes(blocks[0])
-    assert told == whole - 3 * one
+    assert resident == whole - 3 * one
     with LiveBytes() as live:
         offload = BlockOffload(blocks, "cpu")
         assert live.now() == offload.device_bytes + offload.host_bytes

@@ -1,6 +1,6 @@
 """Recording the blocks: when it is done, and that the recorded inputs are those of each call.
 
-On a CPU a stand-in records: it does the work again on the recorded inputs, and puts the result where the first one lay,
+On a CPU a stand-in records: it does the work again on the recorded inputs, and puts the result where the first one was,
 as a CUDA graph does. What CUDA itself does is tested where there is a GPU.
 """
 

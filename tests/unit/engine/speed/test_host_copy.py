@@ -1,4 +1,4 @@
-"""Frames as bytes are to the bit what rounding the float frames on the host gives."""
+"""Frames as bytes are bit for bit what rounding the float frames on the host gives."""
 
 from __future__ import annotations
 

@@ -183,12 +183,12 @@ def test_piece_lengths_are_checked() -> None:
 
 
 def test_the_last_piece_is_known_as_such() -> None:
-    told: list[tuple[int, bool]] = []
+    calls: list[tuple[int, bool]] = []
 
     def stage(piece: torch.Tensor, stream: FrameStream) -> torch.Tensor:
-        told.append((piece.shape[2], stream.last))
+        calls.append((piece.shape[2], stream.last))
         return piece
 
     made = list(run_in_pieces([StreamStage(stage, 2), StreamStage(stage, 9)], [torch.zeros(1, 1, 3, 1, 1)] * 2))
     assert [piece.shape[2] for piece in made] == [2, 1, 2, 1]
-    assert sorted(told) == sorted(2 * [(2, False), (1, False), (2, False), (1, True)])
+    assert sorted(calls) == sorted(2 * [(2, False), (1, False), (2, False), (1, True)])
