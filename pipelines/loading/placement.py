@@ -19,7 +19,7 @@ from vgen.engine.session import Placement
 from vgen.errors import OutOfMemoryError, RequestError, bytes_text, counted
 from vgen.hub.find import component_config, find_text_encoder
 from vgen.models.empty import empty_model
-from vgen.models.transformer.fusing import move_together
+from vgen.models.fusing import move_together
 from vgen.pipelines.text.encoder import empty_text_encoder
 from vgen.types import LatentShape, VideoShape
 

@@ -19,8 +19,8 @@ from vgen.engine.speed.compile import compile_blocks, is_compiled, release_block
 from vgen.engine.speed.cuda_graph import blocks_recorded
 from vgen.engine.speed.fast_path import FastPath, fast_path
 from vgen.errors import RequestError
+from vgen.models.fusing import move_together, plain
 from vgen.models.transformer.attention import attention_chosen_by
-from vgen.models.transformer.fusing import move_together, plain
 from vgen.ops import switches
 
 

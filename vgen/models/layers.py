@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vgen import ops
 from vgen.errors import RequestError
-from vgen.models.transformer.fusing import bare, plain
+from vgen.models.fusing import bare, plain
 
 TIME_CHANNELS = 256
 """Width of the sinusoidal embedding of a timestep."""

@@ -2,7 +2,7 @@
 
 Why not diffusers' or accelerate's hooks: theirs give every weight new memory at every turn. Results that are kept by
 the weights' address (vgen.engine.speed.loop_memo) and weights that lie next to each other
-(vgen.models.transformer.fusing) are then lost, and in training the backward finds no weights at all. Here a block
+(vgen.models.fusing) are then lost, and in training the backward finds no weights at all. Here a block
 always comes to the same place, in one copy.
 """
 
@@ -27,17 +27,11 @@ _ALIGNMENT: Final = 256
 
 @dataclass
 class _Slot:
-    """Memory on the device for one block.
-
-    Attributes:
-        memory: uint8.
-        holder: index of the block that is in it, or None.
-        arrived: recorded on the copying stream behind the last copy into it.
-    """
+    """Memory on the device for one block."""
 
     memory: Tensor
-    holder: int | None = None
-    arrived: Any = None
+    holder: int | None = None  # index of the block that is in it
+    arrived: Any = None  # recorded on the copying stream behind the last copy into it
 
 
 @dataclass
@@ -104,16 +98,6 @@ class BlockOffload:
             ]
             if frozen_only:  # so that moving the whole model to the device finds nothing to move
                 self._show(index, self._slot(index).memory)
-
-    @property
-    def device_bytes(self) -> int:
-        """What the blocks take on the device."""
-        return sum(slot.memory.numel() for slot in self._slots)
-
-    @property
-    def host_bytes(self) -> int:
-        """What the blocks take on the host."""
-        return sum(block.memory.numel() for block in self._blocks)
 
     def forget(self) -> None:
         """Have every block copied again: to be called after weights were changed on the host."""

@@ -189,7 +189,7 @@ def choose_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int
 
 def find_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int) -> MemoryPlan | None:
     """As `choose_plan`, but None where nothing fits: without rehearsing the VAE where weights or steps decide."""
-    ways = [way for way in _ways(work, device) if not _is_hopeless(sizes, work, budget, device, base, *way)]
+    ways = [way for way in _ways(work, device) if not _is_hopeless(sizes, work, budget, base, *way)]
     for tiles in (False, True):
         for way in ways:
             plan = _try(sizes, work, budget, device, base, *way, tiles=tiles)
@@ -198,7 +198,7 @@ def find_plan(sizes: Sizes, work: Work, budget: int, *, device: str, base: int) 
     return None
 
 
-def _is_hopeless(sizes: Sizes, work: Work, budget: int, device: str, base: int, places: str, together: bool) -> bool:
+def _is_hopeless(sizes: Sizes, work: Work, budget: int, base: int, places: str, together: bool) -> bool:
     """Whether weights and pixels alone, or a step of the transformer, break a budget: no way of the VAE helps then."""
     _, in_loop, coding = _held(sizes, work, base, places)
     given = _clip_bytes(sizes.vae, work, 4) if work.encodes else 0

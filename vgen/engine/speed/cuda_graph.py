@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from vgen.engine.speed.fast_path import FastPath
+from vgen.models.fusing import plain
 from vgen.models.transformer.attention import VideoAttentionProcessor
-from vgen.models.transformer.fusing import plain
 
 logger = logging.getLogger(__name__)
 
@@ -123,13 +123,7 @@ class BlockRecorder:
 
 
 class _Recording:
-    """What was recorded, with the tensors that it reads.
-
-    Args:
-        inputs: it reads from these.
-        play: does the work again.
-        result: it writes to this.
-    """
+    """What was recorded: `play` does the work again, from `inputs` to `result`."""
 
     def __init__(self, inputs: Sequence[Tensor], play: Callable[[], None], result: Tensor) -> None:
         self._inputs, self._play, self._result = inputs, play, result

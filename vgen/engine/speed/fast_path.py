@@ -20,9 +20,9 @@ from torch import Tensor
 from vgen.engine.speed.compile import is_compiled
 from vgen.engine.speed.loop_memo import Memo, TextRows, text_rows, weight_digest
 from vgen.models import VideoDiT
+from vgen.models.fusing import plain
 from vgen.models.transformer.attention import KeptText, VideoAttention, VideoAttentionProcessor
 from vgen.models.transformer.block import BlockInputs
-from vgen.models.transformer.fusing import plain
 from vgen.models.transformer.skip import BlockSkip
 from vgen.models.transformer.video_dit import Grid, check_tokens
 from vgen.ops import switches

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vgen import ops
 from vgen.errors import RequestError
-from vgen.models.transformer.fusing import plain, together
+from vgen.models.fusing import plain, together
 from vgen.models.transformer.rope import Rotation
 from vgen.models.transformer.skip import BlockSkip, replace_rows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,33 +39,20 @@ class VideoDiTBlock(nn.Module):
     """Self-attention, cross-attention to the text, feed-forward; the first and the last modulated by the timestep.
 
     Args:
-        hidden_size: channels.
-        num_heads, head_dim, cross_attention_dim, qk_norm, attention_bias, attention_out_bias: see VideoAttention.
-        activation_fn: see FeedForward.
-        eps, elementwise_affine: of the norms.
+        config: of VideoDiT.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        head_dim: int,
-        cross_attention_dim: int,
-        qk_norm: str,
-        activation_fn: str,
-        attention_bias: bool,
-        attention_out_bias: bool,
-        eps: float,
-        elementwise_affine: bool,
-    ) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        heads = (num_heads, head_dim)
-        biases = (attention_bias, attention_out_bias)
-        self.norm1 = RMSNorm(hidden_size, eps, elementwise_affine)
-        self.attn1 = VideoAttention(hidden_size, *heads, None, *biases, qk_norm)
-        self.norm2 = RMSNorm(hidden_size, eps, elementwise_affine)
-        self.attn2 = VideoAttention(hidden_size, *heads, cross_attention_dim, *biases, qk_norm)
-        self.ff = FeedForward(hidden_size, activation_fn)
+        heads, head_dim = config.num_attention_heads, config.attention_head_dim
+        hidden_size = heads * head_dim
+        norm = (hidden_size, config.norm_eps, config.norm_elementwise_affine)
+        attention = (config.attention_bias, config.attention_out_bias, config.qk_norm)
+        self.norm1 = RMSNorm(*norm)
+        self.attn1 = VideoAttention(hidden_size, heads, head_dim, None, *attention)
+        self.norm2 = RMSNorm(*norm)
+        self.attn2 = VideoAttention(hidden_size, heads, head_dim, config.cross_attention_dim, *attention)
+        self.ff = FeedForward(hidden_size, config.activation_fn)
         self.scale_shift_table = nn.Parameter(torch.randn(6, hidden_size) / hidden_size**0.5)
 
     def forward(

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vgen import ops
 from vgen.errors import ShapeError
 
 Rotation = tuple[Tensor, Tensor]
@@ -105,8 +104,3 @@ class RotaryPositions(nn.Module):
                 for i, axis in enumerate(axes)
             ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2).unsqueeze(0)
-
-
-def rotate(hidden_states: Tensor, rotation: Rotation) -> Tensor:
-    """Turn neighbouring pairs of channels by the angles of `rotation`: [B, N, D] -> same; see vgen.ops.rotate."""
-    return ops.rotate(hidden_states, *rotation)

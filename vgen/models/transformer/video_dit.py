@@ -71,8 +71,9 @@ class VideoDiT(
         num_attention_heads, attention_head_dim: their product is the hidden size.
         cross_attention_dim: channels of the projected text; equals the hidden size.
         num_layers: blocks.
-        activation_fn, qk_norm, attention_bias, attention_out_bias, norm_eps, norm_elementwise_affine: see
-            VideoDiTBlock.
+        activation_fn: see layers.FeedForward.
+        qk_norm, attention_bias, attention_out_bias: see attention.VideoAttention.
+        norm_eps, norm_elementwise_affine: see layers.RMSNorm.
         caption_channels: channels of the text features.
         rope_theta, rope_base_size: see rope.RotaryPositions. Not written to a config where they are the default.
     """
@@ -132,21 +133,7 @@ class VideoDiT(
         self.time_embed = AdaLayerNormSingle(hidden_size)
         self.caption_projection = TextProjection(caption_channels, hidden_size)
         self.rope = RotaryPositions(hidden_size, rope_theta, rope_base_size, patch_size, patch_size_t)
-        self.transformer_blocks = ModuleListOf(
-            VideoDiTBlock(
-                hidden_size,
-                num_attention_heads,
-                attention_head_dim,
-                cross_attention_dim,
-                qk_norm,
-                activation_fn,
-                attention_bias,
-                attention_out_bias,
-                norm_eps,
-                norm_elementwise_affine,
-            )
-            for _ in range(num_layers)
-        )
+        self.transformer_blocks = ModuleListOf(VideoDiTBlock(self.config) for _ in range(num_layers))
         self.norm_out = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.proj_out = nn.Linear(hidden_size, out_channels or in_channels)
         self.gradient_checkpointing = False

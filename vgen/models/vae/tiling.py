@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vgen.errors import ShapeError
-from vgen.models.transformer.fusing import plain
+from vgen.models.fusing import plain
 from vgen.models.vae.blocks import Generators
 from vgen.models.vae.decoder import Decoder, piece_on
 from vgen.models.vae.encoder import Encoder
@@ -178,12 +178,9 @@ def _by_tiles(
     scales: tuple[float, float],
     frames: int,
 ) -> Tensor:
-    """Overlapping tiles of `whole` [B, C, F, H, W], coded one after the other and blended where they overlap.
-
-    Each tile goes through all of time before the next begins, so that a stream's memory is that of one tile; only the
-    result and the tiles' overlapping edges are kept. `tile` and `step` count positions of `whole`; a position of
-    `whole` becomes `scales` positions of the result.
-    """
+    """Overlapping tiles of `whole` [B, C, F, H, W], coded one after the other and blended where they overlap."""
+    # Each tile goes through all of time before the next begins, so that a stream's memory is that of one tile; only the
+    # result and the tiles' overlapping edges are kept. `tile` and `step` count positions of `whole`.
     out_step = tuple(round(n * scale) for n, scale in zip(step, scales, strict=True))
     overlap = tuple(round(n * scale) - s for n, scale, s in zip(tile, scales, out_step, strict=True))
     size = [round(n * scale) for n, scale in zip(whole.shape[3:], scales, strict=True)]

@@ -16,7 +16,7 @@ from vgen.engine.session import inference_session
 from vgen.engine.speed.fast_path import fast_path
 from vgen.errors import RequestError
 from vgen.models import VideoDiT
-from vgen.models.transformer.fusing import move_together, neighbours
+from vgen.models.fusing import move_together, neighbours
 
 
 @pytest.fixture
@@ -172,9 +172,10 @@ def test_the_device_holds_two_blocks(transformer: VideoDiT) -> None:
     assert resident == whole - 3 * one
     with LiveBytes() as live:
         offload = BlockOffload(blocks, "cpu")
-        assert live.now() == offload.device_bytes + offload.host_bytes
+        held = live.now()
+    assert offload.num_copies == 0
     # each run of weights begins at a multiple of 256 bytes; these are tiny
-    assert 2 * one <= offload.device_bytes <= 2 * (one + 256 * len(list(blocks[0].parameters())))
+    assert 7 * one <= held <= 7 * (one + 256 * len(list(blocks[0].parameters())))
 
 
 def test_what_cannot_be_offloaded_is_refused(transformer: VideoDiT) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vgen.models.transformer.rope import RotaryPositions, rotate
+from vgen.models.transformer.rope import RotaryPositions
+from vgen.ops import rotate
 
 
 def _coordinates(count: int) -> torch.Tensor:
@@ -21,19 +22,19 @@ def test_scores_depend_on_relative_positions_only(hidden_size):
     scores = []
     for place in (coordinates, coordinates + shift):
         rotation = rope(query, coordinates=place)
-        scores.append(rotate(query, rotation) @ rotate(key, rotation).transpose(1, 2))
+        scores.append(rotate(query, *rotation) @ rotate(key, *rotation).transpose(1, 2))
     torch.testing.assert_close(scores[0], scores[1], atol=1e-4, rtol=1e-4)
     moved = coordinates.clone()
     moved[:, :, 0] += 3
     rotation = rope(query, coordinates=moved)
-    other = rotate(query, rotation) @ rotate(key, rotation).transpose(1, 2)
+    other = rotate(query, *rotation) @ rotate(key, *rotation).transpose(1, 2)
     assert (other[0, 0, 1:] - scores[0][0, 0, 1:]).abs().max() > 1e-3
 
 
 def test_turning_keeps_lengths_and_leaves_the_remainder_alone():
     rope = RotaryPositions(28)
     hidden_states = torch.randn((2, 5, 28), generator=torch.Generator().manual_seed(0))
-    turned = rotate(hidden_states, rope(hidden_states, coordinates=_coordinates(5)))
+    turned = rotate(hidden_states, *rope(hidden_states, coordinates=_coordinates(5)))
     torch.testing.assert_close(turned.norm(dim=-1), hidden_states.norm(dim=-1))
     torch.testing.assert_close(turned[..., :4], hidden_states[..., :4])
     assert (turned[..., 4:] - hidden_states[..., 4:]).abs().max() > 0.1
@@ -53,15 +54,15 @@ def test_a_grid_with_a_scale_equals_its_coordinates():
 def test_both_ways_of_turning_agree(monkeypatch):
     hidden_states = torch.randn((2, 5, 26), generator=torch.Generator().manual_seed(0))
     rotation = RotaryPositions(26)(hidden_states, coordinates=_coordinates(5))
-    eager = rotate(hidden_states, rotation)
+    eager = rotate(hidden_states, *rotation)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close(rotate(hidden_states, rotation), eager)
+    torch.testing.assert_close(rotate(hidden_states, *rotation), eager)
 
 
 def test_half_precision_is_turned_in_float32():
     hidden_states = torch.randn((1, 5, 24), generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     rotation = RotaryPositions(24)(hidden_states, coordinates=_coordinates(5))
     assert all(part.dtype == torch.float32 for part in rotation)
-    turned = rotate(hidden_states, rotation)
+    turned = rotate(hidden_states, *rotation)
     assert turned.dtype == torch.bfloat16
-    assert torch.equal(turned, rotate(hidden_states.float(), rotation).to(torch.bfloat16))
+    assert torch.equal(turned, rotate(hidden_states.float(), *rotation).to(torch.bfloat16))

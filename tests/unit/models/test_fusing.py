@@ -10,7 +10,7 @@ from peft import LoraConfig
 from torch import nn
 
 from vgen.models import VideoDiT
-from vgen.models.transformer.fusing import move_together, neighbours
+from vgen.models.fusing import move_together, neighbours
 from vgen.ops import switches
 
 
