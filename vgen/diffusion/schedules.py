@@ -14,47 +14,9 @@ from torch import Tensor
 from vgen.errors import RequestError
 from vgen.request.steps import resolution_shift_mu
 
-LTX_DISTILLED = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725)
-"""What the distilled LTX-Video models (0.9.7, 0.9.8) step through; pass 2 of a run at two sizes refines after it."""
-
-LTX_DISTILLED_REFINE = (0.9094, 0.725, 0.4219)
-"""Pass 2: from latents of pass 1, enlarged and noised to the first of these."""
-
 _Z_LOW = -2.575829  # the standard normal's 0.5 percentile
 _Z_HIGH = 3.090232  # ... and its 99.9 percentile
 _NARROWEST = 16 * 2.0**-24  # 16 neighbouring float32 below 1
-
-
-def shift_sigmas(sigmas: Tensor, mu: float) -> Tensor:
-    """Shift sigmas towards noise: e^mu / (e^mu + 1 / sigma - 1).
-
-    Args:
-        sigmas: any shape, in [0, 1].
-        mu: 0 changes nothing.
-    Returns:
-        Same shape; 0 stays 0 and 1 stays 1.
-    Source: Esser et al. 2024, eq. 23, with alpha = e^mu.
-    """
-    return math.exp(mu) * sigmas / (1 + (math.exp(mu) - 1) * sigmas)
-
-
-def stretch_to_terminal(sigmas: Tensor, terminal: float) -> Tensor:
-    """Stretch a descending schedule so that its last sigma is `terminal`, leaving 1 where it is.
-
-    Args:
-        sigmas: [steps], without the final 0; the last must be below 1.
-        terminal: in [0, 1).
-    Returns:
-        [steps].
-    Raises:
-        RequestError: `terminal` is outside [0, 1), or the last sigma is 1.
-    """
-    if not 0 <= terminal < 1:
-        raise RequestError(f"terminal={terminal} is not a last sigma: it must be in [0, 1), for instance 0.1.")
-    last = float(sigmas[-1])
-    if last >= 1:
-        raise RequestError(f"A schedule that ends at sigma {last} cannot be stretched: its last sigma must be below 1.")
-    return 1 - (1 - sigmas) * (1 - terminal) / (1 - last)
 
 
 def linspace_sigmas(num_steps: int) -> Tensor:
@@ -89,23 +51,6 @@ def linear_quadratic(num_steps: int, threshold: float = 0.025, linear_steps: int
     steps = torch.arange(num_steps, dtype=torch.float64)
     beyond = (steps - linear).clamp(min=0)
     return (1 - (slope * steps + curve * beyond**2)).float()
-
-
-def flow_sigmas(num_steps: int, num_tokens: int, terminal: float | None = 0.1, *, clamp: bool = False) -> Tensor:
-    """The sampling schedule for a sequence: even, shifted by its token count, stretched, and ended with 0.
-
-    Args:
-        num_steps: number of steps.
-        num_tokens: tokens of the video.
-        terminal: sigma of the last step's start, None leaves it where the shift puts it.
-        clamp: clamp mu, see `resolution_shift_mu`.
-    Returns:
-        [num_steps + 1], float32, from 1 to 0.
-    """
-    sigmas = shift_sigmas(linspace_sigmas(num_steps).double(), resolution_shift_mu(num_tokens, clamp=clamp))
-    if terminal is not None and num_steps > 1:
-        sigmas = stretch_to_terminal(sigmas, terminal)
-    return torch.cat([sigmas, sigmas.new_zeros(1)]).float()
 
 
 def sample_training_sigmas(

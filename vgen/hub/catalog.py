@@ -106,11 +106,6 @@ class CatalogEntry:
         return self.version if self.version in _VAE_PARAMETERS else "0.9.5"
 
     @property
-    def text_length(self) -> int:
-        """Tokens of a prompt: 128 or 256."""
-        return int(self.defaults["max_sequence_length"])
-
-    @property
     def file_bytes(self) -> int:
         """About the size of the single file."""
         transformer = _PARAMETERS[self.size] * (1 if self.fp8 else 4 if self.version == "0.9.0" else 2)

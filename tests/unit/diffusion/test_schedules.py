@@ -2,29 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 
 from vgen.diffusion import schedules
 from vgen.errors import RequestError
-
-SCHEDULER = {
-    "use_dynamic_shifting": True,
-    "base_shift": 0.95,
-    "max_shift": 2.05,
-    "base_image_seq_len": 1024,
-    "max_image_seq_len": 4096,
-    "shift_terminal": 0.1,
-}
-
-
-@pytest.mark.parametrize(("steps", "tokens"), [(2, 60), (8, 320), (30, 4096), (50, 10240)])
-def test_flow_sigmas_equal_the_scheduler(steps, tokens):
-    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
-    scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=schedules.resolution_shift_mu(tokens))
-    torch.testing.assert_close(schedules.flow_sigmas(steps, tokens), scheduler.sigmas, rtol=0, atol=1e-6)
 
 
 def test_mu_is_a_line_and_clamped_only_when_asked():
@@ -34,16 +16,6 @@ def test_mu_is_a_line_and_clamped_only_when_asked():
     assert schedules.resolution_shift_mu(320) < 0.95
     assert schedules.resolution_shift_mu(7168, clamp=True) == 2.05
     assert schedules.resolution_shift_mu(320, clamp=True) == 0.95
-
-
-def test_shift_and_stretch():
-    sigmas = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
-    shifted = schedules.shift_sigmas(sigmas, 1.2)
-    assert shifted[[0, 2]].tolist() == [1.0, 0.0]
-    assert shifted[1].item() == pytest.approx(1 / (1 + math.exp(-1.2)))
-    assert torch.equal(schedules.shift_sigmas(sigmas, 0.0), sigmas)
-    stretched = schedules.stretch_to_terminal(torch.tensor([1.0, 0.6, 0.2]), 0.1)
-    torch.testing.assert_close(stretched, torch.tensor([1.0, 0.55, 0.1]))
 
 
 @pytest.mark.parametrize("steps", [2, 3, 8, 40])
@@ -61,11 +33,8 @@ def test_linear_quadratic(steps):
 
 def test_one_step_and_bad_numbers():
     assert schedules.linear_quadratic(1).tolist() == [1.0]
-    assert schedules.flow_sigmas(1, 320).tolist() == [1.0, 0.0]
     with pytest.raises(RequestError, match="num_inference_steps=0"):
         schedules.linspace_sigmas(0)
-    with pytest.raises(RequestError, match="terminal=1"):
-        schedules.stretch_to_terminal(torch.tensor([1.0, 0.5]), 1.0)
     with pytest.raises(RequestError, match="linear_steps=8"):
         schedules.linear_quadratic(8, linear_steps=8)
 

@@ -86,7 +86,7 @@ def test_every_version_is_there() -> None:
         "ltxv-13b-0.9.8-distilled.safetensors", "ltxv-2b-0.9.8-distilled.safetensors",
     }  # fmt: skip
     for entry in CATALOG.values():
-        assert entry.text_length == (128 if entry.version in ("0.9.0", "0.9.1") else 256)
+        assert entry.defaults["max_sequence_length"] == (128 if entry.version in ("0.9.0", "0.9.1") else 256)
         assert entry.memory_bytes > entry.weight_bytes > 4e9
         distilled = "distilled" in entry.name
         assert entry.defaults["guidance_scale"] == (1.0 if distilled else 5.0 if entry.size == "13b" else 3.0)

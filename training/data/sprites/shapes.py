@@ -61,8 +61,6 @@ EXTENTS: Final[dict[str, Extent]] = {
     "triangle": Extent(1.0, 1.0, 4.0 / 3.0, 2.0 / 3.0, 4.0 / 3.0, 2.0),
     "cross": Extent(1.0, 1.0, 1.0, 1.0, float(np.hypot(1.0, CROSS_ARM)), 8.0 * CROSS_ARM - 4.0 * CROSS_ARM**2),
 }
-# A turn by this many degrees leaves the shape as it was.
-SYMMETRY_DEGREES: Final[dict[str, float]] = {"circle": 0.0, "square": 90.0, "triangle": 360.0, "cross": 90.0}
 
 
 def far_edge(shape: str, direction: tuple[float, float], lanes: NDArray[np.float64]) -> NDArray[np.float64]:

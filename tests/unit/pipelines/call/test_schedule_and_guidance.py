@@ -1,17 +1,20 @@
 """From settings to guidance and schedule."""
 
+import math
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from vgen.diffusion.guidance import ClassifierFreeGuidance, ComposedGuidance, SpatioTemporalGuidance, StepState
 from vgen.diffusion.guidance.values import at_step
-from vgen.diffusion.schedules import LTX_DISTILLED, flow_sigmas, linear_quadratic
+from vgen.diffusion.schedules import linear_quadratic
 from vgen.errors import RequestError
-from vgen.hub.catalog import CATALOG
+from vgen.hub.catalog import CATALOG, DISTILLED_SIGMAS
 from vgen.pipelines.call.conventions import NATIVE, ORIGINAL
 from vgen.pipelines.call.schedule_and_guidance import guidance_of, largest_scale, sampling, set_schedule
 from vgen.pipelines.call.settings import GenerationSettings
+from vgen.request.steps import resolution_shift_mu
 
 SIZE = {"height": 64, "width": 64, "num_frames": 17, "frame_rate": 8.0}
 SHIFTING = {
@@ -109,11 +112,11 @@ def test_lists_by_sigma_are_mapped_as_in_the_original(num_steps, options):
 
 def test_a_schedule_by_hand_is_used_as_it_is():
     for options in ({}, SHIFTING, {"shift": 3.0}):
-        scheduler = _schedule(FlowMatchEulerDiscreteScheduler(**options), sigmas=LTX_DISTILLED)
-        assert torch.equal(scheduler.sigmas, torch.tensor([*LTX_DISTILLED, 0.0]))
-        assert torch.equal(scheduler.timesteps, torch.tensor(LTX_DISTILLED) * 1000)
-        same = _schedule(scheduler, timesteps=[1000 * sigma for sigma in LTX_DISTILLED])
-        torch.testing.assert_close(same.sigmas, torch.tensor([*LTX_DISTILLED, 0.0]))
+        scheduler = _schedule(FlowMatchEulerDiscreteScheduler(**options), sigmas=DISTILLED_SIGMAS)
+        assert torch.equal(scheduler.sigmas, torch.tensor([*DISTILLED_SIGMAS, 0.0]))
+        assert torch.equal(scheduler.timesteps, torch.tensor(DISTILLED_SIGMAS) * 1000)
+        same = _schedule(scheduler, timesteps=[1000 * sigma for sigma in DISTILLED_SIGMAS])
+        torch.testing.assert_close(same.sigmas, torch.tensor([*DISTILLED_SIGMAS, 0.0]))
         assert same.step_index is None
 
 
@@ -128,9 +131,12 @@ def test_it_steps_to_clean():
 
 @pytest.mark.parametrize("tokens", [320, 4096, 10_240])
 def test_shifted_by_the_token_count_and_not_clamped(tokens):
+    even, factor = torch.arange(8, 0, -1) / 8, math.exp(resolution_shift_mu(tokens))
+    shifted = factor * even / (1 + (factor - 1) * even)
+    expected = 1 - (1 - shifted) * (1 - 0.1) / (1 - shifted[-1])
     for convention in (NATIVE, ORIGINAL):
         scheduler = _schedule(FlowMatchEulerDiscreteScheduler(**SHIFTING), tokens, convention, num_inference_steps=8)
-        torch.testing.assert_close(scheduler.sigmas, flow_sigmas(8, tokens), rtol=0, atol=1e-6)
+        torch.testing.assert_close(scheduler.sigmas, torch.cat([expected, torch.zeros(1)]), rtol=0, atol=1e-6)
 
 
 def test_where_the_scheduler_does_not_shift_by_tokens():
@@ -167,9 +173,9 @@ def test_stochastic_sampling_is_for_the_time_being():
 
 
 def test_a_model_that_was_distilled():
-    filled = _settings({"sigmas": list(LTX_DISTILLED)})
-    assert (filled.num_inference_steps, filled.sigmas) == (7, LTX_DISTILLED)
+    filled = _settings({"sigmas": list(DISTILLED_SIGMAS)})
+    assert (filled.num_inference_steps, filled.sigmas) == (8, DISTILLED_SIGMAS)
     assert _settings({"allowed_inference_steps": [4, 8]}).num_inference_steps == 8
     assert _settings({"allowed_inference_steps": [4, 8], "sigmas": [1.0]}, num_inference_steps=4).sigmas is None
-    with pytest.raises(RequestError, match="num_inference_steps=30: this model was distilled for 7 steps"):
-        _settings({"sigmas": list(LTX_DISTILLED)}, num_inference_steps=30)
+    with pytest.raises(RequestError, match="num_inference_steps=30: this model was distilled for 8 steps"):
+        _settings({"sigmas": list(DISTILLED_SIGMAS)}, num_inference_steps=30)

@@ -68,10 +68,6 @@ class Timeline(NamedTuple):
         """Frames of the clip."""
         return self.num_decoded if self.chosen is None else len(self.chosen)
 
-    def decoded_index(self, frame: int) -> int:
-        """Which decoded frame is shown as frame `frame` of the clip."""
-        return frame if self.chosen is None else self.chosen[frame]
-
 
 class FootageStream:
     """Goes through a clip once, and holds no frame: uint8 [H, W, 3], upright, RGB, in the order of their showing.

@@ -16,7 +16,7 @@ def _streamed(path):
     stream = FootageStream(path)
     pictures = list(stream)
     timeline = stream.timeline
-    chosen = [pictures[timeline.decoded_index(n)] for n in range(timeline.num_frames)]
+    chosen = pictures if timeline.chosen is None else [pictures[index] for index in timeline.chosen]
     return np.stack(chosen), timeline
 
 
