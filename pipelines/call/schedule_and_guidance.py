@@ -1,4 +1,4 @@
-"""From the settings of a call to its strategies: the guidance, and the schedule that the scheduler steps through."""
+"""From the settings of a call to the schedule that the scheduler steps through."""
 
 from __future__ import annotations
 
@@ -9,61 +9,11 @@ from typing import Any
 import torch
 
 from vgen.diffusion.conditions import token_sigmas
-from vgen.diffusion.guidance import BySigma, ClassifierFreeGuidance, ComposedGuidance, Guidance, SpatioTemporalGuidance
 from vgen.diffusion.guidance.values import every
 from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas
-from vgen.errors import RequestError
 from vgen.pipelines.call.conventions import Convention
 from vgen.pipelines.call.settings import GenerationSettings
 from vgen.request.steps import resolution_shift_mu, skipped_steps
-
-_JUST_ABOVE = 1e-5
-"""So that a step at the upper end itself still has guidance."""
-
-
-def guidance_of(settings: GenerationSettings) -> Guidance:
-    """The guidance of a call: the caller's strategy, or what the numbers say.
-
-    Raises:
-        RequestError: settings that contradict each other, or lists that do not fit.
-    """
-    if settings.guidance_interval is not None:
-        return _within(settings, *settings.guidance_interval)
-    if settings.guidance is not None:
-        return settings.guidance
-
-    def values(name: str) -> Any:
-        value = getattr(settings, name)
-        by_sigma = settings.guidance_sigmas is not None and isinstance(value, (list, tuple))
-        if name == "stg_blocks" and by_sigma:
-            by_sigma = any(isinstance(entry, (list, tuple)) for entry in value)
-        return BySigma(settings.guidance_sigmas or (), value) if by_sigma else value
-
-    scale, rescale = values("guidance_scale"), values("guidance_rescale")
-    if not isinstance(settings.stg_scale, (list, tuple)) and settings.stg_scale == 0:
-        return ClassifierFreeGuidance(scale, rescale, settings.cfg_star)
-    assert settings.stg_blocks is not None  # as settings are filled in
-    spatiotemporal = SpatioTemporalGuidance(values("stg_blocks"), values("stg_scale"), settings.stg_mode)
-    return ComposedGuidance((ClassifierFreeGuidance(scale, star=settings.cfg_star), spatiotemporal), rescale)
-
-
-def _within(settings: GenerationSettings, low: float, high: float) -> Guidance:
-    """Classifier-free guidance between two sigmas and none elsewhere.
-
-    Source: Kynkäänniemi et al. 2024, eq. 5.
-    """
-    for name, off in (("guidance", None), ("guidance_sigmas", None), ("stg_scale", 0.0)):
-        if getattr(settings, name) != off:
-            raise RequestError(f"guidance_interval={low:g},{high:g} and {name} contradict each other: leave one out.")
-    if isinstance(settings.guidance_scale, (list, tuple)) or isinstance(settings.guidance_rescale, (list, tuple)):
-        raise RequestError(
-            f"guidance_interval={low:g},{high:g} needs one guidance_scale and one guidance_rescale, not a list."
-        )
-    above, within, below = 1.0, settings.guidance_scale, 1.0
-    scale = BySigma((high + _JUST_ABOVE, low, 0.0), (above, within, below)) if low > 0 else BySigma(
-        (high + _JUST_ABOVE, 0.0), (above, within)
-    )  # fmt: skip
-    return ClassifierFreeGuidance(scale, settings.guidance_rescale, settings.cfg_star)
 
 
 def largest_scale(settings: GenerationSettings) -> float:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from vgen.diffusion.guidance import build_guidance
 from vgen.errors import RequestError
 from vgen.pipelines.call.checks import check_start
-from vgen.pipelines.call.schedule_and_guidance import guidance_of
 from vgen.pipelines.call.settings import GenerationSettings
 from vgen.pipelines.call.untrained import warn_untrained
 from vgen.pipelines.coding.given_pixels import Conditions, GivenPixels
@@ -68,7 +68,7 @@ def plan_pass(
     Raises:
         RequestError: a guidance that does not fit the pass or the model.
     """
-    guidance = guidance_of(settings)
+    guidance = build_guidance(settings, settings.guidance)
     if kind is Pass and has_draft(settings, given, clip is not None):
         kind = DraftedPass
     planned = kind(settings, shape, given, guidance, clip)

@@ -62,41 +62,6 @@ def velocity_to_clean(latents: Tensor, velocity: Tensor, sigmas: Tensor) -> Tens
     return (noisy - sigma * velocity.to(noisy.dtype)).to(latents.dtype)
 
 
-def velocity_to_noise(latents: Tensor, velocity: Tensor, sigmas: Tensor) -> Tensor:
-    """Recover the noise from a velocity: noise = latents + (1 - sigma) velocity.
-
-    Args:
-        latents: [B, C, F, H, W] or tokens [B, N, C], noisy at `sigmas`.
-        velocity: same shape, noise - clean.
-        sigmas: [B], [B, N] for tokens, or [B, 1, F, H, W].
-    Returns:
-        Shape and dtype of `latents`.
-    Raises:
-        ShapeError: shapes do not fit each other.
-    """
-    noisy, sigma = _prepare(latents, velocity, sigmas)
-    return (noisy + (1 - sigma) * velocity.to(noisy.dtype)).to(latents.dtype)
-
-
-def clean_to_velocity(latents: Tensor, clean_latents: Tensor, sigmas: Tensor) -> Tensor:
-    """The velocity that leads from noisy latents to these clean ones: (latents - clean) / sigma.
-
-    Args:
-        latents: [B, C, F, H, W] or tokens [B, N, C], noisy at `sigmas`.
-        clean_latents: same shape.
-        sigmas: [B], [B, N] for tokens, or [B, 1, F, H, W]; where sigma is 0 nothing is left to move and the
-            velocity is 0.
-    Returns:
-        Shape and dtype of `latents`.
-    Raises:
-        ShapeError: shapes do not fit each other.
-    """
-    noisy, sigma = _prepare(latents, clean_latents, sigmas)
-    difference = noisy - clean_latents.to(noisy.dtype)
-    safe = torch.where(sigma > 0, sigma, torch.ones_like(sigma))
-    return torch.where(sigma > 0, difference / safe, torch.zeros_like(difference)).to(latents.dtype)
-
-
 def expand_sigmas(sigmas: Tensor, latents: Tensor) -> Tensor:
     """Give `sigmas` trailing axes so that they broadcast against `latents`.
 

@@ -61,7 +61,7 @@ def sample_training_sigmas(
     *,
     mu: float | None = None,
 ) -> Tensor:
-    """Draw one sigma a sample from the training density.
+    """Draw one sigma per sample from the training density.
 
     sigmoid(N(mu, 1)) with mu from the token count, its 0.5 to 99.9 percentiles stretched onto [0, 1] (what falls
     below is folded back, what falls above becomes 1), and a uniform share without which the density would collapse

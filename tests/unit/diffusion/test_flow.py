@@ -7,10 +7,10 @@ from vgen.diffusion import flow
 from vgen.errors import ShapeError
 
 CASES = {
-    "latents, a sigma a sample": ((2, 3, 2, 4, 5), (2,)),
-    "latents, a sigma a cell": ((2, 3, 2, 4, 5), (2, 1, 2, 4, 5)),
-    "tokens, a sigma a sample": ((2, 7, 3), (2,)),
-    "tokens, a sigma a token": ((2, 7, 3), (2, 7)),
+    "latents, a sigma per sample": ((2, 3, 2, 4, 5), (2,)),
+    "latents, a sigma per cell": ((2, 3, 2, 4, 5), (2, 1, 2, 4, 5)),
+    "tokens, a sigma per sample": ((2, 7, 3), (2,)),
+    "tokens, a sigma per token": ((2, 7, 3), (2, 7)),
 }
 
 
@@ -26,8 +26,6 @@ def test_round_trips_in_float64(case):
     clean, noise, sigmas = _draw(*CASES[case])
     noisy, velocity = flow.interpolate(clean, noise, sigmas), flow.velocity_target(clean, noise)
     torch.testing.assert_close(flow.velocity_to_clean(noisy, velocity, sigmas), clean, rtol=0, atol=1e-12)
-    torch.testing.assert_close(flow.velocity_to_noise(noisy, velocity, sigmas), noise, rtol=0, atol=1e-12)
-    torch.testing.assert_close(flow.clean_to_velocity(noisy, clean, sigmas), velocity, rtol=0, atol=1e-11)
 
 
 def test_ends_of_the_path():
@@ -44,12 +42,6 @@ def test_half_precision_is_computed_in_float32():
     high = flow.interpolate(clean.bfloat16().float(), noise.bfloat16().float(), sigmas)
     assert low.dtype == torch.bfloat16
     assert torch.equal(low, high.bfloat16())
-
-
-def test_nothing_to_move_at_sigma_zero():
-    clean, _, _ = _draw((1, 7, 3), (1,))
-    velocity = flow.clean_to_velocity(clean, clean, torch.zeros(1))
-    assert torch.equal(velocity, torch.zeros_like(clean))
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -1,4 +1,4 @@
-"""Schedules against diffusers' scheduler and closed forms; the training density by its statistics."""
+"""Schedules against closed forms; the training density by its statistics."""
 
 import math
 

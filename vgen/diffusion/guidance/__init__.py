@@ -7,6 +7,7 @@ that needs another forward says so in `model_kwargs` or `skip_layers`) and combi
 from __future__ import annotations
 
 from vgen.diffusion.guidance.adaptive_projected import AdaptiveProjectedGuidance
+from vgen.diffusion.guidance.build import build_guidance
 from vgen.diffusion.guidance.classifier_free import ClassifierFreeGuidance, project_unconditional, rescale_to
 from vgen.diffusion.guidance.composed import ComposedGuidance
 from vgen.diffusion.guidance.protocol import CONDITIONAL, UNCONDITIONAL, Branch, Guidance, StepState
@@ -25,6 +26,7 @@ __all__ = [
     "SpatioTemporalGuidance",
     "StepState",
     "Values",
+    "build_guidance",
     "project_unconditional",
     "rescale_to",
 ]

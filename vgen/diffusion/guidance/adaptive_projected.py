@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from vgen.diffusion.flow import velocity_to_clean
 from vgen.diffusion.guidance.protocol import CONDITIONAL, UNCONDITIONAL, Branch, Guidance, StepState
 from vgen.diffusion.guidance.values import Values, at_step, check_length, check_range, every
 
@@ -57,7 +58,7 @@ class AdaptiveProjectedGuidance(Guidance):
         if not scale > 1:
             return conditional
         axes, sigma = tuple(range(1, conditional.ndim)), step.sigma.to(conditional)
-        clean = step.latents.to(conditional) - sigma * conditional
+        clean = velocity_to_clean(step.latents.to(conditional), conditional, sigma)
         # clean = latents - sigma velocity, so the latents drop out of the difference.
         difference = -sigma * (conditional - predictions[UNCONDITIONAL.name])
         if self._average is not None:

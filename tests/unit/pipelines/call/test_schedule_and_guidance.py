@@ -6,13 +6,19 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from vgen.diffusion.guidance import ClassifierFreeGuidance, ComposedGuidance, SpatioTemporalGuidance, StepState
+from vgen.diffusion.guidance import (
+    ClassifierFreeGuidance,
+    ComposedGuidance,
+    SpatioTemporalGuidance,
+    StepState,
+    build_guidance,
+)
 from vgen.diffusion.guidance.values import at_step
 from vgen.diffusion.schedules import linear_quadratic
 from vgen.errors import RequestError
 from vgen.hub.catalog import CATALOG, DISTILLED_SIGMAS
 from vgen.pipelines.call.conventions import NATIVE, ORIGINAL
-from vgen.pipelines.call.schedule_and_guidance import guidance_of, largest_scale, sampling, set_schedule
+from vgen.pipelines.call.schedule_and_guidance import largest_scale, sampling, set_schedule
 from vgen.pipelines.call.settings import GenerationSettings
 from vgen.request.steps import resolution_shift_mu
 
@@ -31,26 +37,30 @@ def _settings(model=(), **given):
     return GenerationSettings.fill({"prompt": "a", **given}, {**SIZE, **dict(model)}, NATIVE.defaults)
 
 
+def _guidance(settings):
+    return build_guidance(settings, settings.guidance)
+
+
 def _schedule(scheduler, tokens=320, convention=NATIVE, **given):
     set_schedule(scheduler, _settings(**given), tokens, convention, torch.device("cpu"))
     return scheduler
 
 
 def test_plain_numbers_are_classifier_free_guidance():
-    assert guidance_of(_settings(guidance_scale=3.0, guidance_rescale=0.2)) == ClassifierFreeGuidance(3.0, 0.2)
-    assert guidance_of(_settings(guidance_scale=3.0, cfg_star=True)) == ClassifierFreeGuidance(3.0, star=True)
+    assert _guidance(_settings(guidance_scale=3.0, guidance_rescale=0.2)) == ClassifierFreeGuidance(3.0, 0.2)
+    assert _guidance(_settings(guidance_scale=3.0, cfg_star=True)) == ClassifierFreeGuidance(3.0, star=True)
     own = ClassifierFreeGuidance(7.0)
-    assert guidance_of(_settings(guidance=own, stg_scale=1.0)) is own
+    assert _guidance(_settings(guidance=own, stg_scale=1.0)) is own
 
 
 def test_spatiotemporal_guidance_is_added():
-    guidance = guidance_of(_settings(guidance_scale=3.0, guidance_rescale=0.7, stg_scale=1.0, stg_blocks=[1]))
+    guidance = _guidance(_settings(guidance_scale=3.0, guidance_rescale=0.7, stg_scale=1.0, stg_blocks=[1]))
     parts = (ClassifierFreeGuidance(3.0), SpatioTemporalGuidance((1,), 1.0))
     assert guidance == ComposedGuidance(parts, 0.7)
-    by_model = guidance_of(_settings({"stg_blocks": [4], "stg_mode": "attention_skip"}, stg_scale=[0.0, 1.0]))
+    by_model = _guidance(_settings({"stg_blocks": [4], "stg_mode": "attention_skip"}, stg_scale=[0.0, 1.0]))
     assert by_model.parts[1] == SpatioTemporalGuidance((4,), (0.0, 1.0), "attention_skip")
     with pytest.raises(RequestError, match="stg_scale=1 needs stg_blocks"):
-        guidance_of(_settings(stg_scale=1.0))
+        _guidance(_settings(stg_scale=1.0))
 
 
 def test_a_preset_goes_before_the_models_defaults():
@@ -70,7 +80,7 @@ def test_a_preset_goes_before_the_models_defaults():
 
 def test_lists_by_sigma():
     lists = {"guidance_scale": [1.0, 8.0], "stg_scale": [0.0, 4.0], "stg_blocks": [[], [1, 2]]}
-    guidance = guidance_of(_settings(**lists, guidance_sigmas=[1.0, 0.9]))
+    guidance = _guidance(_settings(**lists, guidance_sigmas=[1.0, 0.9]))
     for sigma, names in (
         (1.0, ["cond"]),
         (0.95, ["uncond", "cond", "perturbed"]),
@@ -79,11 +89,11 @@ def test_lists_by_sigma():
         step = StepState(0, 30, torch.tensor(sigma), torch.zeros(1))
         assert [branch.name for branch in guidance.branches(step)] == names
     guidance.check(30, 3)
-    constant_blocks = guidance_of(_settings(stg_scale=[0.0, 4.0], stg_blocks=[1, 2], guidance_sigmas=[1.0, 0.9]))
+    constant_blocks = _guidance(_settings(stg_scale=[0.0, 4.0], stg_blocks=[1, 2], guidance_sigmas=[1.0, 0.9]))
     assert constant_blocks.parts[1].blocks == (1, 2)
     assert largest_scale(_settings(**lists)) == 8.0
     with pytest.raises(RequestError, match="2 sigmas for 3 values"):
-        guidance_of(_settings(guidance_scale=[1.0, 2.0, 3.0], guidance_sigmas=[1.0, 0.9]))
+        _guidance(_settings(guidance_scale=[1.0, 2.0, 3.0], guidance_sigmas=[1.0, 0.9]))
 
 
 @pytest.mark.parametrize("num_steps", [8, 20, 30, 40, 60])
@@ -93,7 +103,7 @@ def test_lists_by_sigma_are_mapped_as_in_the_original(num_steps, options):
     preset = CATALOG["ltx-13b-0.9.8-dev"].defaults["presets"]["original"]
     levels = preset["guidance_sigmas"]
     scheduler = _schedule(FlowMatchEulerDiscreteScheduler(**options), 4000, ORIGINAL, num_inference_steps=num_steps)
-    guidance = guidance_of(_settings(**{**preset, "num_inference_steps": num_steps}))
+    guidance = _guidance(_settings(**{**preset, "num_inference_steps": num_steps}))
     met = set()
     for index, timestep in enumerate(scheduler.timesteps):
         sigma = timestep / 1000
