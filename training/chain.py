@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,12 +15,11 @@ from torch import nn
 
 from vgen.errors import RequestError, bytes_text, counted, duration
 from vgen.training.control import Control
-from vgen.training.estimate.dry_run import Estimate, dry_run
+from vgen.training.estimate.dry_run import Estimate, dry_run, exports_of
 from vgen.training.model_sources import ConfigSource
-from vgen.training.objectives.making import made_by
 from vgen.training.provenance import read_record, recipe_hash
-from vgen.training.recipe import FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
-from vgen.training.run import build_accelerator, build_objective, run_recipe, sources_of
+from vgen.training.recipe import Recipe, load_recipe
+from vgen.training.run import build_accelerator, build_objective, run_recipe
 
 RUNS: Final = "runs"
 """Where recipes look for the exports of others, and where a chain writes if not told otherwise."""
@@ -139,7 +138,7 @@ def dry_run_chain(links: Sequence[Link], say: Callable[[str], None], measure: bo
                 continue
             replaced = [
                 f"objective.{key}={stand_ins[place]}"
-                for key, place in sources_of(link.recipe).items()
+                for key, place in link.recipe.objective.sources().items()
                 if place in stand_ins
             ]
             recipe = load_recipe(link.path, [*link.changes, *replaced])
@@ -162,11 +161,11 @@ def dry_run_chain(links: Sequence[Link], say: Callable[[str], None], measure: bo
 def configs_next_to(path: Path) -> ConfigSource:
     """Models from configurations; those that are not there yet from the recipes next to one, which make them."""
 
-    def make(place: Path) -> dict[str, nn.Module] | None:
+    def make(place: Path) -> Mapping[str, nn.Module] | None:
         for file in sorted(path.parent.glob("*.yaml"), key=lambda file: file.stem != place.parent.name):
             recipe = None if is_chain(file) else load_recipe(file)
             if recipe is not None and recipe.run_folder / "export" == place:
-                return made_by(recipe, models)
+                return exports_of(recipe, models)
         return None
 
     models = ConfigSource(make)
@@ -178,23 +177,13 @@ def tiny_changes(recipe: Recipe) -> list[str]:
     changes = ["schedule={name: constant, warmup_steps: 0}", "every={log: 1, checkpoint: 1000, validate: 1000}"]
     for number, stage in enumerate(recipe.stages):
         changes.append(f"stages.{number}.steps=1")
-        changes.append(f"stages.{number}.batch={_flow(dict.fromkeys(stage.batch, 2))}")
-    objective = recipe.objective
-    changes.append("objective.validation_clips=2")
-    if isinstance(objective, VaeObjectiveConfig):
-        changes.append("objective.statistics_clips=4")
-        if objective.inflate_before is not None:
-            changes.append("objective.inflate_before=1")
-    if isinstance(objective, FlowObjectiveConfig):
-        groups = dict.fromkeys(objective.latents.groups, 4)
-        changes += [f"objective.latents.groups={_flow(groups)}", "objective.latents.batch=2"]
-        changes += ["objective.sample_clips=1", "objective.sample_steps=2", "objective.compile_blocks=false"]
-    return changes
+        changes.append(f"stages.{number}.batch={_as_yaml(dict.fromkeys(stage.batch, 2))}")
+    return changes + [f"objective.{key}={_as_yaml(value)}" for key, value in recipe.objective.tiny().items()]
 
 
-def _flow(mapping: dict[int, Any]) -> str:
-    """A mapping as YAML on one line."""
-    return yaml.safe_dump(mapping, default_flow_style=True, width=10_000).strip()
+def _as_yaml(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
 
 
 def _moved(recipe: Recipe, root: Path | None) -> list[str]:
@@ -202,7 +191,7 @@ def _moved(recipe: Recipe, root: Path | None) -> list[str]:
     if root is None:
         return []
     changes = [f"output_dir={root / recipe.name}"]
-    for key, place in sources_of(recipe).items():
+    for key, place in recipe.objective.sources().items():
         if place.parts[:1] == (RUNS,):
             changes.append(f"objective.{key}={root.joinpath(*place.parts[1:])}")
     return changes
@@ -211,7 +200,7 @@ def _moved(recipe: Recipe, root: Path | None) -> list[str]:
 def _check_sources(links: Sequence[Link], root: Path) -> None:
     made: list[Path] = []
     for link in links:
-        for key, place in sources_of(link.recipe).items():
+        for key, place in link.recipe.objective.sources().items():
             if place.is_relative_to(root) and place not in made:
                 raise RequestError(
                     f"{link.path.name}: objective.{key}={place} is made by no recipe before it; "
@@ -222,9 +211,9 @@ def _check_sources(links: Sequence[Link], root: Path) -> None:
 
 def _stand_in(link: Link, changes: list[str], folder: Path) -> Path:
     """An untrained model in the place of the one that a recipe will make."""
-    if isinstance(link.recipe.objective, VaeObjectiveConfig):
-        changes = [*changes, "objective.statistics_clips=2"]
-    recipe = load_recipe(link.path, changes)
+    tiny = link.recipe.objective.tiny()
+    fewer = [f"objective.{key}={tiny[key]}" for key in ("statistics_clips",) if key in tiny]
+    recipe = load_recipe(link.path, [*changes, *fewer])
     scratch, export = folder / f"{recipe.name}.run", folder / recipe.name / "export"
     control = Control(scratch)
     objective, _ = build_objective(recipe, scratch, control, build_accelerator(recipe, scratch), blank=True)

@@ -27,7 +27,6 @@ from vgen.training.data.plan import BatchPlan, Source
 from vgen.training.ema import Ema
 from vgen.training.objectives.base import Objective
 from vgen.training.optimizers import LearningRate, build_optimizer, load_optimizer_state
-from vgen.training.precision import autocasts
 from vgen.training.recipe import Recipe
 
 _LOCK = "lock"
@@ -90,7 +89,7 @@ def build_parts(
         if accelerator.is_main_process:
             export = copy.deepcopy(objective)
         objective.to(accelerator.device)
-        sharding.shard(objective, accelerator, autocasts(recipe))
+        sharding.shard(objective, accelerator, recipe.autocasts)
     optimizer = build_optimizer(objective, recipe.optimizer, objective.own_optimizers())
     learning_rate = LearningRate(optimizer, recipe.total_steps, recipe.schedule)
     if recipe.sharding == "fsdp":
@@ -109,7 +108,7 @@ def _meter(recipe: Recipe, objective: Objective, accelerator: Accelerator, plan:
         return Meter(objective, device, world)
     with contextlib.suppress(RuntimeError):  # an objective that looks at values cannot be counted: no utilisation then
         flops = flops_by_shape(objective, plan, source)
-    peak = peak_flops(device, torch.bfloat16 if autocasts(recipe) else torch.float32)
+    peak = peak_flops(device, torch.bfloat16 if recipe.autocasts else torch.float32)
     return Meter(objective, device, world, peak, flops)
 
 

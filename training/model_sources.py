@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -28,7 +27,7 @@ Model = TypeVar("Model", bound=nn.Module)
 class ModelSource:
     """Models with their weights."""
 
-    trains_tokenizers = True
+    has_weights = True
 
     def knows(self, place: Path) -> bool:
         """Whether there is a model at a place."""
@@ -77,29 +76,27 @@ class ConfigSource(ModelSource):
 
     Args:
         make: builds, from configurations as well, what a folder that is not there yet would hold, by the names of a
-            pipeline's parts; None where it does not know.
+            pipeline's components; None where it does not know.
     """
 
-    trains_tokenizers = False
+    has_weights = False
 
-    def __init__(self, make: Callable[[Path], dict[str, nn.Module] | None] = lambda place: None) -> None:
+    def __init__(self, make: Callable[[Path], Mapping[str, nn.Module] | None] = lambda place: None) -> None:
         self.make = make
-        self.made: dict[Path, dict[str, nn.Module]] = {}
+        self.made: dict[Path, dict[str, Any]] = {}
 
     def knows(self, place: Path) -> bool:
         """Whether there is a model at a place, or can be built as if there were."""
-        if super().knows(place):
-            return True
-        if place not in self.made:
+        if place not in self.made and not super().knows(place):
             made = self.make(place)
             if made is None:
                 return False
-            self.made[place] = made
+            self.add(place, made)
         return True
 
     def add(self, place: Path, parts: Mapping[str, nn.Module]) -> None:
-        """Let a model be at a place, by the names of a pipeline's parts."""
-        self.made[place] = dict(parts)
+        """Let models like these be at a place, by the names of a pipeline's components."""
+        self.made[place] = {name: part.config for name, part in parts.items()}
 
     def encoder_hash(self, vae: CausalVideoVAE, place: Path) -> str:
         """See ModelSource; of one that is not there yet, nothing is cached."""
@@ -112,16 +109,17 @@ class ConfigSource(ModelSource):
 
     def vae(self, place: Path) -> CausalVideoVAE:
         """See ModelSource."""
-        return self._part(place, "vae", "") or self._empty(CausalVideoVAE, place)
+        return self._empty(CausalVideoVAE, place, "vae", "")
 
     def transformer(self, pipeline: Path) -> VideoDiT:
         """See ModelSource."""
-        return self._part(pipeline, "transformer", "transformer") or self._empty(VideoDiT, pipeline / "transformer")
+        return self._empty(VideoDiT, pipeline, "transformer")
 
     def text_encoder(self, pipeline: Path) -> T5EncoderModel:
         """See ModelSource."""
-        made = self._part(pipeline, "text_encoder", "text_encoder")
-        return made or self._empty_text_encoder(pipeline / "text_encoder")
+        config = self._config(pipeline, "text_encoder", "text_encoder")
+        with torch.device("meta"):
+            return T5EncoderModel(config if isinstance(config, T5Config) else T5Config(**config))
 
     def tokenizer(self, pipeline: Path) -> PreTrainedTokenizerBase:
         """See ModelSource; the embedded model's in the place of one that is not there yet."""
@@ -134,9 +132,9 @@ class ConfigSource(ModelSource):
             file = SingleFile.open(place)
             transformer = empty_model(COMPONENTS["transformer"].class_name, file.part("transformer").config)
         else:
-            transformer = self._empty(VideoDiT, place / "transformer")
+            transformer = self.transformer(place)
             if "text_cache" not in loading and (place / "text_encoder").is_dir():
-                loading["text_encoder"] = self._empty_text_encoder(place / "text_encoder")
+                loading["text_encoder"] = self.text_encoder(place)
         dtype = loading.get("torch_dtype")
         loading["transformer"] = transformer if dtype is None else nn.Module.to(transformer, dtype)
         loading.pop("device", None)
@@ -146,20 +144,17 @@ class ConfigSource(ModelSource):
         """The model as it is."""
         return model
 
-    def _part(self, place: Path, name: str, folder: str) -> Any:
-        """A part of what is made in the place of a missing folder; None where the folder is there."""
-        if (place / folder / "config.json").is_file():
-            return None
-        self.knows(place)
-        return copy.deepcopy(self.made.get(place, {}).get(name))
+    def _config(self, place: Path, name: str, folder: str) -> Any:
+        """Of a component in its folder, or of what is made in the place of a folder that is missing."""
+        if not (place / folder / "config.json").is_file() and self.knows(place):
+            config = self.made.get(place, {}).get(name)
+            if config is not None:
+                return config
+        return _read_config(place / folder)
 
-    def _empty(self, kind: type[Model], folder: Path) -> Model:
-        model: Any = empty_model(kind.__name__, _config(folder))
+    def _empty(self, kind: type[Model], place: Path, name: str, folder: str | None = None) -> Model:
+        model: Any = empty_model(kind.__name__, self._config(place, name, name if folder is None else folder))
         return model.train()
-
-    def _empty_text_encoder(self, folder: Path) -> T5EncoderModel:
-        with torch.device("meta"):
-            return T5EncoderModel(T5Config(**_config(folder)))
 
 
 @lru_cache(maxsize=1)
@@ -168,7 +163,7 @@ def embedded_tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(Path(str(files("vgen.assets"))) / "sprites" / "tokenizer")
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((folder / "config.json").read_bytes()))
     except (OSError, ValueError) as error:

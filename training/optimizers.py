@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vgen.errors import CheckpointError, VgenError
-from vgen.training.recipe import OptimizerConfig, ScheduleConfig
+from vgen.training.config.run import OptimizerConfig, ScheduleConfig
 
 
 class OptimizerGroup(torch.optim.Optimizer):

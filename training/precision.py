@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from vgen.engine.device import lacks
-from vgen.training.recipe import FineTuneObjectiveConfig, Recipe
 
 
 def computes_bfloat16(device: torch.device | str = "cpu") -> bool:
@@ -26,17 +25,3 @@ def computes_bfloat16(device: torch.device | str = "cpu") -> bool:
 def in_float32(device: torch.device) -> AbstractContextManager[Any]:
     """Inside, nothing computes in bfloat16 by itself; on the meta device, where nothing could, either."""
     return torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False)
-
-
-def autocasts(recipe: Recipe) -> bool:
-    """Whether steps compute in bfloat16: as `mixed_precision` says, but not where a processor would emulate it.
-
-    Fine-tuning does it anyway: it holds frozen weights in bfloat16.
-
-    Args:
-        recipe: of the run.
-    """
-    if recipe.mixed_precision == "no":
-        return False
-    on_cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.accelerator.is_available())
-    return not on_cpu or computes_bfloat16("cpu") or isinstance(recipe.objective, FineTuneObjectiveConfig)

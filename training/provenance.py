@@ -12,7 +12,6 @@ import torch
 
 from vgen.hub.find import resolve_model
 from vgen.io.files import write_json
-from vgen.training.precision import autocasts
 from vgen.training.recipe import Recipe
 from vgen.version import __version__
 
@@ -51,7 +50,7 @@ def record(recipe: Recipe, log: Path, steps: int, processes: int = 1) -> dict[st
         "threads": torch.get_num_threads(),
         "processes": processes,
         "device": _device(recipe),
-        "mixed_precision": "bf16" if autocasts(recipe) else "no",
+        "mixed_precision": "bf16" if recipe.autocasts else "no",
         "date": datetime.now(UTC).date().isoformat(),
         "vgen": __version__,
         "torch": torch.__version__,

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vgen.engine.device import DTYPES
 from vgen.engine.memory.allocator import keep_freed_memory
@@ -21,29 +21,17 @@ from vgen.errors import RequestError, VgenError
 from vgen.io.files import part_of
 from vgen.training.checkpoint.store import CheckpointStore
 from vgen.training.components import alone_in, build_parts, resume_from
-from vgen.training.config.data import FootageConfig
 from vgen.training.config.files import RECIPE, is_run
 from vgen.training.control import Control, StopRequested
-from vgen.training.data.captioned import CaptionedLatents
-from vgen.training.data.clips import SpriteClips
-from vgen.training.data.latents import LatentCache
 from vgen.training.data.plan import BatchPlan, Source, batches, workers_of
 from vgen.training.data.shards import ShardCache
-from vgen.training.data.tokenizer import sprite_tokenizer
-from vgen.training.footage_run import build_on_footage
 from vgen.training.loop import Run, any_process, train
-from vgen.training.model_sources import LOADED, ModelSource, embedded_tokenizer
+from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.nan_dump import Replay, read_dump, replay
 from vgen.training.objectives.base import Objective
-from vgen.training.objectives.distill.config import DistillObjectiveConfig
-from vgen.training.objectives.distill.distill import distillation
-from vgen.training.objectives.flow.flow import FlowObjective
-from vgen.training.objectives.preference.config import PreferenceObjectiveConfig
-from vgen.training.objectives.preference.preference import preference
-from vgen.training.objectives.vae.vae import VaeObjective
-from vgen.training.precision import autocasts
+from vgen.training.objectives.registry import Setup, build
 from vgen.training.provenance import write_record
-from vgen.training.recipe import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig, load_recipe
+from vgen.training.recipe import Recipe, load_recipe
 from vgen.training.report.log import Journal
 from vgen.training.report.trackers import check_trackers, finish_trackers, start_trackers, tracker_folder
 
@@ -105,7 +93,7 @@ def _train_and_export(
     track = start_trackers(accelerator, recipe, start_step)
     gather = _gathering(accelerator)
     with Journal(folder / "log.jsonl", start_step, recipe.total_steps, not main, gather, track) as journal:
-        if recipe.mixed_precision == "bf16" and not autocasts(recipe):
+        if recipe.mixed_precision == "bf16" and not recipe.autocasts:
             notes = [*notes, "this processor would emulate bfloat16: computing in float32, which is many times faster"]
         for note in notes:
             journal.say(note)
@@ -159,81 +147,30 @@ def build_objective(
     Raises:
         RequestError: what the recipe begins with is not there.
     """
-    _check_sources(recipe, models)
-    if isinstance(recipe.data, FootageConfig) or isinstance(recipe.objective, FineTuneObjectiveConfig):
-        return build_on_footage(recipe, models)
-    clips = SpriteClips(recipe.data, "train")
-    held_out = SpriteClips(recipe.data, "validation")
-    if isinstance(recipe.objective, VaeObjectiveConfig):
-        return VaeObjective(recipe.objective, clips, held_out, recipe.seed, models), clips
-    if isinstance(recipe.objective, DistillObjectiveConfig):
-        student, caches, trajectories = distillation(recipe, folder, accelerator.device, models)
-        for trajectory_cache in caches:
-            _fill(trajectory_cache, control, accelerator, blank)
-        return student, trajectories
-    if isinstance(recipe.objective, PreferenceObjectiveConfig):
-        tuned, pair_caches, pairs = preference(recipe, folder, accelerator.device, models)
-        for pair_cache in pair_caches:
-            _fill(pair_cache, control, accelerator, blank)
-        return tuned, pairs
-    config = recipe.objective
-    vae = models.vae(config.vae).eval().requires_grad_(False)
-    encoder = models.encoder_hash(vae, config.vae)
-    models.to(vae, accelerator.device)  # where the cache, tasks encoded in the step, and samples need it
-    cache = LatentCache(config.latents, clips, vae, encoder, folder / "latents")
-    _fill(cache, control, accelerator, blank)
-    with accelerator.main_process_first():
-        tokenizer = _tokenizer(config, clips.world.tiers, folder / "tokenizer", models)
-    source = CaptionedLatents(cache, tokenizer, config.text_encoder.max_length, config.text_drop)
-    plan = BatchPlan(recipe.stages, recipe.seed)
-    return FlowObjective(config, recipe.data, recipe.seed, vae, tokenizer, clips, held_out, plan, models), source
-
-
-def sources_of(recipe: Recipe) -> dict[str, Path]:
-    """The folders that a recipe takes weights from as they lie there, by the key that names them."""
-    found = {key: getattr(recipe.objective, key, None) for key in ("vae", "init")}
-    return {key: place for key, place in found.items() if isinstance(place, Path)}
-
-
-def _check_sources(recipe: Recipe, models: ModelSource) -> None:
-    for name, place in sources_of(recipe).items():
+    for name, place in recipe.objective.sources().items():
         if not models.knows(place):
             raise RequestError(
                 f"objective.{name}={place} holds no model (no config.json or model_index.json): train the recipe that "
                 "makes it first, or name the folder of a trained model."
             )
+    fill = partial(_fill, control=control, accelerator=accelerator, blank=blank)
+    setup = Setup(recipe, folder, accelerator.device, fill, models, accelerator.main_process_first)
+    return build(recipe.objective, setup)
 
 
-def _fill(cache: ShardCache, control: Control, accelerator: Accelerator, blank: bool) -> None:
+def _fill(cache: ShardCache[Any], control: Control, accelerator: Accelerator, blank: bool) -> None:
     """Make what is missing, each process its share, then read everything; a stop asked of one stops all."""
     if blank:
         cache.load_blank()
         return
     stopped = False
     try:
-        cache.encode_missing(
-            control, lambda text: print(text, flush=True), accelerator.process_index, accelerator.num_processes
-        )
+        cache.fill(control, partial(print, flush=True), accelerator.process_index, accelerator.num_processes)
     except StopRequested:
         stopped = True
     if any_process(accelerator, stopped):
         raise StopRequested
     cache.load()
-
-
-def _tokenizer(
-    config: FlowObjectiveConfig, tiers: tuple[int, ...], folder: Path, models: ModelSource
-) -> PreTrainedTokenizerBase:
-    """The run's tokenizer: fitted once and kept, since the text encoder's ids must never change their meaning."""
-    if config.init is not None:
-        return models.tokenizer(config.init)
-    if not folder.is_dir() and not models.trains_tokenizers:
-        return embedded_tokenizer()
-    if not folder.is_dir():
-        fitted = sprite_tokenizer(config.text_encoder.vocabulary, config.text_encoder.max_length, tiers)
-        with part_of(folder, overwrite=False, folder=True) as part:
-            fitted.save_pretrained(part)
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def export(objective: Objective, run: Path, recipe: Recipe, control: Control, steps: int) -> dict[str, float]:
@@ -256,12 +193,10 @@ def build_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     """What moves and synchronises the processes; refuses a start that would make each a run of its own."""
     if "WORLD_SIZE" not in os.environ:
         AcceleratorState._reset_state()
-    # Without `cpu=True`, accelerate gives each of several processes on a machine without a GPU a run of its own.
-    cpu = recipe.device == "cpu" or (recipe.device == "auto" and not torch.accelerator.is_available())
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="bf16" if autocasts(recipe) else "no",
+        cpu=recipe.on_cpu,  # without it, accelerate gives each of several processes without a GPU a run of its own
+        mixed_precision="bf16" if recipe.autocasts else "no",
         kwargs_handlers=[patience],
         log_with=list(recipe.trackers) or None,
         project_dir=tracker_folder(folder),

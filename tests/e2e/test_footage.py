@@ -184,11 +184,11 @@ def test_refusals_name_file_and_reason(run_cli, footage, data, tmp_path, tiny_pi
 
 def test_a_trigger_word_weights_and_several_captions(run_cli, data, tmp_path, tiny_pipeline_folder) -> None:
     from vgen.pipelines.loading.model_files import ModelParts
+    from vgen.training.config.data import FootageConfig
     from vgen.training.data.footage.cache import CacheIndex, find_index
     from vgen.training.data.plan import Draw
-    from vgen.training.footage_run import footage_source
+    from vgen.training.objectives.flow.build import footage_source
     from vgen.training.randomness import Keys
-    from vgen.training.recipe import FootageConfig
 
     _fine(run_cli("data", "caption", data, "--from", "trigger", "--trigger", "zxq"))
     place = find_index(data, str(tiny_pipeline_folder))
@@ -211,7 +211,7 @@ def test_a_mask_of_the_footage_weighs_the_loss(run_cli, tmp_path, tiny_pipeline_
     from PIL import Image
 
     from vgen.training.data.footage.cache import find_index
-    from vgen.training.footage_run import build_on_footage
+    from vgen.training.objectives.registry import Setup, build
     from vgen.training.recipe import Recipe
 
     source = tmp_path / "in"
@@ -229,7 +229,8 @@ def test_a_mask_of_the_footage_weighs_the_loss(run_cli, tmp_path, tiny_pipeline_
         "name": "masked", "device": "cpu", "data": data, "stages": [{"steps": 1, "frames": {9: 1.0}, "batch": {9: 1}}],
         "objective": {"kind": "finetune", "model": str(tiny_pipeline_folder)},
     }  # fmt: skip
-    objective, source = build_on_footage(Recipe.model_validate(recipe))
+    run = Recipe.model_validate(recipe)
+    objective, source = build(run.objective, Setup(run, tmp_path, torch.device("cpu")))
     batch = {**source.stack([0]), **source.encoding(["red"])}
     frames, height, width = batch["latents"].shape[2:]
     assert (height, width) == (4, 4)

@@ -67,7 +67,7 @@ def _flow_recipe(vae: Path) -> dict[str, Any]:
 def small_shards() -> Any:
     """Shards of eight clips, so that a cache is encoded in no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vgen.training.data.latents.SHARD_CLIPS", 8)
+        patch.setattr("vgen.training.data.latents.LatentCache.shard_size", 8)
         patch.setattr("vgen.training.data.tokenizer._CORPUS_CAPTIONS", 300)
         yield
 

@@ -1,4 +1,4 @@
-"""Parts of a recipe that speak of footage and LoRA."""
+"""Parts of a recipe that say what is trained on, and the LoRA that several objectives train."""
 
 from __future__ import annotations
 
@@ -8,6 +8,33 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vgen.training.config.base import Count, Share, Strict
+
+
+class SpritesConfig(Strict):
+    """SpriteWorld, rendered on the fly. `emphasis` shows a motion that many times as often in training."""
+
+    kind: Literal["sprites"] = "sprites"
+    tier: int | list[int] = 1
+    height: Count = 64
+    width: Count = 64
+    frame_rate: float = Field(default=8.0, gt=0)
+    num_clips: Count = 1_000_000
+    emphasis: dict[str, float] = Field(default_factory=dict)
+    workers: int = Field(default=1, ge=0)
+
+
+class LatentCacheConfig(Strict):
+    """Which clips are encoded once: `groups` maps num_frames to a number of clips.
+
+    `workers` are processes that render ahead of the encoder, `batch` clips at a time, and then make batches ahead of
+    the steps: for a GPU, which would wait for one process. They change no result.
+    """
+
+    groups: dict[int, Count]
+    folder: Path | None = None
+    batch: Count = 16
+    workers: int = Field(default=0, ge=0)
+    encode_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class FootageConfig(Strict):

@@ -6,12 +6,22 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
 from vgen.training.cost.rehearsal import count_flops
 from vgen.training.data.plan import RENDERED, Batch, BatchPlan, Source
 from vgen.training.objectives.base import Objective
+
+
+class Kind(NamedTuple):
+    """Micro-batches of one shape: frames of a clip, side of the square that is cut out, rows of a process."""
+
+    num_frames: int
+    crop: int | None
+    rows: int
+
 
 ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
 PLANAR = 4
@@ -110,19 +120,18 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def example_batches(plan: BatchPlan, source: Source) -> dict[tuple[int, int | None, int], Batch]:
-    """A micro-batch of every kind in the plan, without content, by (num_frames, crop, batch size of a process)."""
-    found: dict[tuple[int, int | None, int], Batch] = {}
+def example_batches(plan: BatchPlan, source: Source) -> dict[Kind, Batch]:
+    """A micro-batch of every kind in the plan, without content."""
+    found: dict[Kind, Batch] = {}
     step = 0
     for stage in plan.stages:
         for num_frames in sorted(length for length, share in stage.frames.items() if share > 0):
-            size = stage.batch[num_frames] // plan.world
-            if (num_frames, stage.crop, size) not in found:
+            kind = Kind(num_frames, stage.crop, stage.batch[num_frames] // plan.world)
+            if kind not in found:
                 draw = plan.draw(step, 0, source)._replace(num_frames=num_frames, indices=[0], crop=stage.crop)
-                row = source.load(draw)
-                found[num_frames, stage.crop, size] = {
-                    name: torch.empty(size, *value.shape[1:], dtype=value.dtype, device="meta")
-                    for name, value in row.items()
+                found[kind] = {
+                    name: torch.empty(kind.rows, *value.shape[1:], dtype=value.dtype, device="meta")
+                    for name, value in source.load(draw).items()
                 }
         step += stage.steps
     return found

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vgen.training.config.data import SpritesConfig
 from vgen.training.data.plan import Batch, Draw
 from vgen.training.data.sprites.keys import BASIC_MOTIONS
 from vgen.training.data.sprites.world import SpriteWorld
-from vgen.training.recipe import SpritesConfig
 
 _FINGERPRINT_CLIPS = 4
 
@@ -41,6 +41,11 @@ class SpriteClips:
     def workers(self) -> int:
         """Processes that render ahead of the steps."""
         return self.config.workers
+
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.config.height, self.config.width
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,9 +1,7 @@
-"""The latent cache: clips encoded once by a trained VAE, stored as shards, reused by every later run.
+"""The latent cache: clips encoded once by a trained VAE, reused by every later run.
 
-Shards are written atomically and hold a fixed number of clips, the last of a length perhaps fewer, so an interrupted or
-enlarged cache goes on where it ended (making such a last one again). A shard's folder is named after the encoder's
-weights, the number format that it computes in and the data's fingerprint: other weights never meet old ones, and with
-another decoder nothing is encoded again.
+It is named after the encoder's weights, the number format that it computes in and the data's fingerprint: other weights
+never meet old latents, and with another decoder nothing is encoded again.
 """
 
 from __future__ import annotations
@@ -20,17 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vgen.errors import CheckpointError
 from vgen.models import CausalVideoVAE
+from vgen.training.config.data import LatentCacheConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.plan import leave_signals_to_the_parent
-from vgen.training.data.shards import Shard, ShardCache, read_shards
+from vgen.training.data.shards import CachingCosts, ShardCache, Tensors
 from vgen.training.precision import computes_bfloat16
-from vgen.training.recipe import LatentCacheConfig
 from vgen.types import VideoShape
-
-SHARD_CLIPS = 256
 
 
 class _Place(NamedTuple):
@@ -59,8 +54,9 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-class LatentCache(ShardCache):
-    """Normalised latents of training clips, by clip length.
+class LatentCache(ShardCache[int]):
+    """Normalised latents of training clips, by clip length: "latents" [N, C, f, h, w] and, of clips of several frames,
+    "last" [N, C, 1, h, w], the last frame encoded as an image.
 
     Args:
         config: how many clips of each length, and where they are kept.
@@ -70,137 +66,102 @@ class LatentCache(ShardCache):
         folder: used when the config names none.
     """
 
+    setting = "objective.latents.groups"
+    shard_size = 256
+
     def __init__(
         self, config: LatentCacheConfig, clips: SpriteClips, vae: CausalVideoVAE, vae_hash: str, folder: Path
     ) -> None:
         self.config = config
         self.clips = clips
         self.vae = vae
-        described = f"{vae_hash}|{clips.fingerprint}|{SHARD_CLIPS}|{config.encode_dtype}"
-        key = hashlib.sha256(described.encode()).hexdigest()[:16]
-        self.folder = (config.folder if config.folder is not None else folder) / key
-        self._groups: dict[int, dict[str, Tensor]] = {}
-        self._rendered: Iterator[tuple[_Place, Tensor]] = iter(())
+        self.trial = config.batch
+        super().__init__(
+            config.folder, folder, f"{vae_hash}|{clips.fingerprint}|{self.shard_size}|{config.encode_dtype}"
+        )
+        self._rendered: Iterator[tuple[_Place, Tensor]] | None = None
 
     @property
-    def fingerprint(self) -> str:
-        """Changes with the clips, the VAE's weights or the number of clips of any length."""
-        groups = ",".join(f"{length}:{count}" for length, count in sorted(self.config.groups.items()))
-        return hashlib.sha256(f"{self.folder.name}|{groups}".encode()).hexdigest()[:16]
-
-    def size(self, num_frames: int) -> int:
-        """Number of cached clips of that length.
-
-        Raises:
-            CheckpointError: the recipe caches none of that length.
-        """
-        if num_frames not in self.config.groups:
-            raise CheckpointError(
-                f"num_frames={num_frames} is trained on but not cached: add it to objective.latents.groups, which has "
-                f"{', '.join(str(length) for length in sorted(self.config.groups))}."
-            )
-        return self.config.groups[num_frames]
-
-    def shards(self) -> Iterator[Shard]:
+    def groups(self) -> dict[int, int]:
         """See ShardCache."""
-        for num_frames, count in sorted(self.config.groups.items()):
-            for shard, path in enumerate(self._paths(num_frames)):
-                told = f"encoding clips of {num_frames} frames: {shard * SHARD_CLIPS} of {count}"
-                yield Shard(path, told, partial(self.encode_shard, num_frames, shard))
+        return dict(sorted(self.config.groups.items()))
 
-    def load(self) -> None:
-        """Read all shards; they must have been encoded."""
-        self._groups = {num_frames: read_shards(self._paths(num_frames)) for num_frames in self.config.groups}
+    def length(self, group: int) -> int:
+        """See ShardCache."""
+        return group
 
-    def load_blank(self) -> None:
-        """Hold zeros of the right shapes in place of what is encoded, without the memory."""
-        for num_frames, count in self.config.groups.items():
-            shape = VideoShape(num_frames, self.clips.config.height, self.clips.config.width)
-            frames, height, width = shape.latent(self.vae.strides)
-            zero = torch.zeros(1, self.vae.config.latent_channels, 1, height, width, dtype=torch.float16)
-            group = {"latents": zero.expand(count, -1, frames, -1, -1)}
-            if num_frames > 1:
-                group["last"] = zero.expand(count, -1, -1, -1, -1)
-            self._groups[num_frames] = group
+    def contents(self) -> str:
+        """See ShardCache."""
+        return ",".join(f"{length}:{count}" for length, count in self.groups.items())
 
-    @property
-    def nbytes(self) -> int:
-        """What the latents take in memory once they are read."""
-        return sum(value.nbytes for group in self._groups.values() for value in group.values())
+    def path(self, group: int, places: range) -> Path:
+        """See ShardCache; a shard of fewer clips says how many, lest it pass for a whole one in an enlarged cache."""
+        rest = "" if len(places) == self.shard_size else f"-{len(places)}"
+        return self.folder / f"frames-{group}" / f"{places.start // self.shard_size:05d}{rest}.safetensors"
 
-    def missing(self, num_frames: int) -> int:
-        """How many clips of that length are still to be encoded."""
-        paths = enumerate(self._paths(num_frames))
-        return sum(len(self._clips_of(num_frames, shard)) for shard, path in paths if not path.exists())
+    def title(self, group: int) -> str:
+        """See ShardCache."""
+        return f"encoding clips of {group} frames"
 
-    def missing_seconds(self, clock: Callable[[], float]) -> float:
-        """What encoding the rest will take, from a batch of each length; `clock` is what seconds are read from."""
-        total = 0.0
-        for num_frames in self.config.groups:
-            missing = self.missing(num_frames)
-            rows = min(self.config.batch, missing)
-            if not rows:
-                continue
-            began = clock()
-            frames = self.clips.stack(list(range(rows)), num_frames)["frames"]
-            encode_clips(self.vae, frames, self.config.encode_dtype == "bfloat16")
-            total += (clock() - began) * missing / rows
+    def blank(self, group: int) -> Tensors:
+        """See ShardCache."""
+        shape = VideoShape(group, self.clips.config.height, self.clips.config.width)
+        frames, height, width = shape.latent(self.vae.strides)
+        latents = torch.zeros(1, self.vae.config.latent_channels, frames, height, width, dtype=torch.float16)
+        return {"latents": latents} if group == 1 else {"latents": latents, "last": latents[:, :, :1]}
+
+    def counted_seconds(self, costs: CachingCosts) -> float:
+        """See ShardCache."""
+        size, total = self.clips.canvas, 0.0
+        for num_frames, missing in self.missing().items():
+            if missing:
+                rendering = costs.timed(partial(self.clips.stack, [0], num_frames))
+                last = costs.encoding(self.vae, 1, size) if num_frames > 1 else 0.0
+                total += missing * (rendering + costs.encoding(self.vae, num_frames, size) + last)
         return total
 
-    def get(self, num_frames: int, indices: list[int]) -> dict[str, Tensor]:
-        """{"latents": float32 [B, C, f, h, w], "last": float32 [B, C, 1, h, w]} of some clips.
-
-        "last" is the last frame encoded alone, as an image; clips of one frame have none.
-        """
+    def get(self, num_frames: int, indices: list[int]) -> Tensors:
+        """{"latents": float32 [B, C, f, h, w], "last": float32 [B, C, 1, h, w]} of some clips."""
         rows = torch.tensor(indices)
-        return {name: values[rows].float() for name, values in self._groups[num_frames].items()}
+        return {name: values[rows].float() for name, values in self.loaded[num_frames].items()}
 
-    def encode_missing(
-        self, control: Control, say: Callable[[str], None], process: int = 0, processes: int = 1
-    ) -> None:
+    def fill(self, control: Control, say: Callable[[str], None], process: int = 0, processes: int = 1) -> None:
         """See ShardCache; workers render the clips of all missing shards ahead of the encoder."""
-        missing = {shard.path for shard in self.missing_shards(process, processes)}
         places = [
             place
-            for num_frames in sorted(self.config.groups)
-            for shard, path in enumerate(self._paths(num_frames))
-            if path in missing
-            for place in self._places(num_frames, shard)
+            for shard in self.missing_shards(process, processes)
+            for place in self._parts(shard.group, shard.places)
         ]
-        rendering = DataLoader(
-            _Renderings(self.clips, places),
-            batch_size=None,
-            collate_fn=_unchanged,
-            num_workers=min(self.config.workers, os.cpu_count() or 1, len(places)),
-            worker_init_fn=leave_signals_to_the_parent,
+        self._rendered = iter(
+            DataLoader(
+                _Renderings(self.clips, places),
+                batch_size=None,
+                collate_fn=_unchanged,
+                num_workers=min(self.config.workers, os.cpu_count() or 1, len(places)),
+                worker_init_fn=leave_signals_to_the_parent,
+            )
         )
-        self._rendered = iter(rendering)
-        super().encode_missing(control, say, process, processes)
+        try:
+            super().fill(control, say, process, processes)
+        finally:
+            self._rendered = None
 
-    def encode_shard(self, num_frames: int, shard: int, control: Control) -> dict[str, Tensor]:
-        """Encode one shard's clips, float16."""
-        parts: list[dict[str, Tensor]] = []
-        for place in self._places(num_frames, shard):
+    def make(self, group: int, places: range, control: Control) -> Tensors:
+        """See ShardCache: float16."""
+        parts: list[Tensors] = []
+        for place in self._parts(group, places):
             control.poll()
-            came, frames = next(self._rendered)
+            ahead = self._rendered or iter(_Renderings(self.clips, [place]))
+            came, frames = next(ahead)
             if came != place:
                 raise AssertionError(f"{came} was rendered where {place} is due")
             parts.append(encode_clips(self.vae, frames, self.config.encode_dtype == "bfloat16"))
         return {name: torch.cat([part[name] for part in parts]).half() for name in parts[0]}
 
-    def _places(self, num_frames: int, shard: int) -> list[_Place]:
+    def _parts(self, num_frames: int, places: range) -> list[_Place]:
         """What of a shard is rendered and encoded at once."""
-        clips, size = self._clips_of(num_frames, shard), self.config.batch
-        return [_Place(num_frames, clips[begin : begin + size]) for begin in range(0, len(clips), size)]
-
-    def _clips_of(self, num_frames: int, shard: int) -> range:
-        return range(shard * SHARD_CLIPS, min((shard + 1) * SHARD_CLIPS, self.config.groups[num_frames]))
-
-    def _paths(self, num_frames: int) -> list[Path]:
-        """A shard of fewer clips says how many in its name, lest it pass for a whole one in an enlarged cache."""
-        whole, rest = divmod(self.config.groups[num_frames], SHARD_CLIPS)
-        names = [f"{shard:05d}" for shard in range(whole)] + ([f"{whole:05d}-{rest}"] if rest else [])
-        return [self.folder / f"frames-{num_frames}" / f"{name}.safetensors" for name in names]
+        size = self.config.batch
+        return [_Place(num_frames, places[begin : begin + size]) for begin in range(0, len(places), size)]
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vgen.errors import RequestError
+from vgen.training.config.stages import Stage
 from vgen.training.randomness import Keys, generator
-from vgen.training.recipe import Stage
 
 Batch = dict[str, Tensor]
 

@@ -14,11 +14,15 @@ import torch
 from vgen.errors import CheckpointError, RequestError
 from vgen.io.files import write_json
 from vgen.training.checkpoint.store import CheckpointStore
-from vgen.training.config.data import FootageConfig
 from vgen.training.config.files import RECIPE
-from vgen.training.footage_run import build_on_footage
-from vgen.training.objectives.flow.finetune import FineTuneObjective
-from vgen.training.recipe import FineTuneObjectiveConfig, Recipe, load_recipe
+from vgen.training.data.footage.source import FootageLatents
+from vgen.training.objectives.flow.build import build_fine_tuning
+from vgen.training.objectives.flow.config import FineTuneObjectiveConfig, as_fine_tuning
+from vgen.training.objectives.flow.flow import FlowObjective
+from vgen.training.objectives.flow.material import FootageMaterial
+from vgen.training.objectives.lora import without_adapters
+from vgen.training.objectives.registry import Setup
+from vgen.training.recipe import Recipe, load_recipe
 from vgen.training.report.log import save_sheet
 
 SCORES, SHEET = "evaluation.json", "evaluation.png"
@@ -56,12 +60,12 @@ def evaluate_run(folder: Path, say: Callable[[str], None], clips: int = 4, devic
         RequestError: not the folder of such a run.
         CheckpointError: no checkpoint yet.
     """
-    recipe = open_run(folder, device)
+    recipe, config = open_run(folder, device)
     store = CheckpointStore(folder / "checkpoints", recipe.checkpoint.keep)
     if not store.all():
         raise CheckpointError(f"{folder} has no checkpoint yet; let it train on with `vgen train resume {folder}`.")
-    objective = _objective(recipe)
-    with objective.as_base():
+    objective, material = _built(recipe, config, folder)
+    with without_adapters(objective.transformer):
         base = objective.fixed_losses()
     say(f"base: loss {base['loss']:.4f}")
     losses: dict[str, dict[str, float]] = {}
@@ -71,15 +75,15 @@ def evaluate_run(folder: Path, say: Callable[[str], None], clips: int = 4, devic
         say(f"{path.name}: loss {losses[path.name]['loss']:.4f} ({losses[path.name]['loss'] / base['loss'] - 1:+.1%})")
     best = min(losses, key=lambda name: losses[name]["loss"])
     load_average(objective, store, store.folder / best)
-    made = _compare(objective, folder, clips, say)
+    made = _compare(objective, material, folder, clips, say)
     result = {"base": base, "checkpoints": losses, "best": best, "clips": made}
     write_json(folder / SCORES, result)
     say(f"best: {best}. See {folder / SCORES} and {folder / SHEET}.")
     return result
 
 
-def open_run(folder: Path, device: str = "auto") -> Recipe:
-    """The recipe of a LoRA run.
+def open_run(folder: Path, device: str = "auto") -> tuple[Recipe, FineTuneObjectiveConfig]:
+    """The recipe of a LoRA run, and its objective.
 
     Raises:
         RequestError: `folder` is something else.
@@ -87,23 +91,24 @@ def open_run(folder: Path, device: str = "auto") -> Recipe:
     if not (folder / RECIPE).is_file():
         raise RequestError(f"{folder} holds no {RECIPE}: it is not the folder of a run of `vgen train lora`.")
     recipe = load_recipe(folder / RECIPE, [] if device == "auto" else [f"device={device}"], folder)
-    config = recipe.objective
-    if not isinstance(config, FineTuneObjectiveConfig) or not isinstance(recipe.data, FootageConfig):
-        raise RequestError(f"{folder} trained a {config.kind} objective; this is for runs of `vgen train lora`.")
+    config = as_fine_tuning(recipe.objective)
+    if config is None:
+        raise RequestError(
+            f"{folder} trained a {recipe.objective.kind} objective; this is for runs of `vgen train lora`."
+        )
     if config.mode != "lora":
         raise RequestError(f"{folder} trained the whole model: use its export/ as --model, and compare as you like.")
-    return recipe
+    return recipe, config
 
 
-def _objective(recipe: Recipe) -> FineTuneObjective:
-    objective, _ = build_on_footage(recipe)
-    assert isinstance(objective, FineTuneObjective)
+def _built(recipe: Recipe, config: FineTuneObjectiveConfig, folder: Path) -> tuple[FlowObjective, FootageMaterial]:
     on_accelerator = recipe.device != "cpu" and torch.accelerator.is_available()
-    place = torch.accelerator.current_accelerator() if on_accelerator else torch.device("cpu")
-    return objective.to(place).eval()
+    place = (torch.accelerator.current_accelerator() if on_accelerator else None) or torch.device("cpu")
+    objective, source = build_fine_tuning(config, Setup(recipe, folder, place))
+    return objective.to(place).eval(), FootageMaterial(config, source, objective.vae.strides)
 
 
-def load_average(objective: FineTuneObjective, store: CheckpointStore, path: Path) -> None:
+def load_average(objective: FlowObjective, store: CheckpointStore, path: Path) -> None:
     """Give the objective a checkpoint's averaged weights."""
     objective.load_state_dict(store.load(path).ema)
 
@@ -125,17 +130,17 @@ def best_checkpoint(folder: Path, store: CheckpointStore) -> Path:
 
 
 def _compare(
-    objective: FineTuneObjective, folder: Path, clips: int, say: Callable[[str], None]
+    objective: FlowObjective, material: FootageMaterial, folder: Path, clips: int, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """Generate with base and LoRA from the same seeds; the sheet shows footage, base and LoRA of each prompt."""
     rows: list[np.ndarray] = []
     labels: list[str] = []
     made: list[dict[str, Any]] = []
-    for prompt in objective.source.prompts()[:clips]:
-        with objective.as_base():
-            base = objective.sample(prompt, 0)
-        tuned = objective.sample(prompt, 0)
-        footage = _footage_of(objective, prompt, len(tuned), tuned.shape[1:3])
+    for prompt in material.source.prompts()[:clips]:
+        with without_adapters(objective.transformer):
+            (base,) = objective.sample(material.sample(prompt))
+        (tuned,) = objective.sample(material.sample(prompt))
+        footage = _footage_of(material.source, prompt, len(tuned), tuned.shape[1:3])
         scores = {"base": likeness(base, footage), "lora": likeness(tuned, footage)}
         made.append({"prompt": prompt, "seed": 0, **{name: asdict(score) for name, score in scores.items()}})
         rows += [footage[0], base, tuned]
@@ -147,9 +152,8 @@ def _compare(
     return made
 
 
-def _footage_of(objective: FineTuneObjective, prompt: str, frames: int, size: tuple[int, int]) -> list[np.ndarray]:
+def _footage_of(source: FootageLatents, prompt: str, frames: int, size: tuple[int, int]) -> list[np.ndarray]:
     """The samples of a prompt that are of a clip's size and length."""
-    source = objective.source
     places = [
         place
         for place, sample in enumerate(source.samples)

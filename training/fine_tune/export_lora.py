@@ -14,7 +14,6 @@ from vgen.io.files import exists_message, part_of
 from vgen.io.weights.lora_export import lora_tensors
 from vgen.training.checkpoint.store import CheckpointStore
 from vgen.training.fine_tune.evaluate import best_checkpoint, open_run
-from vgen.training.recipe import FineTuneObjectiveConfig
 
 _FACTOR = re.compile(r"transformer\.(?P<module>.+)\.lora_(?P<side>[AB])\.default\.weight")
 
@@ -37,9 +36,7 @@ def export_lora(
         CheckpointError: no such checkpoint, or a damaged one.
         OutputError: `output` exists or cannot be written.
     """
-    recipe = open_run(run)
-    config = recipe.objective
-    assert isinstance(config, FineTuneObjectiveConfig)
+    recipe, config = open_run(run)
     _check_output(output, overwrite)
     store = CheckpointStore(run / "checkpoints", recipe.checkpoint.keep)
     chosen = best_checkpoint(run, store) if checkpoint is None else store.folder / checkpoint

@@ -10,7 +10,6 @@ import torch
 
 from vgen.io.files import write_json
 from vgen.pipelines import TextToVideoPipeline
-from vgen.training.objectives.flow.text_encoder import compute_in_float32
 
 
 def save_pipeline(pipeline: TextToVideoPipeline, folder: Path, dtype: torch.dtype) -> float:
@@ -27,7 +26,7 @@ def save_pipeline(pipeline: TextToVideoPipeline, folder: Path, dtype: torch.dtyp
     TextToVideoPipeline(**{**pipeline.components, **parts}).save_pretrained(folder)
     for part in ("vae", "transformer"):
         forget_origin(folder / part / "config.json")
-    compute_in_float32(folder / "text_encoder" / "config.json")
+    _compute_in_float32(folder / "text_encoder" / "config.json")
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
@@ -36,3 +35,10 @@ def forget_origin(config: Path) -> None:
     content = json.loads(config.read_text())
     content.pop("_name_or_path", None)
     write_json(config, content, indent=2)
+
+
+def _compute_in_float32(config: Path) -> None:
+    """Make a saved text encoder load as float32, whatever its weights are stored in."""
+    described = json.loads(config.read_text())
+    described["dtype"] = "float32"
+    write_json(config, described, indent=2)

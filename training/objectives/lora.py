@@ -15,7 +15,6 @@ from vgen.errors import RequestError, VgenError
 from vgen.models import VideoDiT
 from vgen.pipelines.loading.lora import linear_layers
 from vgen.training.config.data import LoraConfig
-from vgen.training.randomness import key_number
 
 ADAPTER = "default"
 """Name of the adapter that is trained."""
@@ -27,7 +26,7 @@ _TARGETS = {
 }
 
 
-def add_lora(transformer: VideoDiT, config: LoraConfig, seed: int) -> None:
+def add_lora(transformer: VideoDiT, config: LoraConfig, seed: int, name: str = ADAPTER) -> None:
     """Freeze a transformer and add a LoRA in float32; its first factor is drawn from the seed, the second is zero.
 
     Raises:
@@ -36,7 +35,7 @@ def add_lora(transformer: VideoDiT, config: LoraConfig, seed: int) -> None:
     layers = lora_layers(transformer, config.targets)
     transformer.requires_grad_(False)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(key_number(seed, "lora"))
+        torch.manual_seed(seed)
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # nothing is merged here
         transformer.add_adapter(
             PeftConfig(
@@ -45,7 +44,7 @@ def add_lora(transformer: VideoDiT, config: LoraConfig, seed: int) -> None:
                 lora_dropout=config.dropout,
                 target_modules=layers,
             ),
-            adapter_name=ADAPTER,
+            adapter_name=name,
         )
     for parameter in transformer.parameters():
         if parameter.requires_grad:

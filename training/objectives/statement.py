@@ -9,9 +9,9 @@ import torch
 
 from vgen.models import CausalVideoVAE
 from vgen.pipelines.call.untrained import kept_psnr
+from vgen.training.config.data import SpritesConfig
 from vgen.training.data.sprites import SpriteWorld
 from vgen.training.data.sprites.vocabulary import vocabulary, world
-from vgen.training.recipe import SpritesConfig
 
 _PICTURES: Final = 64
 _MARGIN: Final = 4.0

@@ -18,24 +18,29 @@ from torch import Tensor
 
 from vgen.diffusion.schedules import resolution_shift_mu, sample_training_sigmas
 from vgen.models import CausalVideoVAE, VideoDiT
+from vgen.training.config.data import SpritesConfig
 from vgen.training.control import Control
 from vgen.training.cost.throughput import Meter
+from vgen.training.data.clips import SpriteClips
 from vgen.training.data.plan import Batch, BatchPlan, Draw, batches
 from vgen.training.loop import Run, train
+from vgen.training.model_sources import embedded_tokenizer
 from vgen.training.objectives.base import Objective
 from vgen.training.objectives.distill.config import DistillObjectiveConfig
 from vgen.training.objectives.distill.distill import DistillObjective
-from vgen.training.objectives.flow import finetune, flow
-from vgen.training.objectives.flow.density import scheduler_mu
-from vgen.training.objectives.flow.finetune import FineTuneObjective
-from vgen.training.objectives.flow.flow import FlowObjective
+from vgen.training.objectives.flow import flow
+from vgen.training.objectives.flow.build import build_scheduler, fine_tuned, from_nothing
+from vgen.training.objectives.flow.config import FineTuneObjectiveConfig, FlowObjectiveConfig
+from vgen.training.objectives.flow.draws import scheduler_mu
+from vgen.training.objectives.flow.material import FootageMaterial, SpriteMaterial
 from vgen.training.objectives.flow.tasks import FlowInputs
 from vgen.training.objectives.preference import preference
 from vgen.training.objectives.preference.config import PreferenceObjectiveConfig
 from vgen.training.objectives.preference.preference import PreferenceObjective
+from vgen.training.objectives.vae.config import VaeObjectiveConfig
 from vgen.training.objectives.vae.vae import VaeObjective
 from vgen.training.randomness import Keys
-from vgen.training.recipe import FineTuneObjectiveConfig, FlowObjectiveConfig, Recipe, VaeObjectiveConfig
+from vgen.training.recipe import Recipe
 from vgen.training.report.log import Journal
 
 SEED, STEPS, MICRO, ROWS = 10, 2, 2, 4
@@ -105,20 +110,22 @@ def objective_of(tiny_vae: CausalVideoVAE) -> Callable[[str], Objective]:
     def make(kind: str) -> Objective:
         plan = BatchPlan(_recipe(1).stages, SEED)
         pipeline: Any = SimpleNamespace(
-            transformer=_dit(), vae=tiny_vae, patch_size=1, scheduler=flow.build_scheduler(_flow_config()),
+            transformer=_dit(), vae=tiny_vae, patch_size=1, scheduler=build_scheduler(_flow_config()),
             model_convention=SimpleNamespace(causal_coordinates=True, prefix_latent_frames=None),
         )  # fmt: skip
         nothing: Any = None
         if kind == "flow":
-            data: Any = SimpleNamespace(frame_rate=8.0, height=16, width=24)
-            words: Any = range(40)
-            made = FlowObjective(_flow_config(), data, SEED, tiny_vae, words, nothing, nothing, plan)
+            data = SpritesConfig(frame_rate=8.0, height=16, width=24)
+            clips = SpriteClips(data)
+            words = embedded_tokenizer()
+            material = SpriteMaterial(_flow_config(), clips, clips, words, tiny_vae)
+            made = from_nothing(_flow_config(), material, plan, SEED)
             made.transformer.load_state_dict(_dit().state_dict())  # as built, its last layer is zero
             return made
         if kind == "finetune":
             source: Any = SimpleNamespace(frame_rate=lambda indices: 8.0)
             tuned = FineTuneObjectiveConfig(kind="finetune", model="x", mode="full", tasks=ONLY_TEXT)
-            return FineTuneObjective(tuned, source, pipeline, plan, SEED)
+            return fine_tuned(tuned, pipeline, FootageMaterial(tuned, source, tiny_vae.strides), plan, SEED)
         if kind == "preference":
             maker: Any = SimpleNamespace(pipeline=pipeline, settings=SimpleNamespace(frame_rate=8.0))
             wanted = PreferenceObjectiveConfig(kind="preference", model="x", pairs={}, flow_weight=0.3)
@@ -252,7 +259,7 @@ def test_every_row_micro_step_step_and_rank_draws_by_its_own_key(
             used.append((latents, sigma, noise))
             super().__init__(latents, known, sigma, noise, *more, **named)
 
-    for module in (flow, finetune, preference):
+    for module in (flow, preference):
         monkeypatch.setattr(module, "FlowInputs", Seen)
     monkeypatch.setattr(Accelerator, "num_processes", world)
     noises, sigmas, clips = [], [], []

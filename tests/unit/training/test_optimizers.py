@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from vgen.errors import CheckpointError
+from vgen.training.config.run import OptimizerConfig, ScheduleConfig
 from vgen.training.optimizers import (
     LearningRate,
     OptimizerGroup,
@@ -16,7 +17,6 @@ from vgen.training.optimizers import (
     learning_rate_factor,
     load_optimizer_state,
 )
-from vgen.training.recipe import OptimizerConfig, ScheduleConfig
 
 
 def _network() -> nn.Module:

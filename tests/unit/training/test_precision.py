@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from vgen.training.precision import autocasts, computes_bfloat16
+from vgen.training.objectives.flow.config import FineTuneObjectiveConfig
+from vgen.training.precision import computes_bfloat16
 from vgen.training.provenance import record
-from vgen.training.recipe import FineTuneObjectiveConfig, Recipe
+from vgen.training.recipe import Recipe
 
 FLOW = {"kind": "flow", "vae": "x", "model": {}, "latents": {"groups": {1: 1}}, "text_encoder": {"d_model": 16}}
 PLAIN: dict[str, Any] = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}
@@ -36,14 +37,14 @@ def test_an_x86_processor_needs_instructions_for_it(
     on(monkeypatch, **found)
     assert computes_bfloat16("cpu") is has
     assert computes_bfloat16("cuda") is True
-    assert autocasts(recipe(FLOW, mixed_precision="bf16")) is has
-    assert autocasts(recipe(FLOW, mixed_precision="no")) is False
+    assert recipe(FLOW, mixed_precision="bf16").autocasts is has
+    assert recipe(FLOW, mixed_precision="no").autocasts is False
 
 
 def test_fine_tuning_holds_bfloat16_and_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch)
     objective = FineTuneObjectiveConfig(kind="finetune", model="x")
-    assert autocasts(recipe(FLOW, mixed_precision="bf16").model_copy(update={"objective": objective}))
+    assert recipe(FLOW, mixed_precision="bf16").model_copy(update={"objective": objective}).autocasts
 
 
 def test_a_torch_that_cannot_say_computes_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from vgen.training.config.data import SpritesConfig
 from vgen.training.config.stages import Stage, TaskMix
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.plan import RENDERED, BatchPlan, Draw
-from vgen.training.objectives.flow.draws import FlowDraws
+from vgen.training.objectives.flow.build import build_scheduler
+from vgen.training.objectives.flow.config import FlowObjectiveConfig
+from vgen.training.objectives.flow.flow import FlowObjective
 from vgen.training.objectives.flow.given_material import region_masks
+from vgen.training.objectives.flow.material import SpriteMaterial
 from vgen.training.objectives.flow.tasks import TASKS, draw_task
 from vgen.training.randomness import Keys
-from vgen.training.recipe import FlowObjectiveConfig, SpritesConfig
 from vgen.types import Strides
 
 SEED, WORLD = 5, 2
@@ -122,7 +125,7 @@ def test_regions_are_those_of_their_key() -> None:
 
 
 @pytest.fixture(scope="module")
-def draws() -> FlowDraws:
+def objective() -> FlowObjective:
     config = FlowObjectiveConfig.model_validate(
         {"kind": "flow", "vae": "x", "model": {}, "latents": {"groups": {5: 4}}, "tasks": {"text": 1.0}}
     )
@@ -130,22 +133,29 @@ def draws() -> FlowDraws:
         Stage(steps=9, frames={5: 1.0}, batch={5: 6}, tasks=TaskMix(**{**dict.fromkeys(TASKS, 0.0), "region": 1}))
     ]
     clips = SpriteClips(SpritesConfig(tier=1, height=16, width=16))
-    return FlowDraws(config, BatchPlan(stages, SEED), clips, Strides(4, 8, 8), 1)
+    nothing: Any = None
+    vae: Any = SimpleNamespace(strides=Strides(4, 8, 8))
+    pipeline: Any = SimpleNamespace(transformer=nothing, vae=vae, patch_size=1, scheduler=build_scheduler(config))
+    material = SpriteMaterial(config, clips, clips, nothing, vae)
+    return FlowObjective(config, pipeline, material, BatchPlan(stages, SEED), nothing)
 
 
-def test_what_is_prepared_for_a_flow_is_of_its_key(draws: FlowDraws) -> None:
+def test_what_is_prepared_for_a_flow_is_of_its_key(objective: FlowObjective) -> None:
     """Noise, sigma and the rendered clips of a micro-batch, as a worker makes them ahead of the step."""
     made = []
     for (step, micro), rank in product(PLACES[:4], range(WORLD)):
         keys = Keys(SEED, step, micro, rank, WORLD)
         batch = {"latents": torch.zeros(3, 4, 2, 2, 2), "indices": torch.tensor([4, 1, 3])}
-        prepared = draws(batch, keys)
+        prepared = objective.prepare(batch, keys)
         for row, noise in enumerate(prepared["noise"], 3 * rank):
             assert torch.equal(noise, torch.randn(8, 4, generator=_generator("noise", step, micro, row)))
-        assert torch.equal(prepared[RENDERED], draws.clips.stack([4, 1, 3], 5)["frames"])
+        assert torch.equal(
+            prepared[RENDERED], SpriteClips(SpritesConfig(tier=1, height=16, width=16)).stack([4, 1, 3], 5)["frames"]
+        )
         made += list(prepared["noise"])
-        sigma = draws.sigma(3, 8, keys)
-        whole = draws.sigma(6, 8, SimpleNamespace(step=step, rows=_one_draw(step, micro)))  # type: ignore[arg-type]
+        whole_batch: Any = SimpleNamespace(step=step, rows=_one_draw(step, micro))
+        sigma = objective.sigma(batch["latents"], keys)
+        whole = objective.sigma(torch.zeros(6, 4, 2, 2, 2), whole_batch)
         assert torch.equal(sigma, whole[3 * rank : 3 * rank + 3])
     assert _distinct(made)
 

@@ -10,9 +10,12 @@ import yaml
 
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE
-from vgen.training.objectives.flow.flow import build_transformer
+from vgen.training.config.data import SpritesConfig
+from vgen.training.objectives.flow.build import build_transformer
+from vgen.training.objectives.flow.config import FlowObjectiveConfig
 from vgen.training.objectives.flow.text_encoder import build_text_encoder
-from vgen.training.recipe import FlowObjectiveConfig, SpritesConfig, VaeObjectiveConfig, load_recipe
+from vgen.training.objectives.vae.config import VaeObjectiveConfig
+from vgen.training.recipe import load_recipe
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "train"
 

@@ -37,7 +37,8 @@ def test_the_frozen_vae_is_where_the_run_trains_and_the_tokenizer_knows_both_obj
     elsewhere: Any = SimpleNamespace(device=torch.device("meta"), main_process_first=nullcontext)
     unused: Any = None
     objective, _ = build_objective(recipe, tmp_path, unused, elsewhere, blank=True)
-    assert isinstance(objective, FlowObjective)
+    assert isinstance(objective, FlowObjective) and objective.text_encoder is not None
+    tokenizer = objective.pipeline.tokenizer
     assert {parameter.device.type for parameter in objective.vae.parameters()} == {"meta"}
-    assert "▁colliding" in objective.tokenizer.get_vocab() and len(objective.tokenizer) <= 1024
-    assert objective.text_encoder.config.vocab_size == len(objective.tokenizer)
+    assert "▁colliding" in tokenizer.get_vocab() and len(tokenizer) <= 1024
+    assert objective.text_encoder.config.vocab_size == len(tokenizer)

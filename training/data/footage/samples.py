@@ -48,6 +48,12 @@ class FootageSamples:
                     "cache` again."
                 )
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """Rows and columns of the largest clips."""
+        largest = max((sample.bucket for sample in self.samples), key=lambda bucket: bucket.height * bucket.width)
+        return largest.height, largest.width
+
     def size(self, num_frames: int) -> int:
         """Number of samples of that length."""
         return sum(sample.bucket.num_frames == num_frames for sample in self.samples)

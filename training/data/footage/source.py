@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vgen.errors import CheckpointError, RequestError, counted
 from vgen.pipelines.text.cache import DeferredText
+from vgen.training.config.data import FootageConfig
 from vgen.training.data.captioned import NULL_TEXT
 from vgen.training.data.footage.buckets import Sample
 from vgen.training.data.footage.cache import CacheIndex
@@ -22,7 +23,6 @@ from vgen.training.data.footage.captions import NO_CAPTION
 from vgen.training.data.footage.pixels import mask_hashes
 from vgen.training.data.footage.samples import FootageSamples
 from vgen.training.data.plan import Batch, Draw
-from vgen.training.recipe import FootageConfig
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from vgen.training.config.base import Count, Strict
+from vgen.training.objectives.registry import ObjectiveConfig
 
 
 class TrajectoryConfig(Strict):
@@ -40,7 +41,7 @@ class TrajectoryConfig(Strict):
         return self
 
 
-class DistillObjectiveConfig(Strict):
+class DistillObjectiveConfig(ObjectiveConfig):
     """Segment-velocity distillation of a model to `num_steps` plain Euler steps without guidance.
 
     `teacher` is a pipeline folder or a model's name, `guidance_scale` the teacher's (left out: the folder's default).

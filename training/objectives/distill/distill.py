@@ -18,29 +18,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from vgen.diffusion.conditions import token_sigmas
-from vgen.engine.speed.compile import compile_blocks
-from vgen.errors import RequestError
-from vgen.hub.find import model_hash, resolve_model
 from vgen.pipelines import TextToVideoPipeline
-from vgen.pipelines.loading.lora import linear_layers
+from vgen.training.config.data import LoraConfig
 from vgen.training.control import Control
-from vgen.training.data.clips import SpriteClips
 from vgen.training.data.plan import Batch
-from vgen.training.data.prompts import FilePrompts, Prompts, SpritePrompts
+from vgen.training.data.prompts import SpritePrompts
 from vgen.training.judge.judge import score
-from vgen.training.model_sources import LOADED, ModelSource
-from vgen.training.objectives.base import Objective
-from vgen.training.objectives.distill.config import DistillObjectiveConfig, TrajectoryConfig
+from vgen.training.objectives.base import Costs, Objective
+from vgen.training.objectives.distill.config import DistillObjectiveConfig
 from vgen.training.objectives.distill.teacher import Teacher, decode_tokens
-from vgen.training.objectives.distill.trajectories import Trajectories, TrajectoryCache
-from vgen.training.objectives.explicit_attention import use_explicit_attention
+from vgen.training.objectives.distill.trajectories import TrajectoryCache
 from vgen.training.objectives.export import save_pipeline
+from vgen.training.objectives.lora import add_lora
 from vgen.training.randomness import Keys
-from vgen.training.recipe import Recipe, SpritesConfig
 from vgen.training.report.log import save_sheet
 
 ADAPTER = "few_steps"
@@ -74,7 +67,7 @@ class DistillObjective(Objective):
         self.transformer = teacher.pipeline.transformer
         self.transformer.requires_grad_(config.train == "full")
         if config.train == "lora":
-            _add_adapter(self.transformer, config, seed)
+            add_lora(self.transformer, LoraConfig(rank=config.rank, alpha=config.alpha), seed, ADAPTER)
         self._wanted: list[np.ndarray] = []
         self._ends = torch.tensor([*self.grid, 0.0])
 
@@ -138,26 +131,27 @@ class DistillObjective(Objective):
         Args:
             tokens: [B, T, C].
             sigma: [B].
-            batch: the rest of what the transformer is told.
+            batch: the rest of the transformer's inputs.
         """
         strength = batch["strength"]
         timestep = token_sigmas(sigma, strength) if bool(strength.any()) else sigma
         return self._transformed(tokens, timestep, batch)
 
-    def rehearse(self, batch: Batch) -> Tensor:
-        """The loss where nothing is given, without looking at values."""
-        return self._rehearsed(batch, batch["states"].new_zeros(len(batch["states"])))
-
-    def rehearse_most(self, batch: Batch) -> Tensor:
-        """The same where a first frame is given, if any trajectory of the recipe has one: a timestep a token."""
-        if not self.config.trajectories.first:
-            return self.rehearse(batch)
+    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+        """See Objective; where a first frame is given, each token has a timestep."""
         rows, _, tokens, _ = batch["states"].shape
-        return self._rehearsed(batch, batch["states"].new_zeros(rows, tokens))
-
-    def _rehearsed(self, batch: Batch, timestep: Tensor) -> Tensor:
+        timestep = batch["states"].new_zeros(rows) if beside is None else batch["states"].new_zeros(rows, tokens)
         begin, end = batch["states"][:, 0], batch["states"][:, 1]
         return (self._transformed(begin, timestep, batch).float() - (begin - end)).square().mean()
+
+    def most_beside(self, batch: Batch) -> int | None:
+        """See Objective."""
+        return 0 if self.config.trajectories.first else None
+
+    def costs(self) -> Costs:
+        """See Objective."""
+        frozen = [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
+        return Costs(frozen, settings=f"explicit attention: {self.config.explicit_attention}")
 
     def _transformed(self, tokens: Tensor, timestep: Tensor, batch: Batch) -> Tensor:
         return self.transformer(
@@ -170,7 +164,7 @@ class DistillObjective(Objective):
         )[0]
 
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
-        """Loss of each segment on held-out trajectories, and the student's own samples beside the teacher's.
+        """Loss of each segment on held-out trajectories, and the student's own samples next to the teacher's.
 
         `distance` is the root mean square difference of the student's finished latents to the teacher's from the same
         noise and prompt; with SpriteWorld's prompts `joint` is how often a judge finds what was asked for, and
@@ -249,7 +243,7 @@ class DistillObjective(Objective):
         }
 
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
-        """Save a whole pipeline folder that knows its sigmas; with adapters, these as a LoRA file beside it, too."""
+        """Save a whole pipeline folder that knows its sigmas; with adapters, also these as a LoRA file."""
         self.eval()
         transformer = self.transformer
         if self.config.train == "lora":
@@ -261,61 +255,3 @@ class DistillObjective(Objective):
         parts = {**self.pipeline.components, "transformer": transformer, "defaults": self.defaults()}
         student = TextToVideoPipeline(**parts)
         return {"mebibytes": save_pipeline(student, folder, dtype), "num_inference_steps": len(self.grid)}
-
-
-def _add_adapter(transformer: Any, config: DistillObjectiveConfig, seed: int) -> None:
-    """Adapters on every linear layer of the blocks; they start by changing nothing."""
-    targets = [name for name in linear_layers(transformer) if name.startswith("transformer_blocks.")]
-    alpha = config.alpha if config.alpha is not None else config.rank
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        transformer.add_adapter(LoraConfig(r=config.rank, lora_alpha=alpha, target_modules=targets), ADAPTER)
-
-
-def distillation(
-    recipe: Recipe, folder: Path, device: torch.device, models: ModelSource = LOADED
-) -> tuple[DistillObjective, list[TrajectoryCache], Trajectories]:
-    """The objective, the caches that are to be filled before it is used, and the source of its batches.
-
-    Args:
-        recipe: with a distill objective.
-        folder: of the run.
-        device: where the teacher runs.
-        models: where the teacher comes from.
-    Raises:
-        RequestError: the teacher is a student itself.
-    """
-    config = recipe.objective
-    assert isinstance(config, DistillObjectiveConfig) and isinstance(recipe.data, SpritesConfig)
-    source = resolve_model(config.teacher)
-    pipeline = models.pipeline(str(source), torch_dtype=torch.float32, device=device)
-    pipeline.set_progress_bar_config(disable=True)
-    if pipeline.config.defaults.get("distilled"):
-        raise RequestError(f"teacher={config.teacher!r} is distilled already: give the model that it came from.")
-    if pipeline.text_encoder is None:
-        raise RequestError(f"teacher={config.teacher!r} has no text encoder: give a folder with text_encoder/.")
-    pipeline.vae.requires_grad_(False)
-    pipeline.text_encoder.requires_grad_(False)
-    if config.explicit_attention:
-        use_explicit_attention(pipeline.transformer)
-    if config.compile_blocks:
-        compile_blocks(pipeline.transformer)
-    teacher = Teacher(pipeline, config.num_steps, config.trajectories, config.guidance_scale)
-    teacher_hash = model_hash(source)
-    caches = []
-    for split in ("train", "validation"):
-        prompts: Prompts
-        if config.prompts:
-            prompts = FilePrompts(config.prompts)
-        else:  # what is judged must be said
-            complete = config.trajectories.judged or split == "validation"
-            prompts = SpritePrompts(SpriteClips(recipe.data, split), complete)
-        chosen, seed = config.trajectories, recipe.seed
-        if split == "validation":
-            longest = max(chosen.text)
-            chosen = TrajectoryConfig(
-                **{**chosen.model_dump(), "text": {longest: config.validation_clips}, "first": {}, "judged": False}
-            )
-            seed = recipe.seed + 1  # with a file of prompts only the noise is new
-        caches.append(TrajectoryCache(chosen, teacher, teacher_hash, prompts, seed, folder / "trajectories"))
-    return DistillObjective(config, teacher, caches[1], recipe.seed), caches, Trajectories(caches[0])

@@ -1,37 +1,29 @@
-"""A teacher's trajectories: where its samples stand at each step that a student will take, integrated once and kept.
-
-Shards are written atomically and hold a fixed number of trajectories, so an interrupted or enlarged cache goes on where
-it ended. Their folder is named after everything that decides their content.
-"""
+"""A teacher's trajectories: where its samples stand at each step that a student will take, integrated once and kept."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vgen.errors import CheckpointError, RequestError
+from vgen.errors import RequestError
 from vgen.training.control import Control
 from vgen.training.data.plan import Batch, Draw
 from vgen.training.data.prompts import Prompts, SpritePrompts
-from vgen.training.data.shards import CachedBatches, Shard, ShardCache, cut_text, read_shards
+from vgen.training.data.shards import CachedBatches, CachingCosts, ShardCache, Tensors, cut_text, rows_of
 from vgen.training.judge.judge import score
 from vgen.training.objectives.distill.config import TrajectoryConfig
-from vgen.training.objectives.distill.teacher import Layout, Teacher, decode_tokens
+from vgen.training.objectives.distill.teacher import Teacher, decode_tokens
 from vgen.training.randomness import generator
 
-SHARD = 64
-"""Trajectories a file."""
-
-_TRIAL = 4  # are integrated to tell what the others will take
+Kind = tuple[str, int]
+"""Task and num_frames."""
 
 
-class TrajectoryCache(ShardCache):
-    """Trajectories by task and clip length.
+class TrajectoryCache(ShardCache[Kind]):
+    """Trajectories by task and clip length: "states" [N, num_steps + 1, T, C], "prompt_embeds", "attention_mask".
 
     Args:
         config: how many of each, and where they are kept.
@@ -42,6 +34,9 @@ class TrajectoryCache(ShardCache):
         folder: used when the config names none.
     """
 
+    setting = "objective.trajectories.text"
+    shard_size = 64
+
     def __init__(
         self, config: TrajectoryConfig, teacher: Teacher, teacher_hash: str, prompts: Prompts, seed: int, folder: Path
     ) -> None:
@@ -49,53 +44,42 @@ class TrajectoryCache(ShardCache):
         self.teacher = teacher
         self.prompts = prompts
         self.seed = seed
-        told = f"{teacher_hash}|{teacher.describe()}|{prompts.fingerprint}|{seed}|{SHARD}"
-        if config.judged:
-            told += "|judged"
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        self.folder = (config.folder if config.folder is not None else folder) / key
-        self._groups: dict[tuple[str, int], dict[str, Tensor]] = {}
-        self._layouts: dict[tuple[str, int], Layout] = {}
+        self.trial = min(config.batch, self.trial)
+        identity = f"{teacher_hash}|{teacher.describe()}|{prompts.fingerprint}|{seed}|{self.shard_size}"
+        super().__init__(config.folder, folder, identity + ("|judged" if config.judged else ""))
+        self._layout = lru_cache(maxsize=None)(teacher.layout)
 
     @property
-    def groups(self) -> dict[tuple[str, int], int]:
-        """Number of trajectories by (task, num_frames)."""
-        found = {("text", length): count for length, count in sorted(self.config.text.items())}
-        return found | {("first", length): count for length, count in sorted(self.config.first.items())}
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the teacher, its schedule, the prompts, or the number of trajectories of any kind."""
-        return hashlib.sha256(f"{self.folder.name}|{self.groups}".encode()).hexdigest()[:16]
-
-    def size(self, num_frames: int) -> int:
-        """Number of trajectories of that length, of all tasks.
-
-        Raises:
-            CheckpointError: the recipe has none of that length.
-        """
-        found = sum(count for (_, length), count in self.groups.items() if length == num_frames)
-        if not found:
-            have = ", ".join(map(str, sorted(self.config.text)))
-            raise CheckpointError(
-                f"num_frames={num_frames} is trained on but has no trajectories: add it to "
-                f"objective.trajectories.text, which has {have}."
-            )
-        return found
-
-    def shards(self) -> Iterator[Shard]:
+    def groups(self) -> dict[Kind, int]:
         """See ShardCache."""
-        for (task, num_frames), count in self.groups.items():
-            for shard, path in enumerate(self._paths(task, num_frames)):
-                begin = shard * SHARD
-                told = f"integrating the teacher, {num_frames} frames ({task}): {begin} of {count}"
-                yield Shard(path, told, partial(self.integrate, task, num_frames, range(begin, begin + SHARD)))
+        chosen = {"text": self.config.text, "first": self.config.first}
+        return {(task, length): count for task, counts in chosen.items() for length, count in sorted(counts.items())}
 
-    def integrate(self, task: str, num_frames: int, indices: range, control: Control) -> dict[str, Tensor]:
-        """Trajectories by index: each a function of its index alone (and, in bfloat16, of its batch)."""
-        parts = []
-        for begin in range(indices.start, indices.stop, self.config.batch):
-            chosen = range(begin, min(begin + self.config.batch, indices.stop))
+    def length(self, group: Kind) -> int:
+        """See ShardCache."""
+        return group[1]
+
+    def contents(self) -> str:
+        """See ShardCache."""
+        return str(self.groups)
+
+    def places(self, group: Kind) -> list[range]:
+        """See ShardCache; all shards are whole, so that a larger number of trajectories uses them, too."""
+        return [range(begin, begin + self.shard_size) for begin in range(0, self.groups[group], self.shard_size)]
+
+    def path(self, group: Kind, places: range) -> Path:
+        """See ShardCache."""
+        return self.folder / f"{group[0]}-{group[1]}" / f"{places.start // self.shard_size:05d}.safetensors"
+
+    def title(self, group: Kind) -> str:
+        """See ShardCache."""
+        return f"integrating the teacher, {group[1]} frames ({group[0]})"
+
+    def make(self, group: Kind, places: range, control: Control) -> Tensors:
+        """See ShardCache; in bfloat16 a trajectory depends on its batch as well."""
+        (task, num_frames), parts = group, []
+        for begin in range(places.start, places.stop, self.config.batch):
+            chosen = range(begin, min(begin + self.config.batch, places.stop))
             noise = self.teacher.noise(
                 num_frames, [generator(self.seed, f"trajectory {task}", index, num_frames) for index in chosen]
             )
@@ -103,79 +87,50 @@ class TrajectoryCache(ShardCache):
             texts = [self.prompts.text(index, num_frames) for index in chosen]
             parts.append(self.teacher.integrate(texts, noise, control, pictures))
             if self.config.judged:
-                parts[-1]["right"] = self._judge(task, num_frames, chosen, parts[-1]["states"][:, -1])
+                parts[-1]["right"] = self._judge(group, chosen, parts[-1]["states"][:, -1])
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _judge(self, task: str, num_frames: int, indices: range, ends: Tensor) -> Tensor:
+    def _judge(self, group: Kind, indices: range, ends: Tensor) -> Tensor:
         """Bool [B]: whether the clips of finished tokens show what their prompts say."""
         assert isinstance(self.prompts, SpritePrompts)
-        tokens = ends[:, self.teacher.layout(task, num_frames).num_extra :]
-        clips = decode_tokens(self.teacher.pipeline, tokens, num_frames)
-        keys = [self.prompts.key(index, num_frames) for index in indices]
+        tokens = ends[:, self._layout(*group).num_extra :]
+        clips = decode_tokens(self.teacher.pipeline, tokens, group[1])
+        keys = [self.prompts.key(index, group[1]) for index in indices]
         return torch.tensor([score(clip, key).joint for clip, key in zip(clips, keys, strict=True)])
 
-    def load(self) -> None:
-        """Read all shards; they must have been integrated.
+    def chosen(self, group: Kind, read: Tensors, count: int) -> Tensors:
+        """See ShardCache; where they are judged, the right ones.
 
         Raises:
-            RequestError: they are judged, and none of a kind is right.
+            RequestError: none is right.
         """
-        for (task, num_frames), count in self.groups.items():
-            read = read_shards(self._paths(task, num_frames))
-            self._groups[task, num_frames] = {name: value[:count] for name, value in read.items()}
-            if self.config.judged:
-                self._keep_right(task, num_frames)
-            self._layouts[task, num_frames] = self.teacher.layout(task, num_frames)
-
-    def _keep_right(self, task: str, num_frames: int) -> None:
-        group = self._groups[task, num_frames]
-        right = group.pop("right").bool()
+        read = {name: value[:count] for name, value in read.items()}
+        right = read.pop("right").bool() if self.config.judged else None
+        if right is None:
+            return read
         if not bool(right.any()):
             raise RequestError(
-                f"objective.trajectories: the teacher got none of {len(right)} clips of {num_frames} frames ({task}) "
+                f"objective.trajectories: the teacher got none of {len(right)} clips of {group[1]} frames ({group[0]}) "
                 "right, and judged=true learns from right ones alone; use false, or more of them."
             )
-        self._groups[task, num_frames] = {name: value[right] for name, value in group.items()}
+        return {name: value[right] for name, value in read.items()}
 
-    @property
-    def nbytes(self) -> int:
-        """What the trajectories take in memory once they are read."""
-        total = 0
-        for key, group in self._groups.items():
-            total += sum(value.nbytes // len(value) for value in group.values()) * self.groups[key]
-        return total
-
-    def missing(self) -> dict[tuple[str, int], int]:
-        """How many trajectories of each task and length are still to be integrated."""
-        return {key: SHARD * sum(not path.exists() for path in self._paths(*key)) for key in self.groups}
-
-    def missing_seconds(self, clock: Callable[[], float]) -> float:
-        """What integrating the rest will take, from a few of each kind; `clock` is what seconds are read from."""
-        total, control = 0.0, Control(self.folder)
-        for (task, num_frames), missing in self.missing().items():
-            rows = min(self.config.batch, missing, _TRIAL)
-            if not rows:
-                continue
-            began = clock()
-            self.integrate(task, num_frames, range(rows), control)
-            total += (clock() - began) * missing / rows
-        return total
-
-    def load_blank(self) -> None:
-        """Stand-ins of the right shapes that hold nothing, one of a kind: for a dry run, which integrates nothing."""
-        pipeline, settings = self.teacher.pipeline, self.teacher.settings
+    def blank(self, group: Kind) -> Tensors:
+        """See ShardCache."""
+        pipeline, length = self.teacher.pipeline, self.teacher.settings.max_sequence_length
         assert pipeline.text_encoder is not None
         channels = pipeline.vae.config.latent_channels * pipeline.patch_size**2
-        width, length = pipeline.text_encoder.config.d_model, settings.max_sequence_length
-        for task, num_frames in self.groups:
-            layout = self.teacher.layout(task, num_frames)
-            tokens = len(layout.strength)
-            self._groups[task, num_frames] = {
-                "states": torch.zeros(1, len(self.teacher.grid) + 1, tokens, channels),
-                "prompt_embeds": torch.zeros(1, length, width),
-                "attention_mask": torch.ones(1, length, dtype=torch.bool),
-            }
-            self._layouts[task, num_frames] = layout
+        return {
+            "states": torch.zeros(1, len(self.teacher.grid) + 1, len(self._layout(*group).strength), channels),
+            "prompt_embeds": torch.zeros(1, length, pipeline.text_encoder.config.d_model),
+            "attention_mask": torch.ones(1, length, dtype=torch.bool),
+        }
+
+    def counted_seconds(self, costs: CachingCosts) -> float:
+        """See ShardCache."""
+        steps = len(self.teacher.fine) + self.config.draft_steps
+        branches = 1 if self.teacher.guidance_scale == 1 else 2
+        return sum(count * steps * branches * costs.forward(length) for (_, length), count in self.missing().items())
 
     def rows(self, task: str, num_frames: int, indices: list[int]) -> Batch:
         """Trajectories by index (taken modulo their number); text is cut to the longest of them.
@@ -184,21 +139,17 @@ class TrajectoryCache(ShardCache):
             "states" [B, num_steps + 1, T, C], "prompt_embeds" [B, L, D], "attention_mask" [B, L], "strength" [B, T]
             and "coordinates" [B, 3, T], the same for all, "indices" [B].
         """
-        group, layout = self._groups[task, num_frames], self._layouts[task, num_frames]
-        rows = torch.tensor(indices) % len(group["states"])
-        embeds, mask = cut_text(group["prompt_embeds"][rows], group["attention_mask"][rows])
+        found, rows = rows_of(self.loaded[task, num_frames], indices)
+        layout = self._layout(task, num_frames)
+        embeds, mask = cut_text(found["prompt_embeds"], found["attention_mask"])
         return {
-            "states": group["states"][rows],
+            "states": found["states"],
             "prompt_embeds": embeds,
             "attention_mask": mask,
             "strength": layout.strength.expand(len(rows), -1),
             "coordinates": layout.coordinates.expand(len(rows), -1, -1),
             "indices": rows,
         }
-
-    def _paths(self, task: str, num_frames: int) -> list[Path]:
-        shards = range(-(-self.groups[task, num_frames] // SHARD))
-        return [self.folder / f"{task}-{num_frames}" / f"{shard:05d}.safetensors" for shard in shards]
 
 
 class Trajectories(CachedBatches[TrajectoryCache]):

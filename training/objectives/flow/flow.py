@@ -1,49 +1,49 @@
-"""Flow matching of the video transformer on cached latents, its text encoder trained along."""
+"""Flow matching of the video transformer on cached latents: from nothing with its text encoder, or a finished model."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from vgen.diffusion.conditions import KnownLatents
-from vgen.engine.speed.compile import compile_blocks
-from vgen.errors import RequestError
+from vgen.diffusion.tokens import pack
+from vgen.engine.memory.offload import resident_bytes, weight_bytes
 from vgen.models import CausalVideoVAE, VideoDiT
+from vgen.pipelines.call.conventions import Convention, convention_named
 from vgen.pipelines.text_to_video import TextToVideoPipeline
+from vgen.request.steps import resolution_shift_mu
+from vgen.training.config.stages import Stage, TaskMix
 from vgen.training.control import Control
-from vgen.training.data.captioned import tokenize
-from vgen.training.data.clips import SpriteClips, to_pixels
-from vgen.training.data.latents import encode_clips
-from vgen.training.data.plan import RENDERED, Batch, BatchPlan
-from vgen.training.data.sprites.world import answer_prompts
-from vgen.training.model_sources import LOADED, ModelSource
-from vgen.training.objectives.base import Objective, losses_at_quantiles
-from vgen.training.objectives.explicit_attention import use_explicit_attention
-from vgen.training.objectives.export import save_pipeline
-from vgen.training.objectives.flow.draws import FlowDraws, token_shape
-from vgen.training.objectives.flow.given_material import encoded_material, reference_material
+from vgen.training.data.plan import Batch, BatchPlan
+from vgen.training.objectives.base import Coding, Costs, Objective, TaskWork, losses_at_quantiles
+from vgen.training.objectives.flow.config import FlowSettings
+from vgen.training.objectives.flow.draws import draw_sigmas, scheduler_mu, token_shape
+from vgen.training.objectives.flow.given_material import MOST_FRAMES
+from vgen.training.objectives.flow.material import Material
 from vgen.training.objectives.flow.tasks import (
     CACHED_TASKS,
     FlowInputs,
-    known_latents,
+    draw_task,
     most_tokens_beside,
-    tasks_of,
+    velocity_errors,
 )
-from vgen.training.objectives.flow.text_encoder import build_text_encoder
-from vgen.training.objectives.statement import sprites_statement
 from vgen.training.precision import computes_bfloat16
-from vgen.training.randomness import Keys, generator
-from vgen.training.recipe import FlowObjectiveConfig, SpritesConfig
+from vgen.training.randomness import Keys
 from vgen.training.report.log import save_sheet
 
 _BUCKETS = 4
-_CHUNK = 16
+_OWN_CONVENTION = ("text", "first")
+"""Tasks of the text-to-video and image-to-video pipelines; all others are sampled with conditions anywhere."""
+
+Export = Callable[[TextToVideoPipeline, Path, torch.dtype], float]
+"""Writes what was trained of a pipeline into a folder, in a number format; returns mebibytes."""
 
 
 class FlowObjective(Objective):
@@ -51,284 +51,261 @@ class FlowObjective(Objective):
 
     Args:
         config: of the recipe.
-        data: size and frame rate of the clips.
-        seed: of the recipe; initialises the weights.
-        vae: frozen, for validation samples and the export.
-        tokenizer: of the text encoder.
-        clips: training clips, for tasks whose given part is encoded when it is drawn.
-        held_out: validation clips.
+        pipeline: samples with the present weights; its transformer is trained, its VAE is frozen.
+        material: what is given, and what is validated on.
         plan: says which stage of the recipe a step belongs to.
-        models: where `init` comes from.
+        export: writes the trained model.
+        text_encoder: trained along; None: batches hold embeddings.
     """
+
+    plain_task = "text"
 
     def __init__(
         self,
-        config: FlowObjectiveConfig,
-        data: SpritesConfig,
-        seed: int,
-        vae: CausalVideoVAE,
-        tokenizer: PreTrainedTokenizerBase,
-        clips: SpriteClips,
-        held_out: SpriteClips,
+        config: FlowSettings,
+        pipeline: TextToVideoPipeline,
+        material: Material,
         plan: BatchPlan,
-        models: ModelSource = LOADED,
+        export: Export,
+        text_encoder: T5EncoderModel | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.plan = plan
-        self.data = data
-        self.tokenizer = tokenizer
-        self.clips = clips
-        self.held_out = held_out
-        self.strides = vae.strides
-        self.transformer = build_transformer(config, vae.config.latent_channels, seed, models)
-        if config.explicit_attention:
-            use_explicit_attention(self.transformer)
-        if config.compile_blocks:
-            compile_blocks(self.transformer)
-        self.text_encoder = build_text_encoder(config, len(tokenizer), seed, models)
-        self._frozen = {"vae": vae}  # a dictionary keeps it out of the trained modules
-        self._fixed: dict[str, Tensor] = {}
+        self.material = material
+        self.export = export
+        self.transformer: VideoDiT = pipeline.transformer
+        self.text_encoder = text_encoder
+        self._frozen = {"pipeline": pipeline}  # a dictionary keeps it out of the trained modules
+        self._held_out: list[Batch] = []
 
     @property
-    def patch_size(self) -> int:
-        """Latents per token along rows and columns."""
-        return self.transformer.config.patch_size
+    def pipeline(self) -> TextToVideoPipeline:
+        """Samples with the present weights."""
+        return self._frozen["pipeline"]
 
     @property
     def vae(self) -> CausalVideoVAE:
         """The frozen autoencoder."""
-        return self._frozen["vae"]
-
-    @property
-    def draws(self) -> FlowDraws:
-        """Makes what a step needs beside its batch."""
-        return FlowDraws(self.config, self.plan, self.clips, self.strides, self.patch_size)
+        return self.pipeline.vae
 
     def prepare(self, batch: Batch, keys: Keys) -> Batch:
-        """See `FlowDraws`."""
-        return self.draws(batch, keys)
+        """The batch with "noise" [B, N, C] and what the step's task needs rendered."""
+        latents = batch["latents"]
+        prepared = {**batch, "noise": keys.normal("noise", token_shape(latents, self.pipeline.patch_size))}
+        return self.material.prepare(self._task(latents, keys), prepared, keys)
 
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one micro-batch {"latents", "last", "input_ids", "attention_mask", "indices"}, prepared or not."""
+        """Loss of one micro-batch of latents and texts, prepared or not."""
         batch = batch if "noise" in batch else self.prepare(batch, keys)
-        latents = batch["latents"].float()
-        task = self.draws.task(latents.shape[2], keys)
-        if task == "turn":
-            latents, known = self._turn(batch, keys)
-        else:
-            known = self._known(task, batch, keys)
-        sigma = self.draws.sigma(*self._token_shape(latents)[:2], keys)
-        inputs = self._inputs(latents, known, sigma.to(latents, non_blocking=True), batch["noise"].to(latents))
-        errors = inputs.errors(self._velocity(inputs, batch))
+        task = self._task(batch["latents"], keys)
+        latents, known = self.material.given(task, batch, keys, self._encode)
+        sigma = self.sigma(latents, keys)
+        errors = self.errors(
+            {**batch, "latents": latents}, known, sigma.to(latents, non_blocking=True), batch["noise"].to(latents), task
+        )
         loss = errors.mean()
         return loss, {f"loss/{task}": loss.detach(), **_by_sigma(errors.detach(), sigma)}
 
-    def rehearse(self, batch: Batch) -> Tensor:
-        """The loss where nothing is given."""
-        return self._rehearsed(batch, ())
+    def sigma(self, latents: Tensor, keys: Keys) -> Tensor:
+        """[B] of the clips of a micro-batch, on the CPU; at the stage's own shift, or the scheduler's."""
+        rows, tokens, _ = token_shape(latents, self.pipeline.patch_size)
+        shift = self.plan.stage(keys.step).shift
+        if shift is None:
+            mu = scheduler_mu(self.pipeline.scheduler, tokens)
+        else:
+            mu = resolution_shift_mu(tokens, **shift.model_dump())
+        return draw_sigmas(rows, tokens, mu, self.config.uniform_share, keys)
 
-    def rehearse_most(self, batch: Batch) -> Tensor:
-        """The loss where as much is given as any task of the recipe gives."""
-        return self._rehearsed(batch, self.drawn_tasks())
+    def errors(
+        self,
+        batch: Batch,
+        known: list[KnownLatents],
+        sigma: Tensor,
+        noise: Tensor,
+        task: str = "text",
+    ) -> Tensor:
+        """Mean squared error of each sample: [B]. A mask of the footage weighs its tokens.
 
-    def drawn_tasks(self) -> set[str]:
-        """Those of all stages."""
-        return tasks_of(stage.tasks or self.config.tasks for stage in self.plan.stages)
+        Args:
+            batch: latents [B, C, f, h, w] and texts.
+            known: the given material.
+            sigma: [B].
+            noise: [B, N, C].
+            task: which, see `convention`.
+        """
+        inputs = self._inputs(batch["latents"].float(), known, sigma, noise, self.material.frame_rate(batch), task)
+        if "weight" in batch:
+            masked = inputs.weight * pack(batch["weight"].float(), self.pipeline.patch_size).mean(dim=-1)
+            # Where all that the mask counts is given already, the rest of the clip is better than nothing.
+            inputs.weight = torch.where(masked.sum(dim=1, keepdim=True) > 0, masked, inputs.weight)
+        if self.text_encoder is None:
+            return velocity_errors(self.transformer, inputs, batch["prompt_embeds"], batch["prompt_attention_mask"])
+        mask = batch["attention_mask"].bool()
+        embeds = self.text_encoder(batch["input_ids"], attention_mask=mask)[0]
+        return velocity_errors(self.transformer, inputs, embeds, mask)
 
-    def _rehearsed(self, batch: Batch, tasks: Collection[str]) -> Tensor:
+    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+        """See Objective."""
         latents = batch["latents"].float()
-        shape = self._token_shape(latents)
-        inputs = self._inputs(latents, [], latents.new_zeros(shape[0]), latents.new_zeros(shape))
-        inputs.grow(most_tokens_beside(tasks, latents.shape[2], self.strides))
-        embeds = self.text_encoder(batch["input_ids"])[0]  # given a mask, it would look whether anything is hidden
-        return inputs.errors(self._transformed(inputs, embeds, batch["attention_mask"].bool())).mean()
+        shape = token_shape(latents, self.pipeline.patch_size)
+        inputs = self._inputs(latents, [], latents.new_zeros(shape[0]), latents.new_zeros(shape), 1.0, "text")
+        inputs.grow(beside)
+        if self.text_encoder is None:
+            embeds, mask = batch["prompt_embeds"], batch["prompt_attention_mask"]
+        else:  # given a mask, it would look whether anything is hidden
+            embeds, mask = self.text_encoder(batch["input_ids"])[0], batch["attention_mask"].bool()
+        return velocity_errors(self.transformer, inputs, embeds, mask).mean()
+
+    def convention(self, task: str) -> Convention:
+        """The convention that a model samples a task with: its own, or that of conditions anywhere in the clip."""
+        own = self.pipeline.model_convention
+        return own if task in _OWN_CONVENTION else convention_named(own.conditions_name)
 
     def tokens(self, batch: Batch) -> int:
-        """Those of the clips; what is given beside them does not count."""
-        rows, count, _ = self._token_shape(batch["latents"])
+        """Those of the clips; what is given next to them does not count."""
+        rows, count, _ = token_shape(batch["latents"], self.pipeline.patch_size)
         return rows * count
 
-    def _known(self, task: str, batch: Batch, keys: Keys) -> list[KnownLatents]:
-        """What is given: out of the cached latents where that is right, else rendered again and encoded apart."""
-        latents = batch["latents"].float()
-        if task in CACHED_TASKS:
-            return known_latents(task, latents, batch.get("last"), self.strides, keys)
-        pixels = to_pixels(batch[RENDERED].to(latents.device))
-        if task == "reference":
-            before = "prefix" if float(torch.rand((), generator=keys.generator("before"))) < 0.6 else "text"
-            prefix = known_latents(before, latents, None, self.strides, keys)
-            return [*prefix, *reference_material(pixels, self._encode)]
-        return encoded_material(task, pixels, self._encode, self.strides, keys)
+    def _task(self, latents: Tensor, keys: Keys) -> str:
+        return draw_task(self._mix(self.plan.stage(keys.step)), latents.shape[2], keys, self.material.tasks)
 
-    def _turn(self, batch: Batch, keys: Keys) -> tuple[Tensor, list[KnownLatents]]:
-        """Clips that turn to what their text says at the end of a prefix, and that prefix."""
-        latents = self._encode(to_pixels(batch[RENDERED].to(batch["latents"].device)))
-        count = self.draws.turn_frames(latents.shape[2], keys)
-        return latents, [KnownLatents(latents[:, :, :count])]
+    def _mix(self, stage: Stage) -> TaskMix:
+        return stage.tasks or self.config.tasks
+
+    def _inputs(
+        self, latents: Tensor, known: list[KnownLatents], sigma: Tensor, noise: Tensor, frame_rate: float, task: str
+    ) -> FlowInputs:
+        convention, pipeline = self.convention(task), self.pipeline
+        return FlowInputs(
+            latents,
+            known,
+            sigma,
+            noise,
+            pipeline.vae.strides,
+            frame_rate,
+            pipeline.patch_size,
+            causal=convention.causal_coordinates,
+            prefix_latent_frames=convention.prefix_latent_frames,
+        )
 
     def _encode(self, video: Tensor) -> Tensor:
         """Pixels [B, 3, F, H, W] in [-1, 1] to normalised latents, without gradients, as the latent cache does it."""
-        bfloat16 = self.config.latents.encode_dtype == "bfloat16" and computes_bfloat16(video.device)
+        vae = self.vae.to(video.device)
+        bfloat16 = self.config.encodes_in == "bfloat16" and computes_bfloat16(video.device)
         with torch.no_grad(), torch.autocast(video.device.type, torch.bfloat16, enabled=bfloat16):
-            latents = self.vae.encode(video).latent_dist.mode()
-        return self.vae.normalize(latents.float())
-
-    def _token_shape(self, latents: Tensor) -> tuple[int, int, int]:
-        """(B, N, C) of the tokens of latents [B, C, f, h, w]."""
-        return token_shape(latents, self.patch_size)
-
-    def _inputs(self, latents: Tensor, known: list[KnownLatents], sigma: Tensor, noise: Tensor) -> FlowInputs:
-        return FlowInputs(latents, known, sigma, noise, self.strides, self.data.frame_rate, self.patch_size)
-
-    def _velocity(self, inputs: FlowInputs, batch: Batch) -> Tensor:
-        mask = batch["attention_mask"].bool()
-        embeds = self.text_encoder(batch["input_ids"], attention_mask=mask)[0]
-        return self._transformed(inputs, embeds, mask)
-
-    def _transformed(self, inputs: FlowInputs, embeds: Tensor, mask: Tensor) -> Tensor:
-        return self.transformer(
-            inputs.hidden_states,
-            embeds,
-            inputs.timestep,
-            encoder_attention_mask=mask,
-            video_coords=inputs.coordinates[:1],  # the same for all samples
-            return_dict=False,
-        )[0]
+            latents = vae.encode(video).latent_dist.mode()
+        return vae.normalize(latents.float())
 
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
         """Loss at fixed quantiles of sigma on fixed noise and clips, and a sheet of generated clips."""
-        measured = self._fixed_losses(control)
+        measured = self.fixed_losses(control)
         if self.config.sample_clips:
-            save_sheet(folder / f"step-{step:08d}.png", self._samples(control), self.prompts())
+            calls = self.material.samples()
+            prompts = [prompt for call in calls for prompt in np.atleast_1d(call["prompt"]).tolist()]
+            clips = [clip for call in calls for clip in self.sample(call, control)]
+            save_sheet(folder / f"step-{step:08d}.png", clips, prompts)
         return measured
 
-    def _fixed_losses(self, control: Control) -> dict[str, float]:
+    @torch.no_grad()
+    def fixed_losses(self, control: Control | None = None) -> dict[str, float]:
+        """{"loss_at_0.1", ..., "loss"}: mean over the held-out samples, each with noise of its own."""
         device = next(self.transformer.parameters()).device
-        fixed = self._fixed or self._prepare_validation()
+        self._held_out = self._held_out or self.material.held_out(self.pipeline.patch_size)
+        count = sum(len(batch["latents"]) for batch in self._held_out)
 
         def loss(quantile: float) -> float:
             total = 0.0
-            for begin in range(0, self.config.validation_clips, _CHUNK):
-                control.poll()
-                part = {name: value[begin : begin + _CHUNK].to(device) for name, value in fixed.items()}
-                sigma = torch.full((part["latents"].shape[0],), quantile, device=device)
-                inputs = self._inputs(part["latents"], [], sigma, part["noise"])
-                total += float(inputs.errors(self._velocity(inputs, part)).sum())
-            return total / self.config.validation_clips
+            for batch in self._held_out:
+                if control is not None:
+                    control.poll()
+                part = {name: value.to(device) for name, value in batch.items()}
+                sigma = torch.full((len(part["latents"]),), quantile, device=device)
+                total += float(self.errors(part, [], sigma, part["noise"]).sum())
+            return total / count
 
         return losses_at_quantiles(loss)
 
-    def _prepare_validation(self) -> dict[str, Tensor]:
-        indices = list(range(self.config.validation_clips))
-        num_frames = self.config.validation_frames
-        latents = torch.cat(
-            [
-                encode_clips(self.vae, self.held_out.stack(indices[begin : begin + _CHUNK], num_frames)["frames"])[
-                    "latents"
-                ]
-                for begin in range(0, len(indices), _CHUNK)
-            ]
-        )
-        captions = [self.held_out.world.sample(index, num_frames).caption for index in indices]
-        shape = self._token_shape(latents)
-        self._fixed = {
-            "latents": latents,
-            "noise": torch.randn(shape, generator=generator(0, "validation noise")),
-            **tokenize(self.tokenizer, captions, self.config.text_encoder.max_length),
-        }
-        return self._fixed
+    def sample(self, call: dict[str, Any], control: Control | None = None) -> list[np.ndarray]:
+        """Clips of the present weights, uint8 [F, H, W, 3] each.
 
-    def prompts(self) -> list[str]:
-        """The prompts of the sample sheets."""
-        tier = self.data.tier if isinstance(self.data.tier, int) else tuple(self.data.tier)
-        return [prompt for prompt, _ in answer_prompts("validation", tier, self.config.sample_clips)]
+        Args:
+            call: settings of the pipeline, see `Material.samples`.
+            control: asked at every step whether to stop.
+        """
 
-    def _samples(self, control: Control) -> list[Any]:
         def poll(pipeline: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            control.poll()
+            if control is not None:
+                control.poll()
             return {}
 
-        pipeline = self.pipeline()
-        pipeline.set_progress_bar_config(disable=True)
-        prompts = self.prompts()
-        made = pipeline(
-            prompt=prompts,
-            num_frames=self.config.validation_frames,
-            generator=[generator(0, "samples", index) for index in range(len(prompts))],
-            num_inference_steps=self.config.sample_steps,
-            output_type="np",
-            callback_on_step_end=poll,
-        ).frames
+        self.vae.to(self.transformer.device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        with torch.autocast(self.transformer.device.type, enabled=False):
+            made = self.pipeline(**call, output_type="np", callback_on_step_end=poll).frames
         return [(clip * 255).round().astype("uint8") for clip in made]
 
-    def pipeline(self) -> TextToVideoPipeline:
-        """A text-to-video pipeline of the present weights; it shares them."""
-        return TextToVideoPipeline(
-            transformer=self.transformer,
-            vae=self.vae,
-            text_encoder=self.text_encoder,
-            tokenizer=self.tokenizer,
-            scheduler=build_scheduler(self.config),
-            defaults=self.defaults(),
-        )
-
-    def defaults(self) -> dict[str, Any]:
-        """What a pipeline of this model does when not told otherwise."""
-        return {
-            "height": self.data.height,
-            "width": self.data.width,
-            "num_frames": self.config.validation_frames,
-            "frame_rate": self.data.frame_rate,
-            "num_inference_steps": self.config.sample_steps,
-            "guidance_scale": self.config.guidance_scale,
-            "max_sequence_length": self.config.text_encoder.max_length,
-            **self.config.defaults,
-        }
-
     def finish(self, folder: Path, dtype: torch.dtype, control: Control) -> dict[str, float]:
-        """Save a whole pipeline folder."""
+        """Save what was trained: a whole pipeline folder, or a LoRA as diffusers does."""
         self.eval()
-        pipeline = self.pipeline()
-        lengths = {count for stage in self.plan.stages for count, share in stage.frames.items() if share > 0}
-        pipeline.register_to_config(trained=sprites_statement(self.data, lengths, self.vae))
-        return {"mebibytes": save_pipeline(pipeline, folder, dtype)}
+        return {"mebibytes": self.export(self.pipeline, folder, dtype)}
 
+    def exports(self) -> dict[str, nn.Module]:
+        """See Objective."""
+        if self.text_encoder is None:
+            return {}
+        return {"vae": self.vae, "transformer": self.transformer, "text_encoder": self.text_encoder}
 
-def build_transformer(
-    config: FlowObjectiveConfig, latent_channels: int, seed: int, models: ModelSource = LOADED
-) -> VideoDiT:
-    """A fresh transformer from the recipe's `model`, or the one of the pipeline folder in `init`.
+    def task_shares(self, stage: Stage, num_frames: int) -> dict[str, float]:
+        """See Objective."""
+        if num_frames == 1:
+            return {self.plain_task: 1.0}
+        shares = {task: self._mix(stage).share(task) for task in self.material.tasks}
+        return {task: share / sum(shares.values()) for task, share in shares.items() if share > 0}
 
-    Channels of latents and text, and the width of cross-attention, follow from the other parts and may be left out.
-    """
-    if config.init is not None:
-        return models.transformer(config.init)
-    channels = latent_channels * config.model.get("patch_size", 1) ** 2
-    model = {
-        "in_channels": channels,
-        "out_channels": channels,
-        "caption_channels": config.text_encoder.d_model,
-        **config.model,
-    }
-    if {"num_attention_heads", "attention_head_dim"} <= set(model):
-        model.setdefault("cross_attention_dim", model["num_attention_heads"] * model["attention_head_dim"])
-    try:
-        return models.fresh(lambda: VideoDiT(**model), lambda made: made.init_weights(generator(seed, "weights")))
-    except TypeError as error:
-        raise RequestError(f"objective.model does not fit VideoDiT: {error}") from None
+    @contextmanager
+    def only_task(self, task: str) -> Iterator[None]:
+        """See Objective."""
+        before, none = self.plan, {"text": 0.0, "first": 0.0, "prefix": 0.0, "other": 0.0}
+        stages = [stage.model_copy(update={"tasks": TaskMix(**{**none, task: 1.0})}) for stage in before.stages]
+        self.plan = BatchPlan(stages, before.seed, before.rank, before.world)
+        try:
+            yield
+        finally:
+            self.plan = before
 
+    def _drawn(self) -> set[str]:
+        """Tasks of all stages."""
+        return {task for stage in self.plan.stages for task in self.task_shares(stage, 2)}
 
-def build_scheduler(config: FlowObjectiveConfig) -> FlowMatchEulerDiscreteScheduler:
-    """The sampling schedule that belongs to the training density: shifted by e^mu, mu linear in the token count."""
-    return FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True,
-        base_shift=config.shift.base_shift,
-        max_shift=config.shift.max_shift,
-        base_image_seq_len=config.shift.base_tokens,
-        max_image_seq_len=config.shift.max_tokens,
-        shift_terminal=config.shift_terminal,
-    )
+    def most_beside(self, batch: Batch) -> int | None:
+        """See Objective."""
+        return most_tokens_beside(self._drawn(), batch["latents"].shape[2], self.vae.strides)
+
+    def task_work(self, task: str, num_frames: int) -> TaskWork:
+        """See Objective."""
+        latent_frames = 1 + (num_frames - 1) // self.vae.strides.temporal
+        growth = 1 + (most_tokens_beside({task}, latent_frames, self.vae.strides) or 0) / latent_frames
+        if task in CACHED_TASKS:
+            return TaskWork(growth)
+        lengths = {"reference": [1], "frames": [1] * min(MOST_FRAMES, num_frames)}.get(task, [num_frames])
+        encoded = [Coding(self.vae, "encode", length, self.material.canvas, 1) for length in lengths]
+        return TaskWork(growth, encoded, self.material.rendering(num_frames))
+
+    def costs(self) -> Costs:
+        """See Objective."""
+        config, pipeline = self.config, self.pipeline
+        model, blocks = self.transformer, self.transformer.transformer_blocks
+        on_host = weight_bytes(model) - resident_bytes(model, blocks, frozen_only=True) if config.offloads else 0
+        return Costs(
+            frozen=[part for part in pipeline.components.values() if isinstance(part, nn.Module)],
+            frozen_weight_bytes=config.frozen_weight_bytes,
+            host_bytes=on_host,
+            codings=self.material.codings(self.vae, self.plan.stages, bool(self._drawn() - set(CACHED_TASKS))),
+            validation=self.material.validation_forwards(pipeline.config.defaults),
+            forwards_per_row=2.0 if config.freezes else 3.0,  # frozen weights have no gradients of their own
+            settings=f"explicit attention: {config.explicit_attention}",
+        )
 
 
 def _by_sigma(errors: Tensor, sigma: Tensor) -> dict[str, Tensor]:

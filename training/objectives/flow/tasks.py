@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -10,18 +10,18 @@ from torch import Tensor
 from vgen.diffusion.conditions import ConditionSet, KnownLatents, arrange, loss_weight, token_sigmas
 from vgen.diffusion.flow import velocity_target
 from vgen.diffusion.tokens import pack
+from vgen.models import VideoDiT
+from vgen.training.config.stages import TaskMix
 from vgen.training.objectives.flow.given_material import ENCODED_TASKS, MOST_FRAMES
 from vgen.training.randomness import Keys
-from vgen.training.recipe import TaskMix
 from vgen.types import LatentShape, Strides
 
 CACHED_TASKS = ("text", "first", "prefix", "last", "both_ends")
 """Tasks whose material lies in the latent cache."""
 
 TASKS = (*CACHED_TASKS, *ENCODED_TASKS, "reference", "turn")
-"""All; "reference" is a picture of the same things elsewhere, beside a prefix or nothing; "turn" a prefix in which
+"""All; "reference" is a picture of the same things elsewhere, next to a prefix or nothing; "turn" a prefix in which
 something else happens than the text says, as in a story when its prompt changes."""
-
 
 FOOTAGE_TASKS = tuple(task for task in TASKS if task != "turn")
 """Those that footage lends material for."""
@@ -62,13 +62,8 @@ def known_latents(task: str, latents: Tensor, last: Tensor | None, strides: Stri
     return end if task == "last" else [KnownLatents(latents[:, :, :1]), *end]
 
 
-def tasks_of(mixes: Iterable[TaskMix], tasks: Sequence[str] = TASKS) -> set[str]:
-    """Those that any of the mixes draws."""
-    return {task for mix in mixes for task in tasks if mix.share(task) > 0}
-
-
 def most_tokens_beside(tasks: Collection[str], latent_frames: int, strides: Strides) -> int | None:
-    """Latent frames that the largest of `tasks` lays beside a clip's own; None where nothing is ever given.
+    """Latent frames that the largest of `tasks` lays next to a clip's own; None where nothing is ever given.
 
     Args:
         tasks: that are drawn.
@@ -143,7 +138,7 @@ class FlowInputs:
         self._beside = 0
 
     def grow(self, frames: int | None) -> None:
-        """Take the size that inputs have where `frames` latent frames more are given beside the clip; see `rehearse`.
+        """Take the size that inputs have where `frames` latent frames more are given next to the clip; see `rehearse`.
 
         Values are not looked at. Where anything is given, each token has a timestep, and with it modulations, of its
         own. None changes nothing.
@@ -164,3 +159,23 @@ class FlowInputs:
         velocity = velocity[:, self._beside :]
         squared = (self.conditions.video_tokens(velocity).float() - self.target).square().mean(-1)
         return (squared * self.weight).sum(1) / self.weight.sum(1)
+
+
+def velocity_errors(transformer: VideoDiT, inputs: FlowInputs, embeds: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of a transformer's velocity over the unknown tokens of each sample: [B].
+
+    Args:
+        transformer: predicts the velocity.
+        inputs: what it is called with; the coordinates are the same for all samples.
+        embeds: [B, L, D], of the text.
+        mask: bool [B, L].
+    """
+    velocity = transformer(
+        inputs.hidden_states.to(transformer.dtype),
+        embeds.to(transformer.dtype),
+        inputs.timestep,
+        encoder_attention_mask=mask,
+        video_coords=inputs.coordinates[:1],
+        return_dict=False,
+    )[0]
+    return inputs.errors(velocity)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
 from transformers import T5Config, T5EncoderModel
 
-from vgen.io.files import write_json
 from vgen.training.model_sources import LOADED, ModelSource
+from vgen.training.objectives.flow.config import FlowObjectiveConfig
 from vgen.training.randomness import key_number
-from vgen.training.recipe import FlowObjectiveConfig
 
 
 def build_text_encoder(
@@ -45,10 +41,3 @@ def build_text_encoder(
     with torch.random.fork_rng():
         torch.manual_seed(key_number(seed, "text encoder"))
         return models.fresh(lambda: T5EncoderModel(described))
-
-
-def compute_in_float32(config: Path) -> None:
-    """Make a saved text encoder load as float32, whatever its weights are stored in."""
-    described = json.loads(config.read_text())
-    described["dtype"] = "float32"
-    write_json(config, described, indent=2)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from vgen.training.config.base import Count, Strict
 from vgen.training.config.data import LoraConfig
+from vgen.training.objectives.registry import ObjectiveConfig
 
 
 class PairsConfig(Strict):
@@ -38,7 +39,7 @@ class PairsConfig(Strict):
         return self
 
 
-class PreferenceObjectiveConfig(Strict):
+class PreferenceObjectiveConfig(ObjectiveConfig):
     """Flow-DPO: a finished model is moved towards the preferred clip of each pair, and away from the other.
 
     `model` is a pipeline folder or a model's name, and the reference that is not moved. `beta` says how firmly the

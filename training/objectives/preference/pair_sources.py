@@ -21,6 +21,7 @@ from vgen.pipelines import TextToVideoPipeline
 from vgen.training.control import Control
 from vgen.training.data.clips import to_pixels
 from vgen.training.data.prompts import SpritePrompts
+from vgen.training.data.shards import CachingCosts
 from vgen.training.judge.judge import score
 from vgen.training.objectives.preference.config import PairsConfig
 from vgen.training.precision import computes_bfloat16
@@ -97,6 +98,11 @@ class ClipMaker:
         )
         return told.prompt_embeds.float().cpu(), told.prompt_attention_mask.bool().cpu()
 
+    def encoding_seconds(self, costs: CachingCosts) -> float:
+        """To encode one clip; decoding one takes about as long."""
+        settings = self.settings
+        return costs.encoding(self.pipeline.vae, settings.num_frames, (settings.height, settings.width))
+
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """Clips uint8 [B, F, H, W, 3] to normalised latents [B, C, f, h, w], float32 on the CPU."""
@@ -160,6 +166,12 @@ class JudgedPairs:
                 rejected.append(worse[number % len(worse)])
         return texts, chosen, rejected
 
+    def counted_seconds(self, costs: CachingCosts) -> float:
+        """See PairSource."""
+        settings, length = self.maker.settings, self.config.num_frames
+        steps = settings.num_inference_steps * (1 if settings.guidance_scale == 1 else 2)
+        return self.config.clips * (steps * costs.forward(length) + self.maker.encoding_seconds(costs))
+
     def _rendered(self, place: int) -> Tensor:
         return self.maker.encode(self.prompts.clips.stack([place], self.config.num_frames)["frames"])[0]
 
@@ -193,6 +205,10 @@ class PairFile:
             chosen.append(self._encode(Path(line["chosen"])))
             rejected.append(self._encode(Path(line["rejected"])))
         return texts, chosen, rejected
+
+    def counted_seconds(self, costs: CachingCosts) -> float:
+        """See PairSource."""
+        return 2 * self.maker.encoding_seconds(costs)
 
     def _encode(self, path: Path) -> Tensor:
         settings = self.maker.settings

@@ -1,32 +1,19 @@
-"""Pairs of clips of one prompt, of which one is preferred, made once and kept.
-
-A shard is a function of its place alone, so that an interrupted cache goes on where it ended. How many pairs a shard
-holds depends on what its source found.
-"""
+"""Pairs of clips of one prompt, of which one is preferred, made once and kept."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vgen.errors import CheckpointError, RequestError
+from vgen.errors import RequestError
 from vgen.training.control import Control
 from vgen.training.data.plan import Batch, Draw
-from vgen.training.data.shards import CachedBatches, Shard, ShardCache, Tensors, cut_text, read_shards
+from vgen.training.data.shards import CachedBatches, CachingCosts, ShardCache, Tensors, cut_text, rows_of
 from vgen.training.objectives.preference.config import PairsConfig
 from vgen.training.objectives.preference.pair_sources import ClipMaker
-
-SHARD = 64
-"""Prompts (or lines of a file) a shard."""
-
-Pairs = Tensors
-"""chosen, rejected [P, C, f, h, w] float16, normalised; prompt_embeds [P, L, D]; attention_mask bool [P, L]."""
 
 
 class PairSource(Protocol):
@@ -43,9 +30,15 @@ class PairSource(Protocol):
         """Prompts, and latents [C, f, h, w] of what is chosen and rejected."""
         ...
 
+    def counted_seconds(self, costs: CachingCosts) -> float:
+        """Of one place, from counted work."""
+        ...
 
-class PairCache(ShardCache):
-    """Pairs, made once and kept.
+
+class PairCache(ShardCache[int]):
+    """Pairs: "chosen" and "rejected" [P, C, f, h, w] float16, normalised, "prompt_embeds" and "attention_mask".
+
+    Its one group, of the pairs' length, holds places of the source; how many pairs they give depends on what it finds.
 
     Args:
         config: where they are kept, and the clips' length.
@@ -55,106 +48,54 @@ class PairCache(ShardCache):
         folder: used when the config names none.
     """
 
+    setting = "objective.pairs.num_frames"
+    shard_size = 64
+    trial = 1
+
     def __init__(
         self, config: PairsConfig, source: PairSource, maker: ClipMaker, model_hash: str, folder: Path
     ) -> None:
         self.config = config
         self.source = source
         self.maker = maker
-        told = f"{model_hash}|{maker.describe()}|{source.fingerprint}|{SHARD}"
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        self.folder = (config.folder if config.folder is not None else folder) / key
-        self._pairs: Pairs = {}
+        super().__init__(
+            config.folder, folder, f"{model_hash}|{maker.describe()}|{source.fingerprint}|{self.shard_size}"
+        )
 
     @property
-    def fingerprint(self) -> str:
-        """Changes with the model, the way of sampling and choosing, or the number of prompts."""
-        return hashlib.sha256(f"{self.folder.name}|{self.source.count}".encode()).hexdigest()[:16]
+    def groups(self) -> dict[int, int]:
+        """See ShardCache."""
+        return {self.config.num_frames: self.source.count}
+
+    def length(self, group: int) -> int:
+        """See ShardCache."""
+        return group
+
+    def contents(self) -> str:
+        """See ShardCache."""
+        return str(self.source.count)
 
     def size(self, num_frames: int) -> int:
-        """Number of pairs.
-
-        Raises:
-            CheckpointError: they are of another length.
-        """
-        if num_frames != self.config.num_frames:
-            raise CheckpointError(
-                f"num_frames={num_frames} is trained on but the pairs have {self.config.num_frames}: change "
-                "objective.pairs.num_frames, or the lengths of the stages."
-            )
+        """See ShardCache: the pairs that were found."""
+        super().size(num_frames)
         return len(self)
 
     def __len__(self) -> int:
-        return len(self._pairs["chosen"])
+        return len(self.loaded[self.config.num_frames]["chosen"])
 
-    def shards(self) -> Iterator[Shard]:
+    def path(self, group: int, places: range) -> Path:
+        """See ShardCache; named by its end as well: the last shard of fewer prompts is another one."""
+        return self.folder / f"{places.start:06d}-{places.stop:06d}.safetensors"
+
+    def title(self, group: int) -> str:
         """See ShardCache."""
-        for places in self._places():
-            told = f"making pairs: {places.start} of {self.source.count} prompts"
-            yield Shard(self._path(places), told, partial(self._make, places))
+        return "making pairs of prompts"
 
-    def load(self) -> None:
-        """Read all shards; they must have been made.
-
-        Raises:
-            RequestError: no prompt gave a pair.
-        """
-        self._pairs = read_shards([self._path(places) for places in self._places()])
-        if not len(self):
-            raise RequestError(
-                f"objective.pairs: none of {self.source.count} prompts gave a pair, since no prompt has right and "
-                "wrong clips: raise prompts or clips, or set rendered=true."
-            )
-
-    @property
-    def nbytes(self) -> int:
-        """What the pairs take in memory once they are read."""
-        return sum(value.nbytes for value in self._pairs.values())
-
-    def missing(self) -> int:
-        """How many places are still to be made."""
-        return sum(len(places) for places in self._places() if not self._path(places).exists())
-
-    def missing_seconds(self, clock: Callable[[], float]) -> float:
-        """What making the rest will take, from one place; `clock` is what seconds are read from."""
-        missing = self.missing()
-        if not missing:
-            return 0.0
-        began = clock()
-        self.source.pairs(range(1), Control(self.folder))
-        return (clock() - began) * missing
-
-    def load_blank(self) -> None:
-        """Stand-ins of the right shapes that hold nothing: for a dry run, which makes no pair."""
-        latents = torch.zeros(1, *self._latent_shape)
-        text_encoder = self.maker.pipeline.text_encoder
-        assert text_encoder is not None
-        width, length = text_encoder.config.d_model, self.maker.settings.max_sequence_length
-        embeds, mask = torch.zeros(1, length, width), torch.ones(1, length, dtype=torch.bool)
-        self._pairs = {"chosen": latents, "rejected": latents, "prompt_embeds": embeds, "attention_mask": mask}
-
-    def rows(self, indices: list[int]) -> Batch:
-        """Pairs by index, modulo their number: as `Pairs`, float32, text cut to the longest, and "indices"."""
-        rows = torch.tensor(indices) % len(self)
-        embeds, mask = cut_text(self._pairs["prompt_embeds"][rows], self._pairs["attention_mask"][rows])
-        return {
-            "chosen": self._pairs["chosen"][rows].float(),
-            "rejected": self._pairs["rejected"][rows].float(),
-            "prompt_embeds": embeds,
-            "attention_mask": mask,
-            "indices": rows,
-        }
-
-    @property
-    def _latent_shape(self) -> tuple[int, ...]:
-        shape = self.maker.shape
-        return (self.maker.pipeline.vae.config.latent_channels, shape.frames, shape.height, shape.width)
-
-    def _make(self, places: range, control: Control) -> Pairs:
+    def make(self, group: int, places: range, control: Control) -> Tensors:
+        """See ShardCache."""
         texts, chosen, rejected = self.source.pairs(places, control)
         embeds, mask = self.maker.text(texts or [""])
-        empty = torch.zeros(0, *self._latent_shape)
-        count = len(texts)
+        empty, count = torch.zeros(0, *self._latent_shape), len(texts)
         return {
             "chosen": (torch.stack(chosen) if count else empty).half(),
             "rejected": (torch.stack(rejected) if count else empty).half(),
@@ -162,14 +103,43 @@ class PairCache(ShardCache):
             "attention_mask": mask[:count],
         }
 
-    def _places(self) -> list[range]:
-        """Those of each shard."""
-        count = self.source.count
-        return [range(begin, min(begin + SHARD, count)) for begin in range(0, count, SHARD)]
+    def chosen(self, group: int, read: Tensors, count: int) -> Tensors:
+        """See ShardCache.
 
-    def _path(self, places: range) -> Path:
-        # Named by its end, too: the last shard of a smaller number of prompts is another one.
-        return self.folder / f"{places.start:06d}-{places.stop:06d}.safetensors"
+        Raises:
+            RequestError: no prompt gave a pair.
+        """
+        if not len(read["chosen"]):
+            raise RequestError(
+                f"objective.pairs: none of {count} prompts gave a pair, since no prompt has right and "
+                "wrong clips: raise prompts or clips, or set rendered=true."
+            )
+        return read
+
+    def blank(self, group: int) -> Tensors:
+        """See ShardCache."""
+        text_encoder, length = self.maker.pipeline.text_encoder, self.maker.settings.max_sequence_length
+        assert text_encoder is not None
+        latents = torch.zeros(1, *self._latent_shape, dtype=torch.float16)
+        embeds, mask = torch.zeros(1, length, text_encoder.config.d_model), torch.ones(1, length, dtype=torch.bool)
+        return {"chosen": latents, "rejected": latents, "prompt_embeds": embeds, "attention_mask": mask}
+
+    def counted_seconds(self, costs: CachingCosts) -> float:
+        """See ShardCache."""
+        (missing,) = self.missing().values()
+        return missing * self.source.counted_seconds(costs) if missing else 0.0
+
+    def rows(self, indices: list[int]) -> Batch:
+        """Pairs by index, modulo their number, float32, text cut to the longest, and "indices"."""
+        found, rows = rows_of(self.loaded[self.config.num_frames], indices)
+        embeds, mask = cut_text(found["prompt_embeds"], found["attention_mask"])
+        latents = {name: found[name].float() for name in ("chosen", "rejected")}
+        return {**latents, "prompt_embeds": embeds, "attention_mask": mask, "indices": rows}
+
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        shape = self.maker.shape
+        return (self.maker.pipeline.vae.config.latent_channels, shape.frames, shape.height, shape.width)
 
 
 class PairBatches(CachedBatches[PairCache]):

@@ -16,37 +16,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vgen.diffusion.schedules import sample_training_sigmas
 from vgen.engine.speed.compile import compile_blocks
-from vgen.errors import RequestError
-from vgen.hub.find import model_hash, resolve_model
 from vgen.models import VideoDiT
 from vgen.pipelines import TextToVideoPipeline
 from vgen.training.control import Control
-from vgen.training.data.clips import SpriteClips
 from vgen.training.data.plan import Batch
-from vgen.training.data.prompts import SpritePrompts
 from vgen.training.model_sources import LOADED, ModelSource
-from vgen.training.objectives.base import QUANTILES, TrainedOnly, losses_at_quantiles
+from vgen.training.objectives.base import QUANTILES, Costs, Objective, losses_at_quantiles
 from vgen.training.objectives.explicit_attention import use_explicit_attention
 from vgen.training.objectives.export import save_pipeline
-from vgen.training.objectives.flow.density import scheduler_mu
-from vgen.training.objectives.flow.tasks import FlowInputs
+from vgen.training.objectives.flow.draws import draw_sigmas, scheduler_mu, token_shape
+from vgen.training.objectives.flow.tasks import FlowInputs, velocity_errors
 from vgen.training.objectives.lora import ADAPTER, add_lora, without_adapters
 from vgen.training.objectives.preference.config import PreferenceObjectiveConfig
-from vgen.training.objectives.preference.pair_sources import ClipMaker, JudgedPairs, PairFile, read_pair_file
-from vgen.training.objectives.preference.pairs import PairBatches, PairCache
-from vgen.training.randomness import Keys, generator
-from vgen.training.recipe import Recipe, SpritesConfig
+from vgen.training.objectives.preference.pair_sources import ClipMaker, JudgedPairs
+from vgen.training.objectives.preference.pairs import PairCache
+from vgen.training.randomness import Keys, generator, key_number
 from vgen.training.report.log import save_sheet
 
 _CHUNK = 16
 
 
-class PreferenceObjective(TrainedOnly):
+class PreferenceObjective(Objective):
     """Flow-DPO over pairs; what is given is the prompt alone.
 
     Args:
@@ -57,6 +51,8 @@ class PreferenceObjective(TrainedOnly):
         device: where the frozen copy goes.
         models: where the model came from.
     """
+
+    trained_only = True
 
     def __init__(
         self,
@@ -73,14 +69,14 @@ class PreferenceObjective(TrainedOnly):
         # A dictionary keeps what is frozen out of the trained modules.
         self._frozen: dict[str, Any] = {"maker": maker, "held_out": held_out}
         if config.train == "lora":
-            add_lora(self.transformer, config.lora, seed)
+            add_lora(self.transformer, config.lora, key_number(seed, "lora"))
         else:
             self._frozen["reference"] = models.to(copy.deepcopy(self.transformer).requires_grad_(False), device)
             self.transformer.requires_grad_(True)
         for transformer in (self.transformer, self._frozen.get("reference")):
             if transformer is not None and config.explicit_attention:
                 use_explicit_attention(transformer)
-            if transformer is not None and config.compile_blocks:
+            if transformer is not None and config.compile_blocks and models.has_weights:
                 compile_blocks(transformer)
 
     @property
@@ -95,14 +91,10 @@ class PreferenceObjective(TrainedOnly):
 
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch of pairs."""
-        rows, tokens, channels = self._token_shape(batch["chosen"])
-        mu = scheduler_mu(self.pipeline.scheduler, tokens)
-
-        def draw(count: int, drawn: torch.Generator) -> Tensor:
-            return sample_training_sigmas(count, tokens, drawn, uniform_share=self.config.uniform_share, mu=mu)
-
-        sigma = keys.rows("sigma", rows, draw).to(batch["chosen"])
-        noise = keys.normal("noise", (rows, tokens, channels)).to(batch["chosen"])
+        shape = token_shape(batch["chosen"], self.pipeline.patch_size)
+        mu = scheduler_mu(self.pipeline.scheduler, shape[1])
+        sigma = draw_sigmas(*shape[:2], mu, self.config.uniform_share, keys).to(batch["chosen"])
+        noise = keys.normal("noise", shape).to(batch["chosen"])
         preferred, flow, margin = self.pair_losses(batch, sigma, noise)
         loss = preferred.mean() + self.config.flow_weight * flow.mean()
         logs = {
@@ -113,13 +105,19 @@ class PreferenceObjective(TrainedOnly):
         }
         return loss, {name: value.detach() for name, value in logs.items()}
 
-    def rehearse(self, batch: Batch) -> Tensor:
-        """The loss without looking at values."""
-        shape = self._token_shape(batch["chosen"])
+    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+        """See Objective."""
+        shape = token_shape(batch["chosen"], self.pipeline.patch_size)
         latents = batch["chosen"].float()
         sigma, noise = latents.new_zeros(shape[0]), latents.new_zeros(shape)
         preferred, flow, _ = self.pair_losses(batch, sigma, noise, reference=self.transformer)
         return preferred.mean() + self.config.flow_weight * flow.mean()
+
+    def costs(self) -> Costs:
+        """See Objective; a row is two clips, forward and backward, and both once more as they were."""
+        held = [*self.pipeline.components.values(), self._frozen.get("reference")]
+        frozen = [part for part in held if isinstance(part, nn.Module)]
+        return Costs(frozen, forwards_per_row=8.0, settings=f"explicit attention: {self.config.explicit_attention}")
 
     def pair_losses(
         self, batch: Batch, sigma: Tensor, noise: Tensor, reference: VideoDiT | None = None
@@ -161,24 +159,13 @@ class PreferenceObjective(TrainedOnly):
         )
 
     def _errors(self, transformer: VideoDiT, inputs: FlowInputs, batch: Batch) -> Tensor:
-        velocity = transformer(
-            inputs.hidden_states.to(transformer.dtype),
-            batch["prompt_embeds"].to(transformer.dtype).repeat(2, 1, 1),
-            inputs.timestep,
-            encoder_attention_mask=batch["attention_mask"].repeat(2, 1),
-            video_coords=inputs.coordinates[:1],
-            return_dict=False,
-        )[0]
-        return inputs.errors(velocity)
+        embeds, mask = batch["prompt_embeds"].repeat(2, 1, 1), batch["attention_mask"].repeat(2, 1)
+        return velocity_errors(transformer, inputs, embeds, mask)
 
     def tokens(self, batch: Batch) -> int:
         """Those of both clips of every pair."""
-        rows, count, _ = self._token_shape(batch["chosen"])
+        rows, count, _ = token_shape(batch["chosen"], self.pipeline.patch_size)
         return 2 * rows * count
-
-    def _token_shape(self, latents: Tensor) -> tuple[int, int, int]:
-        per_token = self.pipeline.patch_size**2
-        return latents.shape[0], latents.shape[2:].numel() // per_token, latents.shape[1] * per_token
 
     @torch.no_grad()
     def validate(self, step: int, folder: Path, control: Control) -> dict[str, float]:
@@ -209,7 +196,7 @@ class PreferenceObjective(TrainedOnly):
                 control.poll()
                 indices = list(range(begin, min(begin + _CHUNK, count)))
                 batch = {name: value.to(device) for name, value in held_out.rows(indices).items()}
-                shape = self._token_shape(batch["chosen"])
+                shape = token_shape(batch["chosen"], self.pipeline.patch_size)
                 source = generator(0, "validation noise", begin)
                 noise = torch.randn(shape, generator=source).to(device)
                 sigma = torch.full((shape[0],), quantile, device=device)
@@ -236,62 +223,3 @@ class PreferenceObjective(TrainedOnly):
         if self.config.train == "lora":
             return {"mebibytes": self.pipeline.save_lora(folder, ADAPTER).stat().st_size / 2**20}
         return {"mebibytes": save_pipeline(self.pipeline, folder, dtype)}
-
-
-def preference(
-    recipe: Recipe, folder: Path, device: torch.device, models: ModelSource = LOADED
-) -> tuple[PreferenceObjective, list[PairCache], PairBatches]:
-    """The objective, the caches that are to be filled before it is used, and the source of its batches.
-
-    Args:
-        recipe: with a preference objective.
-        folder: of the run.
-        device: where clips are made.
-        models: where the model comes from.
-    Raises:
-        RequestError: the model has no text encoder or was distilled, or the file of pairs is wrong or too short.
-    """
-    config = recipe.objective
-    assert isinstance(config, PreferenceObjectiveConfig) and isinstance(recipe.data, SpritesConfig)
-    lines = None if config.pairs.file is None else _split_file(config.pairs.file, config.validation_prompts)
-    model = resolve_model(config.model)
-    pipeline = models.pipeline(str(model), torch_dtype=torch.float32, device=device)
-    pipeline.set_progress_bar_config(disable=True)
-    if pipeline.text_encoder is None:
-        raise RequestError(f"model={config.model!r} has no text encoder: give a folder with text_encoder/.")
-    if pipeline.config.defaults.get("distilled"):
-        raise RequestError(f"model={config.model!r} is distilled: it knows no other sigmas; give what it came from.")
-    pipeline.vae.requires_grad_(False)
-    pipeline.text_encoder.requires_grad_(False)
-    maker = ClipMaker(pipeline, config.pairs)
-    sources = [PairFile(part, maker) for part in lines] if lines else _judged_sources(recipe, config, maker)
-    caches = [PairCache(config.pairs, source, maker, model_hash(model), folder / "pairs") for source in sources]
-    return PreferenceObjective(config, maker, caches[1], recipe.seed, device, models), caches, PairBatches(caches[0])
-
-
-def _judged_sources(recipe: Recipe, config: PreferenceObjectiveConfig, maker: ClipMaker) -> list[JudgedPairs]:
-    assert isinstance(recipe.data, SpritesConfig)
-    asked, made = (recipe.data.height, recipe.data.width), (maker.settings.height, maker.settings.width)
-    if asked != made:
-        raise RequestError(
-            f"data.height={asked[0]} and data.width={asked[1]} are not what {config.model} makes by itself: use "
-            f"{made[0]} and {made[1]}."
-        )
-    counts = {"train": config.pairs.prompts, "validation": config.validation_prompts}
-    return [
-        JudgedPairs(
-            config.pairs, SpritePrompts(SpriteClips(recipe.data, split), True), maker, recipe.seed + place, count
-        )
-        for place, (split, count) in enumerate(counts.items())
-    ]
-
-
-def _split_file(path: Path, held_out: int) -> list[list[dict[str, str]]]:
-    """The lines of a file of pairs, and the last of them, which are held out."""
-    lines = read_pair_file(path)
-    if held_out >= len(lines):
-        raise RequestError(
-            f"objective.validation_prompts={held_out} leaves none of the {len(lines)} pairs of {path} to train on; use "
-            f"at most {len(lines) - 1}."
-        )
-    return [lines[:-held_out], lines[-held_out:]]

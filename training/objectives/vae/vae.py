@@ -6,11 +6,12 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE
 from vgen.models.vae.inflation import inflate
+from vgen.training.config.run import OptimizerConfig
 from vgen.training.control import Control
 from vgen.training.data.clips import SpriteClips, to_frames, to_pixels
 from vgen.training.data.footage.pixel_source import FootageClips
@@ -29,12 +30,12 @@ from vgen.training.losses.pixels import (
     weighted_square,
 )
 from vgen.training.model_sources import LOADED, ModelSource
-from vgen.training.objectives.base import Objective
+from vgen.training.objectives.base import Coding, Costs, Objective
 from vgen.training.objectives.export import forget_origin
+from vgen.training.objectives.vae.config import VaeObjectiveConfig
 from vgen.training.objectives.vae.discriminator import PairDiscriminator, gan_losses
 from vgen.training.objectives.vae.timestep_decoder import noise_latents, with_timestep
 from vgen.training.randomness import Keys, generator, key_number
-from vgen.training.recipe import OptimizerConfig, VaeObjectiveConfig
 from vgen.training.report.log import save_sheet
 from vgen.types import VideoShape
 
@@ -142,13 +143,29 @@ class VaeObjective(Objective):
         sigma = sigma.to(latents)
         return noise_latents(self.vae, latents, noise.to(latents), sigma), sigma
 
-    def rehearse(self, batch: Batch) -> Tensor:
-        """The loss without LPIPS, whose weights are no part of this module and must keep their content."""
+    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+        """See Objective; without LPIPS, whose weights are not of this module and must keep their content."""
         judges, self._judges = self._judges, {}
         try:
             return super().rehearse(batch)
         finally:
             self._judges = judges
+
+    def exports(self) -> dict[str, nn.Module]:
+        """See Objective."""
+        return {"vae": self.vae}
+
+    def costs(self) -> Costs:
+        """See Objective."""
+        config, canvas = self.config, self.clips.canvas
+        batch, frames = min(_CHUNK, config.validation_clips), config.validation_frames
+        terms = {name: bool(value) for name, value in config if name.endswith("_weight")}
+        return Costs(
+            codings=[Coding(self.vae, verb, frames, canvas, batch) for verb in ("encode", "decode")],
+            validation={frames: config.validation_clips, 1: 4 * config.validation_clips},
+            by_tokens=False,
+            settings=f"{terms} {config.haar_levels} {config.gan} {config.lpips} {config.train}",
+        )
 
     def tokens(self, batch: Batch) -> int:
         """Latent positions of the clips."""
@@ -171,8 +188,8 @@ class VaeObjective(Objective):
             measured["seam_psnr"] = seam_psnr(clips, restored, self.vae.strides.temporal)
         if self.config.denoising is not None:
             sigma = self.config.denoising.validation_sigma
-            told = self.config.validation_clips, self.config.validation_frames, control, sigma
-            _, finished, _ = self._reconstruct(*told)
+            settings = self.config.validation_clips, self.config.validation_frames, control, sigma
+            _, finished, _ = self._reconstruct(*settings)
             measured |= {f"psnr_from_{sigma:g}": psnr(clips, finished)}
         shown = [clip for index in range(min(_SHEET_CLIPS, len(clips))) for clip in (clips[index], restored[index])]
         save_sheet(folder / f"step-{step:08d}.png", [clip.numpy() for clip in shown])

@@ -12,8 +12,8 @@ from torch import nn
 
 from vgen.errors import CheckpointError
 from vgen.training.checkpoint.optimizer_state import read_optimizer_state, write_optimizer_state
+from vgen.training.config.run import OptimizerConfig
 from vgen.training.optimizers import build_optimizer, load_optimizer_state
-from vgen.training.recipe import OptimizerConfig
 
 
 def _network() -> nn.Module:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from vgen.errors import MediaError, OutputError, RequestError
 from vgen.training.components import alone_in
+from vgen.training.config.stages import Stage
 from vgen.training.control import Control
 from vgen.training.cost.throughput import Meter, flops_by_shape, peak_memory
 from vgen.training.data.plan import Batch, BatchPlan, Draw
 from vgen.training.objectives.base import Objective
 from vgen.training.randomness import Keys
-from vgen.training.recipe import Recipe, Stage
+from vgen.training.recipe import Recipe
 from vgen.training.report.log import Journal
 from vgen.training.report.plot import plot_run
 from vgen.training.report.trackers import check_trackers, finish_trackers, start_trackers

@@ -13,6 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from vgen.models import CausalVideoVAE
 from vgen.pipelines.text.encoder import encode_texts
+from vgen.training.config.data import LatentCacheConfig, SpritesConfig
+from vgen.training.config.stages import ShiftConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data import latents as module
 from vgen.training.data.captioned import CaptionedLatents, tokenize
@@ -21,10 +23,10 @@ from vgen.training.data.latents import LatentCache, encode_clips, encoder_hash
 from vgen.training.data.plan import Draw
 from vgen.training.data.sprites.captions import vocabulary_corpus
 from vgen.training.data.tokenizer import train_tokenizer
-from vgen.training.objectives.flow.flow import build_scheduler
+from vgen.training.objectives.flow.build import build_scheduler
+from vgen.training.objectives.flow.config import FlowObjectiveConfig
 from vgen.training.objectives.flow.text_encoder import build_text_encoder
 from vgen.training.randomness import Keys
-from vgen.training.recipe import FlowObjectiveConfig, LatentCacheConfig, ShiftConfig, SpritesConfig
 
 DATA = SpritesConfig(tier=1, height=16, width=16)
 PROMPT = "a small red circle slowly moves to the left on a black background"
@@ -37,7 +39,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def cache(tiny_vae: CausalVideoVAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LatentCache:
-    monkeypatch.setattr(module, "SHARD_CLIPS", 4)
+    monkeypatch.setattr(LatentCache, "shard_size", 4)
     config = LatentCacheConfig(groups={1: 4, 5: 6}, batch=2)
     return LatentCache(config, SpriteClips(DATA), tiny_vae, "weights-1", tmp_path)
 
@@ -104,7 +106,7 @@ def test_pictures_have_captions_without_motion(cache: LatentCache, tokenizer: Pr
 
 def test_cached_latents_are_the_encoded_clips(cache: LatentCache, tokenizer: PreTrainedTokenizerFast) -> None:
     said: list[str] = []
-    cache.encode_missing(Control(cache.folder), said.append)
+    cache.fill(Control(cache.folder), said.append)
     cache.load()
     assert len(said) == 3  # one shard of pictures, two of clips
     batch = CaptionedLatents(cache, tokenizer, 32, 0.1).load(Draw(Keys(0, 0), 5, [5, 0, 5]))
@@ -116,22 +118,22 @@ def test_cached_latents_are_the_encoded_clips(cache: LatentCache, tokenizer: Pre
     pictures = CaptionedLatents(cache, tokenizer, 32, 0.1).load(Draw(Keys(0, 0), 1, [0]))
     assert "last" not in pictures
 
-    cache.encode_missing(Control(cache.folder), said.append)
+    cache.fill(Control(cache.folder), said.append)
     assert len(said) == 3  # nothing was encoded again
 
 
 def test_a_last_shard_holds_no_more_than_is_asked_for(cache: LatentCache) -> None:
-    assert [cache.missing(length) for length in (1, 5)] == [4, 6]
-    cache.encode_missing(Control(cache.folder), lambda text: None)
+    assert list(cache.missing().values()) == [4, 6]
+    cache.fill(Control(cache.folder), lambda text: None)
     cache.load()
-    assert {length: len(group["latents"]) for length, group in cache._groups.items()} == {1: 4, 5: 6}
+    assert {length: len(group["latents"]) for length, group in cache.loaded.items()} == {1: 4, 5: 6}
 
     config = cache.config.model_copy(update={"groups": {1: 4, 5: 8}})  # enlarged: the last shard is made again, alone
     larger = LatentCache(config, cache.clips, cache.vae, "weights-1", cache.folder.parent)
     assert larger.folder == cache.folder
-    assert [larger.missing(length) for length in (1, 5)] == [0, 4]
+    assert list(larger.missing().values()) == [0, 4]
     said: list[str] = []
-    larger.encode_missing(Control(cache.folder), said.append)
+    larger.fill(Control(cache.folder), said.append)
     assert said == ["encoding clips of 5 frames: 4 of 8"]
     larger.load()
     for name, values in cache.get(5, list(range(6))).items():
@@ -141,7 +143,7 @@ def test_a_last_shard_holds_no_more_than_is_asked_for(cache: LatentCache) -> Non
 def test_clips_out_of_order_are_refused(cache: LatentCache) -> None:
     cache._rendered = iter([(module._Place(1, range(2, 4)), torch.zeros(2, 1, 16, 16, 3, dtype=torch.uint8))])
     with pytest.raises(AssertionError, match="was rendered where"):
-        cache.encode_shard(1, 0, Control(cache.folder))
+        cache.make(1, range(2), Control(cache.folder))
 
 
 def test_caching_stops_when_asked_and_goes_on(cache: LatentCache) -> None:
@@ -154,22 +156,22 @@ def test_caching_stops_when_asked_and_goes_on(cache: LatentCache) -> None:
             (cache.folder.parent / "stop").touch()
 
     with pytest.raises(StopRequested):
-        cache.encode_missing(control, say)
+        cache.fill(control, say)
     control.acknowledge()
     assert len(list(cache.folder.rglob("*.safetensors"))) == 1
-    cache.encode_missing(control, say)
+    cache.fill(control, say)
     assert len(list(cache.folder.rglob("*.safetensors"))) == 3
     assert not list(cache.folder.rglob("*.tmp"))
 
 
 def test_workers_that_render_ahead_change_no_latent(cache: LatentCache, tmp_path: Path) -> None:
-    cache.encode_missing(Control(cache.folder), lambda text: None)
+    cache.fill(Control(cache.folder), lambda text: None)
     config = cache.config.model_copy(update={"workers": 2})
     helped = LatentCache(config, cache.clips, cache.vae, "weights-2", tmp_path)
     there = helped.missing_shards()[1].path
     there.parent.mkdir(parents=True)
     there.symlink_to(cache.folder / there.relative_to(helped.folder))
-    helped.encode_missing(Control(cache.folder), lambda text: None)  # one is there, the workers pass it over
+    helped.fill(Control(cache.folder), lambda text: None)  # one is there, the workers pass it over
     for made in (cache, helped):
         made.load()
     for length in (1, 5):
@@ -193,7 +195,7 @@ def test_latents_are_named_after_the_encoder_alone(tiny_vae: CausalVideoVAE) -> 
 def test_processes_share_the_caching(cache: LatentCache) -> None:
     said: list[list[str]] = [[], []]
     for process in (0, 1):
-        cache.encode_missing(Control(cache.folder), said[process].append, process, 2)
+        cache.fill(Control(cache.folder), said[process].append, process, 2)
     assert [len(lines) for lines in said] == [2, 1]
     cache.load()
     assert cache.get(5, [0])["latents"].shape[0] == 1

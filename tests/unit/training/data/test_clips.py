@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from vgen.training.config.data import SpritesConfig
 from vgen.training.data.clips import SpriteClips, crop_to_objects
 from vgen.training.data.plan import Draw
 from vgen.training.randomness import Keys, generator
-from vgen.training.recipe import SpritesConfig
 
 CLIPS = SpriteClips(SpritesConfig(tier=1))
 

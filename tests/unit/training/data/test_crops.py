@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vgen.training.config.data import SpritesConfig
+from vgen.training.config.run import ScheduleConfig
 from vgen.training.data.clips import SpriteClips, crop_to_objects
 from vgen.training.ema import Ema
+from vgen.training.objectives.vae.config import VaeObjectiveConfig
 from vgen.training.objectives.vae.vae import VaeObjective
 from vgen.training.optimizers import learning_rate_factor
-from vgen.training.recipe import ScheduleConfig, SpritesConfig, VaeObjectiveConfig
 
 
 def test_every_crop_holds_a_part_of_the_object_and_matches_its_mask() -> None:

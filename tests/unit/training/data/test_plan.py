@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vgen.training.config.stages import Stage
 from vgen.training.data.plan import Batch, BatchPlan, Draw, batches, workers_of
 from vgen.training.randomness import Keys, generator, key_number
-from vgen.training.recipe import Stage
 
 STAGES = [
     Stage(steps=3, frames={1: 1.0}, batch={1: 4}),

@@ -12,26 +12,15 @@ import torch
 from vgen.errors import RequestError
 from vgen.training.chain import configs_next_to, embedded_chain, is_chain
 from vgen.training.config.stages import Stage, TaskMix
-from vgen.training.cost.rehearsal import count_flops, run_on_meta
-from vgen.training.data.plan import Batch, BatchPlan, Draw
-from vgen.training.estimate.dry_run import dry_run
-from vgen.training.estimate.heap import shapes_of_batches
-from vgen.training.estimate.timing import Probe
+from vgen.training.cost.rehearsal import MemoryEstimate, count_flops, run_on_meta
+from vgen.training.cost.throughput import Kind
+from vgen.training.data.plan import BatchPlan
+from vgen.training.estimate.dry_run import Estimate, _fill_in_times, _Rehearsal, dry_run
 from vgen.training.estimate.work import Machine, WorkCounter
+from vgen.training.objectives.base import Costs
 from vgen.training.objectives.flow.flow import FlowObjective
+from vgen.training.objectives.flow.tasks import TASKS
 from vgen.training.recipe import load_recipe
-
-
-class _Texts:
-    """Batches whose text is as long as one of three lengths."""
-
-    fingerprint = "texts"
-
-    def size(self, num_frames: int) -> int:
-        return 9
-
-    def load(self, draw: Draw) -> Batch:
-        return {"latents": torch.zeros(2, 4), "input_ids": torch.zeros(2, 1 + draw.indices[0] % 3)}
 
 
 def _stage(steps: int, **tasks: float) -> Stage:
@@ -39,30 +28,31 @@ def _stage(steps: int, **tasks: float) -> Stage:
     return Stage(steps=steps, frames={5: 1.0}, batch={5: 2}, tasks=mix)
 
 
-def test_shapes_of_batches_are_counted() -> None:
-    assert len(shapes_of_batches(BatchPlan([_stage(60, text=1.0)], 0), _Texts())) == 3
-    assert len(shapes_of_batches(BatchPlan([_stage(1, text=1.0)], 0), _Texts())) == 1
-    assert len(shapes_of_batches(BatchPlan([_stage(100_000, text=1.0)], 0), _Texts())) == 3
-
-
-def test_a_task_counts_by_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_counts_by_its_share() -> None:
     objective: Any = FlowObjective.__new__(FlowObjective)
     torch.nn.Module.__init__(objective)
     objective.config = SimpleNamespace(tasks=TaskMix())
-    plan = objective.plan = BatchPlan([_stage(3, text=0.5, first=0.5), _stage(1, text=0.75, frames=0.25)], 0)
-    parts: Any = SimpleNamespace(objective=objective)
-    probe = Probe(None, parts, plan, _Texts(), {}, lambda: 0.0)  # type: ignore[arg-type]
+    objective.material = SimpleNamespace(tasks=TASKS)
+    stages = [_stage(3, text=0.5, first=0.5), _stage(1, text=0.75, frames=0.25)]
+    plan = objective.plan = BatchPlan(stages, 0)
+    kind = Kind(5, None, 2)
     seconds = {"text": 2.0, "first": 4.0, "frames": 10.0}
 
-    def measured(kind: Any) -> tuple[float, float]:
-        (task,) = {name for name in seconds if objective.plan.stages[1].tasks.share(name) > 0}
+    def measured(asked: Kind, task: str) -> tuple[float, float]:
+        with objective.only_task(task):
+            assert objective.task_shares(objective.plan.stages[1], 5) == {task: 1.0}
+        assert objective.plan is plan, "the run's own plan is back"
+        assert asked == kind
         return 0.0, seconds[task]
 
-    monkeypatch.setattr(probe, "_measured", measured)
-    times = probe.times_by_task((5, None, 2))
-    assert [times(stage) for stage in plan.stages] == pytest.approx([1.5, 2.0])
-    assert objective.plan is plan, "the run's own plan is back"
-    assert probe.times_by_task((1, None, 2))(plan.stages[0]) == 1.0, "pictures know nothing but text"
+    timed: Any = SimpleNamespace(micro_batch=measured, optimizer=lambda: 0.5)
+    recipe: Any = SimpleNamespace(stages=stages, gradient_accumulation=3, every=SimpleNamespace(validate_=0))
+    run = _Rehearsal(recipe, None, plan, objective, None, {kind: {}}, Costs())  # type: ignore[arg-type]
+    estimate = Estimate(MemoryEstimate(0, 0, 0, 0, 0, 0), 0, 0)
+    _fill_in_times(run, timed, estimate)
+    steps = 3 * (3 * 3.0 + 0.5) + (3 * 4.0 + 0.5)
+    assert estimate.training == pytest.approx(steps)
+    assert objective.task_shares(stages[0], 1) == {"text": 1.0}, "pictures know nothing but text"
 
 
 CONFIGS = Path(__file__).parents[4] / "configs" / "train"
@@ -79,10 +69,10 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a dry run works on shapes alone")
 
     for name in (
-        "estimate.timing.Probe._measured",
+        "estimate.timing.MeasuredTime.micro_batch",
         "data.latents.encode_clips",
-        "run.sprite_tokenizer",
-        "run.build_parts",
+        "objectives.flow.build.sprite_tokenizer",
+        "estimate.dry_run.build_parts",
     ):
         monkeypatch.setattr(f"vgen.training.{name}", refuse)
     monkeypatch.chdir(CONFIGS.parents[1])

@@ -17,9 +17,9 @@ from vgen.models import VideoDiT
 from vgen.pipelines import TextToVideoPipeline
 from vgen.training.cost.rehearsal import transformer_memory
 from vgen.training.fine_tune.presets import FineTune, fit_memory
-from vgen.training.footage_run import _check_offload
-from vgen.training.objectives.flow.finetune import FineTuneObjective
-from vgen.training.recipe import FineTuneObjectiveConfig
+from vgen.training.objectives.flow.build import check_offload, fine_tuned
+from vgen.training.objectives.flow.config import FineTuneObjectiveConfig
+from vgen.training.objectives.flow.material import FootageMaterial
 
 
 def _trained(folder: Path, **choices: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -27,7 +27,8 @@ def _trained(folder: Path, **choices: Any) -> tuple[list[float], dict[str, torch
     pipeline = TextToVideoPipeline.from_pretrained(folder)
     source: Any = SimpleNamespace(frame_rate=lambda indices: 8.0)
     config = FineTuneObjectiveConfig(kind="finetune", model="tiny", **choices)
-    objective = FineTuneObjective(config, source, pipeline, None, 0)  # type: ignore[arg-type]
+    material = FootageMaterial(config, source, pipeline.vae.strides)
+    objective = fine_tuned(config, pipeline, material, None, 0)  # type: ignore[arg-type]
     assert (offload_of(objective.transformer) is not None) == config.offload
     objective.to("cpu")  # as accelerate does, once the blocks are away
     generator = torch.Generator().manual_seed(0)
@@ -65,7 +66,7 @@ def test_what_cannot_be_combined_is_refused() -> None:
             FineTuneObjectiveConfig(kind="finetune", model="tiny", offload=True, **choices)
     recipe: Any = SimpleNamespace(sharding="fsdp")
     with pytest.raises(RequestError, match="works in one process, and this run has 1 with sharding=fsdp"):
-        _check_offload(recipe)
+        check_offload(recipe)
 
 
 def test_the_estimate_counts_two_blocks() -> None:

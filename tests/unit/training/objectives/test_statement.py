@@ -8,21 +8,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from vgen.hub.find import resolve_model
 from vgen.io.files import read_json
 from vgen.models import CausalVideoVAE
 from vgen.pipelines import TextToVideoPipeline
 from vgen.request.trained import words_of
+from vgen.training.config.data import SpritesConfig
 from vgen.training.config.files import read_recipe
 from vgen.training.data.sprites.grammar import PATTERN_WORDS, SIZE_WORDS, SPEED_WORDS, STOPS, VERBS
 from vgen.training.data.sprites.palette import BACKGROUNDS, COLOURS
 from vgen.training.data.sprites.shapes import SHAPES
 from vgen.training.data.sprites.vocabulary import vocabulary
 from vgen.training.data.sprites.world import SpriteWorld
-from vgen.training.footage_run import load_pipeline
+from vgen.training.objectives.flow.build import load_pipeline
+from vgen.training.objectives.flow.config import FineTuneObjectiveConfig
 from vgen.training.objectives.statement import sprites_statement
-from vgen.training.recipe import FineTuneObjectiveConfig, SpritesConfig
 
 
 def test_the_embedded_model_states_what_its_recipe_trained() -> None:
@@ -54,11 +56,10 @@ def test_fine_tuning_states_its_footage_too(make_native_components: Callable[...
     stated = {"height": [32, 32], "width": [32, 32], "num_frames": [9, 9]}
     pipeline = TextToVideoPipeline(**make_native_components(), trained=stated)
     config = FineTuneObjectiveConfig.model_construct(model="any", mode="lora")
-    recipe: Any = SimpleNamespace(objective=config, mixed_precision="no")
     source: Any = SimpleNamespace(
         samples=[SimpleNamespace(bucket=(5, 32, 48, 8.0))], index=SimpleNamespace(data=tmp_path)
     )
     models: Any = SimpleNamespace(pipeline=lambda *args, **settings: pipeline)
     parts: Any = SimpleNamespace(text_encoder_folder=None)
-    loaded = load_pipeline(recipe, parts, source, models)
+    loaded = load_pipeline(config, torch.float32, parts, source, models)
     assert loaded.config.trained == {"height": [32, 32], "width": [32, 48], "num_frames": [5, 9]}

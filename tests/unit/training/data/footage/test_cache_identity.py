@@ -13,6 +13,7 @@ from PIL import Image
 
 from vgen.errors import MediaError, RequestError
 from vgen.pipelines.loading.model_files import ModelParts
+from vgen.training.config.data import FootageConfig
 from vgen.training.data.footage.cache import CacheIndex, fill_cache, find_index
 from vgen.training.data.footage.captions import caption, same_text
 from vgen.training.data.footage.commands import geometry_for
@@ -20,8 +21,7 @@ from vgen.training.data.footage.ingest import WHOLE, ingest
 from vgen.training.data.footage.pixel_source import FootageClips
 from vgen.training.data.footage.records import DataSet
 from vgen.training.data.footage.source import FootageLatents
-from vgen.training.footage_run import footage_source
-from vgen.training.recipe import FootageConfig
+from vgen.training.objectives.flow.build import footage_source
 
 
 class Project:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from vgen.errors import CheckpointError, RequestError
 from vgen.pipelines import ImageToVideoPipeline, TextToVideoPipeline
 from vgen.training.checkpoint.store import CheckpointStore
+from vgen.training.config.data import SpritesConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.prompts import FilePrompts, SpritePrompts
@@ -27,7 +28,7 @@ from vgen.training.objectives.distill.distill import DistillObjective
 from vgen.training.objectives.distill.teacher import Teacher
 from vgen.training.objectives.distill.trajectories import TrajectoryCache
 from vgen.training.randomness import Keys
-from vgen.training.recipe import SpritesConfig, load_recipe
+from vgen.training.recipe import load_recipe
 from vgen.training.run import run_recipe
 
 PROMPTS = ("a red circle", "a blue square moves left", "rain", "a dog")
@@ -54,7 +55,7 @@ def test_a_file_of_prompts_has_one_per_line(tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectories, "SHARD", 4)
+    monkeypatch.setattr(TrajectoryCache, "shard_size", 4)
 
 
 def _cache(pipeline: TextToVideoPipeline, prompts: FilePrompts, folder: Path, **changes: Any) -> TrajectoryCache:
@@ -65,7 +66,7 @@ def _cache(pipeline: TextToVideoPipeline, prompts: FilePrompts, folder: Path, **
 
 def _filled(pipeline: TextToVideoPipeline, prompts: FilePrompts, folder: Path, **changes: Any) -> TrajectoryCache:
     cache = _cache(pipeline, prompts, folder, **changes)
-    cache.encode_missing(Control(folder), lambda text: None)
+    cache.fill(Control(folder), lambda text: None)
     cache.load()
     return cache
 
@@ -142,10 +143,10 @@ def test_shards_are_kept_and_a_stop_is_heard(
     assert more.folder == cache.folder and more.fingerprint != cache.fingerprint
     (tmp_path / "stop").touch()
     with pytest.raises(StopRequested):
-        more.encode_missing(Control(tmp_path), lambda text: None)
+        more.fill(Control(tmp_path), lambda text: None)
     assert [path.name for path in (cache.folder / "text-9").iterdir()] == [shard.name]
     (tmp_path / "stop").unlink()
-    more.encode_missing(Control(tmp_path), lambda text: None)
+    more.fill(Control(tmp_path), lambda text: None)
     assert shard.stat().st_mtime_ns == written
     assert len(list((cache.folder / "text-9").iterdir())) == 2
     assert _cache(teacher_pipeline, prompts, tmp_path, substeps=2).folder != cache.folder
@@ -352,7 +353,7 @@ def test_judged_trajectories_are_the_right_ones_of_prompts_that_say_all(
     monkeypatch.setattr(trajectories, "score", every_other)
     config = TrajectoryConfig(text={9: 4}, batch=4, judged=True)
     cache = TrajectoryCache(config, Teacher(teacher_pipeline, 2, config, 3.0), "hash", world, 0, tmp_path)
-    cache.encode_missing(Control(tmp_path), lambda text: None)
+    cache.fill(Control(tmp_path), lambda text: None)
     assert asked == [world.key(place, 9) for place in range(4)]
     cache.load()
     rows = cache.rows("text", 9, [0, 1, 2])
@@ -367,7 +368,7 @@ def test_judged_trajectories_are_the_right_ones_of_prompts_that_say_all(
     )
     monkeypatch.setattr(trajectories, "score", lambda *_: Score(True, True, True, False, 0.0, 0.0))
     none = TrajectoryCache(config, cache.teacher, "other", world, 0, tmp_path)
-    none.encode_missing(Control(tmp_path), lambda text: None)
+    none.fill(Control(tmp_path), lambda text: None)
     with pytest.raises(RequestError, match="none of 4 clips of 9 frames"):
         none.load()
     with pytest.raises(ValueError, match="no prompts file's"):
@@ -378,9 +379,9 @@ def test_a_dry_run_integrates_a_few(
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    integrate = TrajectoryCache.integrate
+    make = TrajectoryCache.make
     monkeypatch.setattr(
-        TrajectoryCache, "integrate", lambda self, *told: (made.append(len(told[2])), integrate(self, *told))[1]
+        TrajectoryCache, "make", lambda self, *asked: (made.append(len(asked[1])), make(self, *asked))[1]
     )
     counted = dry_run(load_recipe(_recipe(tmp_path, tiny_pipeline_folder), []))
     assert counted.training > 0 and counted.caching > 0 and not made

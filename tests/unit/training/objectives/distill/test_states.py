@@ -45,7 +45,7 @@ def _distillation(
     told = TrajectoryConfig(**{"text": {9: 3}, "batch": 4, **changes})
     prompts, teacher = WithPictures(folder / "prompts.txt"), Teacher(pipeline, STEPS, told, 3.0)
     cache = TrajectoryCache(told, teacher, "hash", prompts, 0, folder)
-    cache.encode_missing(Control(folder), lambda text: None)
+    cache.fill(Control(folder), lambda text: None)
     cache.load()
     own = {"own_states": own_states, "error_power": error_power}
     config = DistillObjectiveConfig(kind="distill", teacher="x", trajectories=told, num_steps=STEPS, **own)

@@ -13,8 +13,9 @@ import torch
 from vgen.diffusion.conditions import KnownLatents
 from vgen.pipelines import ImageToVideoPipeline, MaskedPredictionPipeline, TextToVideoPipeline
 from vgen.pipelines.coding.given_pixels import VideoCondition
-from vgen.training.objectives.flow.finetune import FineTuneObjective
-from vgen.training.recipe import FineTuneObjectiveConfig
+from vgen.training.objectives.flow.build import fine_tuned
+from vgen.training.objectives.flow.config import FineTuneObjectiveConfig
+from vgen.training.objectives.flow.material import FootageMaterial
 
 SIZE: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 17, "frame_rate": 8.0}
 
@@ -37,7 +38,8 @@ def test_coordinates_are_those_of_sampling(ltx_folders: dict[str, Path], task: s
         MaskedPredictionPipeline(**pipeline.components)(conditions=given, **common)
     config = FineTuneObjectiveConfig(kind="finetune", model="tiny")
     source: Any = SimpleNamespace(frame_rate=lambda indices: SIZE["frame_rate"])
-    objective = FineTuneObjective(config, source, pipeline, None, 0)  # type: ignore[arg-type]
+    material = FootageMaterial(config, source, pipeline.vae.strides)
+    objective = fine_tuned(config, pipeline, material, None, 0)  # type: ignore[arg-type]
     latents = torch.zeros(1, 8, 3, 2, 2)
     known = {
         "text": [],

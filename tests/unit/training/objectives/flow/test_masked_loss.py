@@ -12,16 +12,18 @@ import torch
 from vgen.models import CausalVideoVAE, VideoDiT
 from vgen.training.config.stages import Stage, TaskMix
 from vgen.training.data.plan import Batch, BatchPlan
-from vgen.training.objectives.flow.finetune import FineTuneObjective
-from vgen.training.objectives.flow.flow import build_scheduler
+from vgen.training.objectives.flow.build import build_scheduler, fine_tuned
+from vgen.training.objectives.flow.config import FineTuneObjectiveConfig
+from vgen.training.objectives.flow.flow import FlowObjective
+from vgen.training.objectives.flow.material import FootageMaterial
+from vgen.training.objectives.vae.config import VaeObjectiveConfig
 from vgen.training.objectives.vae.vae import VaeObjective
 from vgen.training.randomness import Keys
-from vgen.training.recipe import FineTuneObjectiveConfig, VaeObjectiveConfig
 
 KEYS = Keys(3, 0)
 
 
-def _tuned(vae: CausalVideoVAE, task: str, patch: int) -> FineTuneObjective:
+def _tuned(vae: CausalVideoVAE, task: str, patch: int) -> FlowObjective:
     channels = 4 * patch**2
     torch.manual_seed(0)
     transformer = VideoDiT(
@@ -40,7 +42,7 @@ def _tuned(vae: CausalVideoVAE, task: str, patch: int) -> FineTuneObjective:
     config = FineTuneObjectiveConfig(kind="finetune", model="x", mode="full", tasks=tasks)
     plan = BatchPlan([Stage(steps=1, frames={9: 1.0}, batch={9: 3})], 0)
     source: Any = SimpleNamespace(frame_rate=lambda indices: 8.0)
-    return FineTuneObjective(config, source, pipeline, plan, 0)
+    return fine_tuned(config, pipeline, FootageMaterial(config, source, vae.strides), plan, 0)
 
 
 def _tokens(values: np.ndarray, patch: int) -> np.ndarray:

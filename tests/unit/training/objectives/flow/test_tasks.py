@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from vgen.diffusion.conditions import REFERENCE_FRAME, KnownLatents
 from vgen.models import CausalVideoVAE
 from vgen.pipelines import MaskedPredictionPipeline, VideoCondition
+from vgen.training.config.data import SpritesConfig
+from vgen.training.config.stages import TaskMix
 from vgen.training.data.clips import SpriteClips, to_pixels
 from vgen.training.data.latents import encode_clips
 from vgen.training.judge.judge import judge
@@ -31,7 +33,6 @@ from vgen.training.objectives.flow.tasks import (
     most_tokens_beside,
 )
 from vgen.training.randomness import Keys
-from vgen.training.recipe import SpritesConfig, TaskMix
 from vgen.types import Strides
 
 KEYS = Keys(0, 0)

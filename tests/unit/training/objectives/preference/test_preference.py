@@ -17,16 +17,15 @@ from vgen.errors import CheckpointError, MediaError, RequestError
 from vgen.io.media.video import write_video
 from vgen.pipelines import TextToVideoPipeline
 from vgen.training.checkpoint.store import CheckpointStore
+from vgen.training.config.data import SpritesConfig
 from vgen.training.control import Control, StopRequested
 from vgen.training.data.clips import SpriteClips
 from vgen.training.data.prompts import SpritePrompts
-from vgen.training.objectives.preference import pairs
 from vgen.training.objectives.preference.config import PairsConfig, PreferenceObjectiveConfig
 from vgen.training.objectives.preference.pair_sources import ClipMaker, JudgedPairs, PairFile, read_pair_file
 from vgen.training.objectives.preference.pairs import PairCache
 from vgen.training.objectives.preference.preference import PreferenceObjective
 from vgen.training.randomness import Keys, generator
-from vgen.training.recipe import SpritesConfig
 from vgen.training.run import run_recipe
 
 Answers = dict[tuple[int, int], bool]
@@ -41,7 +40,7 @@ def pipeline(tiny_pipeline_folder: Path) -> TextToVideoPipeline:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "SHARD", 2)
+    monkeypatch.setattr(PairCache, "shard_size", 2)
 
 
 class Judged(JudgedPairs):
@@ -97,7 +96,7 @@ def test_the_rendered_clip_stands_in_where_none_is_right(pipeline: TextToVideoPi
 def test_pairs_are_kept_and_no_pair_is_an_error(pipeline: TextToVideoPipeline, tmp_path: Path) -> None:
     answers = {(place, clip): clip == 0 and place != 1 for place in range(4) for clip in range(2)}
     cache = _cache(_judged(pipeline, answers, 3, clips=2), tmp_path)
-    cache.encode_missing(Control(tmp_path), lambda text: None)
+    cache.fill(Control(tmp_path), lambda text: None)
     cache.load()
     assert len(cache) == 2 and cache.size(9) == 2
     with pytest.raises(CheckpointError, match="num_frames=17 is trained on but the pairs have 9"):
@@ -110,14 +109,14 @@ def test_pairs_are_kept_and_no_pair_is_an_error(pipeline: TextToVideoPipeline, t
     assert more.folder == cache.folder and more.fingerprint != cache.fingerprint
     (tmp_path / "stop").touch()
     with pytest.raises(StopRequested):
-        more.encode_missing(Control(tmp_path), lambda text: None)
+        more.fill(Control(tmp_path), lambda text: None)
     (tmp_path / "stop").unlink()
-    more.encode_missing(Control(tmp_path), lambda text: None)
+    more.fill(Control(tmp_path), lambda text: None)
     more.load()
     after = {path.name: path.stat().st_mtime_ns for path in cache.folder.iterdir()}
     assert len(more) == 3 and len(after) == 3 and before.items() <= after.items()
     none = _cache(_judged(pipeline, dict.fromkeys(answers, False), 4, clips=2), tmp_path / "other")
-    none.encode_missing(Control(tmp_path), lambda text: None)
+    none.fill(Control(tmp_path), lambda text: None)
     with pytest.raises(RequestError, match="none of 4 prompts gave a pair"):
         none.load()
 
@@ -125,7 +124,7 @@ def test_pairs_are_kept_and_no_pair_is_an_error(pipeline: TextToVideoPipeline, t
 def _objective(pipeline: TextToVideoPipeline, folder: Path, **changes: Any) -> tuple[PreferenceObjective, PairCache]:
     answers = {(place, clip): clip == 0 for place in range(4) for clip in range(2)}
     cache = _cache(_judged(pipeline, answers, 4, clips=2), folder)
-    cache.encode_missing(Control(folder), lambda text: None)
+    cache.fill(Control(folder), lambda text: None)
     cache.load()
     told: dict[str, Any] = {"kind": "preference", "model": "x", "pairs": {"num_frames": 9}, **changes}
     return PreferenceObjective(PreferenceObjectiveConfig(**told), cache.maker, cache, 0), cache
