@@ -6,9 +6,8 @@ What is alive at the same time is counted. Nothing is estimated from formulas th
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +16,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vgen.engine.memory.allocator import StandIns
-
 
 class _Counted(NamedTuple):
-    """A storage that `LiveBytes` waits for: its reference, key and bytes, and the block that stands in for it."""
+    """A storage that `LiveBytes` waits for: its reference, key and bytes."""
 
     reference: weakref.ref[torch.UntypedStorage]
     key: int
     size: int
-    place: int | None
-    stand_ins: StandIns | None
 
 
 class LiveBytes(TorchDispatchMode):
@@ -35,10 +30,7 @@ class LiveBytes(TorchDispatchMode):
 
     Attributes:
         peak: the most there were.
-        stand_ins: where set, see `standing_in`.
     """
-
-    stand_ins: ClassVar[StandIns | None] = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,10 +48,7 @@ class LiveBytes(TorchDispatchMode):
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 self._take_in(leaf.untyped_storage())
-        if self._alive > self.peak:
-            self.peak = self._alive
-            if self.stand_ins is not None:
-                self.stand_ins.look()
+        self.peak = max(self.peak, self._alive)
         return result
 
     def __exit__(self, *raised: Any) -> None:
@@ -72,18 +61,15 @@ class LiveBytes(TorchDispatchMode):
             size = storage.nbytes()
             self._seen.add(key)
             self._alive += size
-            place = None if self.stand_ins is None else self.stand_ins.take(size)
             # The callback must not be Python code: an interrupt that comes in one is lost, and the work goes on.
             reference = weakref.ref(storage, self._gone.append)
-            self._waiting[id(reference)] = _Counted(reference, key, size, place, self.stand_ins)
+            self._waiting[id(reference)] = _Counted(reference, key, size)
 
     def _forget_gone(self) -> None:
         while self._gone:
             counted = self._waiting.pop(id(self._gone.pop()))
             self._seen.discard(counted.key)
             self._alive -= counted.size
-            if counted.stand_ins is not None:
-                counted.stand_ins.drop(counted.place)
 
     def overlook(self, *known: nn.Module | Tensor) -> None:
         """Leave out weights of models, and tensors, that were there before; otherwise a view of one counts as new."""
@@ -95,16 +81,6 @@ class LiveBytes(TorchDispatchMode):
         """Bytes that are alive now."""
         self._forget_gone()
         return self._alive
-
-
-@contextmanager
-def standing_in() -> Iterator[StandIns]:
-    """Inside, every tensor that `LiveBytes` counts has a block of its size in the C library's heap."""
-    LiveBytes.stand_ins = made = StandIns()
-    try:
-        yield made
-    finally:
-        LiveBytes.stand_ins = None
 
 
 class _FusedAttention(TorchFunctionMode):
