@@ -22,7 +22,7 @@ from vgen.training.recipe import Recipe, load_recipe
 from vgen.training.run import build_accelerator, build_objective, run_recipe
 
 RUNS: Final = "runs"
-"""Where recipes look for the exports of others, and where a chain writes if not told otherwise."""
+"""Where recipes look for the exports of others, and where a chain writes unless another folder is given."""
 
 
 class Link(NamedTuple):
@@ -66,7 +66,7 @@ def read_chain(path: Path, root: Path | None = None, overrides: Sequence[str] = 
     """The recipes of a chain, checked, in their order.
 
     Args:
-        path: a YAML file with `chain: [FILE, ...]`, the files beside it.
+        path: a YAML file with `chain: [FILE, ...]`, the files next to it.
         root: in place of runs/, for what is written and for what a recipe takes from an earlier one.
         overrides: "key=value" for every recipe, or "NAME:key=value" for one.
         tiny: a run-through in a minute: a step or two of each stage, on a few clips. The models are worth nothing.
@@ -99,7 +99,7 @@ def run_chain(links: Sequence[Link], say: Callable[[str], None], resume: bool = 
 
     Args:
         links: of `read_chain`.
-        say: told which recipe begins.
+        say: called with the recipe that begins.
         resume: as for `run_recipe`.
     Returns:
         False where a recipe was asked to stop; the same call goes on from there.

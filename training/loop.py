@@ -109,7 +109,7 @@ def _accumulate_gradients(run: Run, step: int, may_leave: bool) -> Tensor | None
     Args:
         run: the run.
         step: counted from 0.
-        may_leave: give the step up when asked to stop in the midst of it; it is done anew when the run goes on.
+        may_leave: give the step up when asked to stop in the midst of it; the resumed run does it again.
     Returns:
         the mean loss of this process; None if the step was given up.
     """

@@ -119,7 +119,7 @@ class LearningRate:
         """Set the rates for `step` (counted from 0); returns the first group's."""
         factor = learning_rate_factor(step, self.total_steps, self.config)
         for group, base in zip(self.optimizer.param_groups, self.base, strict=True):
-            if isinstance(group["lr"], Tensor):  # torchao's, which would be compiled anew for every number
+            if isinstance(group["lr"], Tensor):  # torchao's, which would be compiled again for every number
                 group["lr"].fill_(base * factor)
             else:
                 group["lr"] = base * factor

@@ -1,4 +1,4 @@
-"""What an exported model says about how it was trained: training.json, beside its model_index.json."""
+"""What an exported model says about how it was trained: training.json, next to its model_index.json."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def trained_seconds(log: Path) -> float | None:
-    """Seconds that the rows of a log took; its clock begins anew whenever the run goes on. None without a log."""
+    """Seconds that the rows of a log took; its clock starts again whenever the run is resumed. None without a log."""
     try:
         lines = log.read_text(encoding="utf-8").split("\n")
     except OSError:

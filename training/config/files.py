@@ -15,7 +15,7 @@ RECIPE: Final = "recipe.yaml"
 
 
 def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What a recipe says; `extends: FILE` takes over another one beside it.
+    """What a recipe says; `extends: FILE` takes over another one next to it.
 
     A section (`data`, `objective`, `optimizer` ...) takes over key by key; what stands under a key of a section, and
     every list, replaces that of the other recipe as a whole. What begins with `./` is a path below the folder of the
@@ -43,7 +43,7 @@ def read_recipe(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return content
     if not isinstance(base, str):
-        raise RequestError(f"recipe={path}: {EXTENDS} must be the name of one file beside it (given: {base!r}).")
+        raise RequestError(f"recipe={path}: {EXTENDS} must be the name of one file next to it (given: {base!r}).")
     return _over(read_recipe(path.parent / base, (*extending, path.resolve())), content)
 
 

@@ -11,7 +11,7 @@ class TaskMix(Strict):
     """Shares of what is given: nothing but text, the first frame, a prefix, or something else.
 
     Something else is the last frame, both ends, the last frames, frames anywhere, a region, a picture of the same
-    things beside a prefix or nothing, or a prefix in which something else happens than the text says: each with a share
+    things (alone or with a prefix), or a prefix in which something else happens than the text says: each with a share
     of its own, or, where it has none, an equal part of `other`.
     """
 

@@ -1,4 +1,4 @@
-"""What training costs, told beforehand: floating-point operations and memory, by a rehearsal without content.
+"""What training costs, before it starts: floating-point operations and memory, by a rehearsal without content.
 
 The rehearsal runs the real forward and backward on tensors that have sizes but no values (torch's FakeTensorMode) and
 counts operations and what is alive at the same time. Gradient checkpointing, frozen weights, LoRA and autocast are

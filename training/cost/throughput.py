@@ -25,7 +25,7 @@ class Kind(NamedTuple):
 
 ShapeKey = tuple[tuple[str, tuple[int, ...]], ...]
 PLANAR = 4
-"""Tensors of at least so many dimensions decide what a micro-batch costs; the text beside them varies."""
+"""Tensors of at least this many dimensions decide what a micro-batch costs; the text next to them varies."""
 
 
 class Meter:

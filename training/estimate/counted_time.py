@@ -130,13 +130,13 @@ class CountedTime:
         """What a micro-batch's work is proportional to, about."""
         return self.objective.tokens(self.examples[kind]) or kind.num_frames * kind.rows
 
-    def _step(self, kind: Kind, beside: int | None) -> Work:
+    def _step(self, kind: Kind, given: int | None) -> Work:
         """Forward and backward of a micro-batch."""
         batch = self.examples[kind]
-        key = f"{beside}|{described(self.objective, batch, self._settings)}"
+        key = f"{given}|{described(self.objective, batch, self._settings)}"
         if key not in _counted:
             with WorkCounter() as counter:
-                run_on_meta(self.objective, lambda inputs: self.objective.rehearse(inputs, beside), batch)
+                run_on_meta(self.objective, lambda inputs: self.objective.rehearse(inputs, given), batch)
             _counted[key] = (kind.rows, counter.work)
         rows, work = _counted[key]
         return work.times(kind.rows / rows)

@@ -243,12 +243,12 @@ def _memory(run: _Rehearsal) -> MemoryEstimate:
 def _peak(run: _Rehearsal, batch: Batch) -> int:
     """Bytes of a micro-batch; what was rehearsed once is scaled for other numbers of rows."""
     objective, bfloat16 = run.objective, run.recipe.autocasts
-    device, beside = "cuda" if run.accelerator.device.type == "cuda" else "cpu", objective.most_beside(batch)
-    key = f"{device}|{bfloat16}|{beside}|{described(objective, batch, run.costs.settings)}"
+    device, given = "cuda" if run.accelerator.device.type == "cuda" else "cpu", objective.most_given(batch)
+    key = f"{device}|{bfloat16}|{given}|{described(objective, batch, run.costs.settings)}"
     rows = len(next(iter(batch.values())))
     gradients = 4 * sum(value.numel() for value in objective.parameters() if value.requires_grad)
     if key not in _peaks:
-        loss = lambda inputs: objective.rehearse(inputs, beside)  # noqa: E731
+        loss = lambda inputs: objective.rehearse(inputs, given)  # noqa: E731
         _peaks[key] = rows, peak_bytes(objective, loss, batch, device, bfloat16)
     rehearsed, peak = _peaks[key]
     return gradients + (peak - gradients) * rows // rehearsed

@@ -121,7 +121,7 @@ class Machine:
         return computing + self.moving(work.traffic)
 
     def moving(self, traffic: float) -> float:
-        """Seconds to read and write so many bytes, as fast as a softmax does, between a copy and an activation."""
+        """Seconds to read and write that many bytes, as fast as a softmax does, between a copy and an activation."""
         if "bandwidth" not in self._rates:
             source = torch.ones(_PROBE_ROWS, 1024, device=self.device)
             self._rates["bandwidth"] = 2 * source.nbytes / self._timed(lambda: source.softmax(-1))

@@ -135,17 +135,17 @@ class Objective(nn.Module, ABC):
         """The models that `finish` writes, by the names of a pipeline's components; nothing of a fine-tuned model."""
         return {}
 
-    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+    def rehearse(self, batch: Batch, given: int | None = None) -> Tensor:
         """The loss of a micro-batch without looking at values: what is counted on tensors that have none.
 
         Args:
             batch: without content.
-            beside: latent frames that are given next to the clip; None: nothing is given.
+            given: latent frames that are given next to the clip; None: nothing is given.
         """
         return self.loss(batch, Keys(0, 0))[0]
 
-    def most_beside(self, batch: Batch) -> int | None:
-        """The `beside` of the largest micro-batch of that shape that the recipe draws."""
+    def most_given(self, batch: Batch) -> int | None:
+        """The `given` of the largest micro-batch of that shape that the recipe draws."""
         return None
 
     def task_shares(self, stage: Stage, num_frames: int) -> dict[str, float]:

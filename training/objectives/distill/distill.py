@@ -137,14 +137,14 @@ class DistillObjective(Objective):
         timestep = token_sigmas(sigma, strength) if bool(strength.any()) else sigma
         return self._transformed(tokens, timestep, batch)
 
-    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+    def rehearse(self, batch: Batch, given: int | None = None) -> Tensor:
         """See Objective; where a first frame is given, each token has a timestep."""
         rows, _, tokens, _ = batch["states"].shape
-        timestep = batch["states"].new_zeros(rows) if beside is None else batch["states"].new_zeros(rows, tokens)
+        timestep = batch["states"].new_zeros(rows) if given is None else batch["states"].new_zeros(rows, tokens)
         begin, end = batch["states"][:, 0], batch["states"][:, 1]
         return (self._transformed(begin, timestep, batch).float() - (begin - end)).square().mean()
 
-    def most_beside(self, batch: Batch) -> int | None:
+    def most_given(self, batch: Batch) -> int | None:
         """See Objective."""
         return 0 if self.config.trajectories.first else None
 

@@ -31,7 +31,7 @@ from vgen.training.objectives.flow.tasks import (
     CACHED_TASKS,
     FlowInputs,
     draw_task,
-    most_tokens_beside,
+    most_given_frames,
     velocity_errors,
 )
 from vgen.training.precision import computes_bfloat16
@@ -145,12 +145,12 @@ class FlowObjective(Objective):
         embeds = self.text_encoder(batch["input_ids"], attention_mask=mask)[0]
         return velocity_errors(self.transformer, inputs, embeds, mask)
 
-    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+    def rehearse(self, batch: Batch, given: int | None = None) -> Tensor:
         """See Objective."""
         latents = batch["latents"].float()
         shape = token_shape(latents, self.pipeline.patch_size)
         inputs = self._inputs(latents, [], latents.new_zeros(shape[0]), latents.new_zeros(shape), 1.0, "text")
-        inputs.grow(beside)
+        inputs.grow(given)
         if self.text_encoder is None:
             embeds, mask = batch["prompt_embeds"], batch["prompt_attention_mask"]
         else:  # given a mask, it would look whether anything is hidden
@@ -278,14 +278,14 @@ class FlowObjective(Objective):
         """Tasks of all stages."""
         return {task for stage in self.plan.stages for task in self.task_shares(stage, 2)}
 
-    def most_beside(self, batch: Batch) -> int | None:
+    def most_given(self, batch: Batch) -> int | None:
         """See Objective."""
-        return most_tokens_beside(self._drawn(), batch["latents"].shape[2], self.vae.strides)
+        return most_given_frames(self._drawn(), batch["latents"].shape[2], self.vae.strides)
 
     def task_work(self, task: str, num_frames: int) -> TaskWork:
         """See Objective."""
         latent_frames = 1 + (num_frames - 1) // self.vae.strides.temporal
-        growth = 1 + (most_tokens_beside({task}, latent_frames, self.vae.strides) or 0) / latent_frames
+        growth = 1 + (most_given_frames({task}, latent_frames, self.vae.strides) or 0) / latent_frames
         if task in CACHED_TASKS:
             return TaskWork(growth)
         lengths = {"reference": [1], "frames": [1] * min(MOST_FRAMES, num_frames)}.get(task, [num_frames])

@@ -54,7 +54,7 @@ def reference_material(picture: Tensor, encode: Encode) -> list[KnownLatents]:
 
 
 def _some_frames(frames: int, stride: int, keys: Keys) -> list[int]:
-    """Every so many frames from the first on, or a few anywhere."""
+    """Every few frames from the first on, or a few anywhere."""
     generator = keys.generator("frames")
     if float(torch.rand((), generator=generator)) < 0.5:
         step = stride * int(torch.randint(1, 3, (), generator=generator))

@@ -62,7 +62,7 @@ def known_latents(task: str, latents: Tensor, last: Tensor | None, strides: Stri
     return end if task == "last" else [KnownLatents(latents[:, :, :1]), *end]
 
 
-def most_tokens_beside(tasks: Collection[str], latent_frames: int, strides: Strides) -> int | None:
+def most_given_frames(tasks: Collection[str], latent_frames: int, strides: Strides) -> int | None:
     """Latent frames that the largest of `tasks` lays next to a clip's own; None where nothing is ever given.
 
     Args:
@@ -72,12 +72,12 @@ def most_tokens_beside(tasks: Collection[str], latent_frames: int, strides: Stri
     """
     if latent_frames == 1 or not set(tasks) - {"text"}:
         return None
-    beside = 1 if {"reference", "last", "both_ends"} & set(tasks) else 0
+    frames = 1 if {"reference", "last", "both_ends"} & set(tasks) else 0
     if {"suffix", "frames"} & set(tasks):
-        beside = max(beside, latent_frames - 1)
+        frames = max(frames, latent_frames - 1)
     if "frames" in tasks:
-        beside = max(beside, min(MOST_FRAMES, (latent_frames - 1) * strides.temporal))
-    return beside
+        frames = max(frames, min(MOST_FRAMES, (latent_frames - 1) * strides.temporal))
+    return frames
 
 
 class FlowInputs:
@@ -135,7 +135,7 @@ class FlowInputs:
         self.coordinates = self.conditions.coordinates
         self.target = velocity_target(clean, noise)
         self.weight = loss_weight(self.conditions.video_tokens(per_token))
-        self._beside = 0
+        self._given = 0
 
     def grow(self, frames: int | None) -> None:
         """Take the size that inputs have where `frames` latent frames more are given next to the clip; see `rehearse`.
@@ -146,17 +146,17 @@ class FlowInputs:
         if frames is None:
             return
         rows, count, channels = self.hidden_states.shape
-        self._beside = frames * count // self._latent_frames
-        total = count + self._beside
+        self._given = frames * count // self._latent_frames
+        total = count + self._given
         self.hidden_states = torch.cat(
-            [self.hidden_states.new_zeros(rows, self._beside, channels), self.hidden_states], 1
+            [self.hidden_states.new_zeros(rows, self._given, channels), self.hidden_states], 1
         )
-        self.coordinates = torch.cat([self.coordinates[:, :, :1].expand(-1, -1, self._beside), self.coordinates], 2)
+        self.coordinates = torch.cat([self.coordinates[:, :, :1].expand(-1, -1, self._given), self.coordinates], 2)
         self.timestep = self.timestep.new_zeros(rows, total)
 
     def errors(self, velocity: Tensor) -> Tensor:
         """Mean squared error of each sample over its unknown tokens: [B, K + N, C] -> [B]."""
-        velocity = velocity[:, self._beside :]
+        velocity = velocity[:, self._given :]
         squared = (self.conditions.video_tokens(velocity).float() - self.target).square().mean(-1)
         return (squared * self.weight).sum(1) / self.weight.sum(1)
 

@@ -15,7 +15,7 @@ from vgen.training.objectives.registry import ObjectiveConfig
 class PairsConfig(Strict):
     """Pairs of clips of one prompt, of which the first is preferred.
 
-    Without `file` the model itself makes them: `clips` of each of so many `prompts` of SpriteWorld, which its judge
+    Without `file` the model itself makes them: `clips` of each of `prompts` prompts of SpriteWorld, which its judge
     calls right or wrong. `num_inference_steps` and `guidance_scale` are of that sampling (left out: the model's own),
     `dtype` is what it computes in. `rendered` pairs wrong clips with the data set's own where none of their prompt is
     right. `file` names JSON lines {"prompt", "chosen", "rejected"} with paths of clips, relative to the file.

@@ -1,4 +1,4 @@
-"""Where pairs come from: the model's own clips, told apart by a judge, or a user's file."""
+"""Where pairs come from: the model's own clips, which a judge calls right or wrong, or a user's file."""
 
 from __future__ import annotations
 
@@ -39,18 +39,23 @@ class ClipMaker:
     """
 
     def __init__(self, pipeline: TextToVideoPipeline, config: PairsConfig) -> None:
-        told = {"num_frames": config.num_frames, "num_inference_steps": config.num_inference_steps}
-        asked = {"prompt": "", "guidance_scale": config.guidance_scale, **told}
+        steps, scale = config.num_inference_steps, config.guidance_scale
+        asked = {"prompt": "", "num_frames": config.num_frames, "num_inference_steps": steps, "guidance_scale": scale}
         self.pipeline = pipeline
         self.settings = pipeline.fill_settings({name: value for name, value in asked.items() if value is not None})
         self.shape, _ = pipeline.check_inputs(self.settings)
         self.bfloat16 = config.dtype == "bfloat16"
 
     def describe(self) -> str:
-        """What decides a clip beside the weights, the prompt and the noise."""
-        told = self.settings
-        size = (told.num_frames, told.height, told.width, told.frame_rate, told.max_sequence_length)
-        way = (told.num_inference_steps, told.guidance_scale, told.guidance_rescale, told.negative_prompt)
+        """What decides a clip besides the weights, the prompt and the noise."""
+        settings = self.settings
+        size = (settings.num_frames, settings.height, settings.width, settings.frame_rate, settings.max_sequence_length)
+        way = (
+            settings.num_inference_steps,
+            settings.guidance_scale,
+            settings.guidance_rescale,
+            settings.negative_prompt,
+        )
         return f"{size}|{way}|{self.bfloat16}"
 
     @torch.no_grad()
@@ -59,7 +64,7 @@ class ClipMaker:
 
         Args:
             prompts: B of them.
-            sources: of the noise, one a clip.
+            sources: of the noise, one per clip.
             control: asked at every step whether to stop.
         Returns:
             Latents [B, C, f, h, w], normalised, float32 on the CPU; frames uint8 [B, F, H, W, 3].
@@ -90,13 +95,13 @@ class ClipMaker:
     @torch.no_grad()
     def text(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Embeddings [B, L, D] and mask bool [B, L] of prompts, on the CPU."""
-        told = self.pipeline.encode_prompt(
+        encoded = self.pipeline.encode_prompt(
             prompts,
             self.settings.negative_prompt,
             max_sequence_length=self.settings.max_sequence_length,
             device=self.pipeline._execution_device,
         )
-        return told.prompt_embeds.float().cpu(), told.prompt_attention_mask.bool().cpu()
+        return encoded.prompt_embeds.float().cpu(), encoded.prompt_attention_mask.bool().cpu()
 
     def encoding_seconds(self, costs: CachingCosts) -> float:
         """To encode one clip; decoding one takes about as long."""
@@ -250,5 +255,5 @@ def read_pair_file(path: Path) -> list[dict[str, str]]:
                 raise RequestError(f"{path}, line {number}: {name}={entry[name]!r} is not there, at {pair[name]}.")
         found.append(pair)
     if not found:
-        raise RequestError(f"objective.pairs.file={str(path)!r} holds no pair: give one a line.")
+        raise RequestError(f"objective.pairs.file={str(path)!r} holds no pair: give one per line.")
     return found

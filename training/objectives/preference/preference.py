@@ -105,7 +105,7 @@ class PreferenceObjective(Objective):
         }
         return loss, {name: value.detach() for name, value in logs.items()}
 
-    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+    def rehearse(self, batch: Batch, given: int | None = None) -> Tensor:
         """See Objective."""
         shape = token_shape(batch["chosen"], self.pipeline.patch_size)
         latents = batch["chosen"].float()

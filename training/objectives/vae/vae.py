@@ -143,7 +143,7 @@ class VaeObjective(Objective):
         sigma = sigma.to(latents)
         return noise_latents(self.vae, latents, noise.to(latents), sigma), sigma
 
-    def rehearse(self, batch: Batch, beside: int | None = None) -> Tensor:
+    def rehearse(self, batch: Batch, given: int | None = None) -> Tensor:
         """See Objective; without LPIPS, whose weights are not of this module and must keep their content."""
         judges, self._judges = self._judges, {}
         try:

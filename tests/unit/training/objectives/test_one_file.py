@@ -36,7 +36,8 @@ def mean_colour() -> Iterator[None]:
 def _recipe(folder: Path, **changes: Any) -> Path:
     content = {
         "name": "colour", "device": "cpu", "data": DATA, "export_dtype": "float32",
-        "objective": {"kind": "mean_colour"}, "optimizer": {"lr": 0.1, "weight_decay": 0.0}, "ema": {"limit": 0.5}, "schedule": {"name": "constant"},
+        "objective": {"kind": "mean_colour"}, "optimizer": {"lr": 0.1, "weight_decay": 0.0}, "ema": {"limit": 0.5},
+        "schedule": {"name": "constant"},
         "stages": [{"steps": 60, "frames": {1: 0.5, 5: 0.5}, "batch": {1: 4, 5: 4}}],
         "every": {"log": 20, "checkpoint": 20, "validate": 30}, **changes,
     }  # fmt: skip

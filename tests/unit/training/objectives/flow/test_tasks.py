@@ -30,7 +30,7 @@ from vgen.training.objectives.flow.tasks import (
     FlowInputs,
     draw_task,
     known_latents,
-    most_tokens_beside,
+    most_given_frames,
 )
 from vgen.training.randomness import Keys
 from vgen.types import Strides
@@ -218,9 +218,9 @@ def test_task_shares() -> None:
 
 def test_a_rehearsal_takes_the_size_of_the_largest_task() -> None:
     strides = Strides(4, 8, 8)
-    assert most_tokens_beside({"text"}, 5, strides) is None and most_tokens_beside({"frames"}, 1, strides) is None
-    assert most_tokens_beside({"text", "first"}, 5, strides) == 0
-    assert most_tokens_beside({"text", "both_ends"}, 5, strides) == 1
+    assert most_given_frames({"text"}, 5, strides) is None and most_given_frames({"frames"}, 1, strides) is None
+    assert most_given_frames({"text", "first"}, 5, strides) == 0
+    assert most_given_frames({"text", "both_ends"}, 5, strides) == 1
     latents = torch.zeros(1, 2, 5, 4, 4)
     sizes = set()
     for step in range(60):
@@ -230,7 +230,7 @@ def test_a_rehearsal_takes_the_size_of_the_largest_task() -> None:
                                      Keys(0, step))  # fmt: skip
             made = FlowInputs(latents, known, torch.zeros(1), torch.zeros(1, 80, 2), strides, 8.0)
             sizes.add(made.hidden_states.shape[1] // 16 - 5)
-    assert max(sizes) == most_tokens_beside({"suffix", "frames"}, 5, strides) == 4
+    assert max(sizes) == most_given_frames({"suffix", "frames"}, 5, strides) == 4
     grown = FlowInputs(latents, [], torch.zeros(1), torch.zeros(1, 80, 2), strides, 8.0)
     grown.grow(4)
     assert grown.hidden_states.shape[1] == grown.timestep.shape[1] == grown.coordinates.shape[2] == 144
