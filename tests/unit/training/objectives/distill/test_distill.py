@@ -284,7 +284,7 @@ def test_resuming_a_distillation_equals_not_stopping(
 
 
 def test_a_student_is_no_teacher(student_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="is distilled already"):
+    with pytest.raises(RequestError, match="is distilled: it knows no other sigmas"):
         run_recipe(_recipe(tmp_path, student_run / "export"), [f"output_dir={tmp_path / 'run'}"])
 
 
