@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from vgen.cli import bench, clips, convert, data, display, evaluate, fine_tune, info, lora_export, models, train
+from vgen.cli.options import ClipCommand
 from vgen.errors import RequestError, VgenError
 from vgen.jobs import processes
 from vgen.version import __version__
@@ -50,7 +51,7 @@ def _root(
 
 
 for _command in clips.COMMANDS:
-    app.command(_command.__name__)(_command)
+    app.command(_command.__name__, cls=ClipCommand)(_command)
 app.command("info")(info.info)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)

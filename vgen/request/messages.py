@@ -45,7 +45,7 @@ def _sentence(finding: Any, schema: dict[str, Any], model: type[BaseModel], what
         hint = nearest(str(value), known)
         return f"{field}={value!r:.80} is not known: use {_listed(known)}{f'; {hint}' if hint else '.'}"
     if rules.get("type") in ("integer", "number"):
-        return _number(field, value, kind, rules)
+        return _number(field, value, rules)
     if rules.get("type") == "array":
         forms = {"integer": "whole numbers; use for instance 4 or 3,4", "array": "lists", "string": "one or more texts"}
         form = forms.get(rules.get("items", {}).get("type"), "one or more values")
@@ -53,16 +53,17 @@ def _sentence(finding: Any, schema: dict[str, Any], model: type[BaseModel], what
     return f"{field}={value!r:.80} is not valid: {finding['msg']}."
 
 
-def _number(field: str, value: Any, kind: str, rules: dict[str, Any]) -> str:
+def _number(field: str, value: Any, rules: dict[str, Any]) -> str:
     low, high, whole = rules.get("minimum", 0), rules.get("maximum", math.inf), rules["type"] == "integer"
     span = f"{_spelled(low)} to {_spelled(high)}" if high < math.inf else f"{_spelled(low)} or more"
-    if kind == "int_from_float":
-        return f"{field}={value} is not a whole number; use {math.floor(value)} or {math.ceil(value)}."
-    parsed = value if kind in ("greater_than_equal", "less_than_equal", "finite_number") else math.nan
-    try:
-        parsed = float(parsed) if isinstance(parsed, str) else parsed
-    except ValueError:
-        parsed = math.nan
+    parsed = value
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        try:
+            parsed = float(value) if isinstance(value, str) and len(value) <= 400 else math.nan
+        except ValueError:
+            parsed = math.nan
+    if whole and low <= parsed <= high and parsed != int(parsed):
+        return f"{field}={value} is not a whole number; use {math.floor(parsed)} or {math.ceil(parsed)}."
     if math.isnan(parsed):
         noun = "a whole number" if whole else "a number"
         return f"{field}={value!r:.40} is not {noun}; use one from {span}, for instance {_spelled(max(low, 0))}."

@@ -139,7 +139,7 @@ class Settings(Declared):
     """How a clip is sampled and coded: settings of a request and of a pipeline's call alike."""
 
     negative_prompt: Open[Text] = knob(
-        "What to keep away from.", "--negative-prompt", "TEXT", panel=SAMPLING, source=OF_MODEL, common=True,
+        "What to avoid.", "--negative-prompt", "TEXT", panel=SAMPLING, source=OF_MODEL, common=True,
         settled=True, last="",
     )  # fmt: skip
     height: Open[Size] = knob(
@@ -151,7 +151,7 @@ class Settings(Declared):
         common=True, settled=True,
     )  # fmt: skip
     num_frames: Open[Size] = knob(
-        "Frames of the clip; one more than a multiple of the model's temporal stride.", "--num-frames", "N",
+        "Frames; one more than a multiple of the model's temporal stride.", "--num-frames", "N",
         panel=SIZE, source=OF_MODEL, common=True, settled=True,
     )  # fmt: skip
     frame_rate: Open[Annotated[float, Field(ge=0.1, le=MAX_FRAME_RATE, allow_inf_nan=False), NOT_BOOL]] = knob(
@@ -162,7 +162,7 @@ class Settings(Declared):
         "Denoising steps.", "--steps", "N", panel=SAMPLING, source=OF_MODEL, common=True, settled=True
     )
     guidance_scale: Open[PerStep[Scale]] = knob(
-        "Guidance by the text; 1 is off.", "--guidance-scale", "W", panel=SAMPLING, source=OF_MODEL, common=True,
+        "Text guidance; 1 is off.", "--guidance-scale", "W", panel=SAMPLING, source=OF_MODEL, common=True,
         settled=True,
     )  # fmt: skip
     guidance_rescale: Open[PerStep[Share]] = knob(
@@ -201,7 +201,7 @@ class Settings(Declared):
         "N", panel=GIVEN, source=OF_MODEL, last=0, tasks=("animate", "interpolate", "predict", "loop"),
     )  # fmt: skip
     keep_known_pixels: bool | None = knob(
-        "Paste given pixels back into the finished clip; in Python, left out, only those of conditions with a mask.",
+        "Paste given pixels back at the end; in Python, left out, only those of conditions with a mask.",
         "--keep-known-pixels/--no-keep-known-pixels", panel=GIVEN, source="keep-known-pixels",
         commands=("animate", "interpolate", "predict", "inpaint", "outpaint"),
     )  # fmt: skip
@@ -262,12 +262,12 @@ class Inputs(Declared):
         "What the clip shows; may be empty except for generate.", default="", source="empty", panel=GIVEN
     )
     seed: Open[Annotated[int, Field(ge=0, le=MAX_SEED), NOT_BOOL]] = knob(
-        "Seed of the noise.", "--seed", "N", panel=SAMPLING, source="drawn, and reported", common=True, settled=True
+        "Seed of the noise.", "--seed", "N", panel=SAMPLING, source="drawn; reported", common=True, settled=True
     )
     image: str | None = knob(
-        "A picture that the clip begins with.", "--image", "IMAGE", common=True, panel=GIVEN,
+        "The first picture.", "--image", "IMAGE", common=True, panel=GIVEN,
         tasks=("animate", "loop", "story"), needed=("animate",), commands=("loop",),
-        source="none; loop: made from the prompt",
+        source="from the prompt",
     )  # fmt: skip
     first: str | None = knob(
         "The first frame, a local picture.", panel=GIVEN, tasks=("interpolate",), needed=("interpolate",)
@@ -284,15 +284,15 @@ class Inputs(Declared):
         needed=("predict", "restyle", "inpaint", "outpaint", "extend"),
     )  # fmt: skip
     mask: str | None = knob(
-        "A picture or video of the same size: white is repainted, black and transparent places are kept.", "--mask",
+        "A picture or video: of the same size, white is repainted, black and transparent places are kept.", "--mask",
         "FILE", common=True, panel=GIVEN, tasks=("inpaint",), needed=("inpaint",),
     )  # fmt: skip
     keep_frames: Open[Size] = knob(
-        "Frames of the video that start the clip: one more than a multiple of the model's temporal stride.",
+        "Frames that start the clip: one more than a multiple of the model's temporal stride.",
         "--keep-frames", "N", common=True, panel=GIVEN, source="about half of the clip", tasks=("predict",),
     )  # fmt: skip
     backward: bool | None = knob(
-        "Predict what came before: the kept frames end the clip.", "--backward", common=True, panel=GIVEN,
+        "Predict backward: the kept frames end the clip.", "--backward", common=True, panel=GIVEN,
         source="forward", tasks=("predict",),
     )  # fmt: skip
     seconds: Seconds | None = knob(
@@ -303,12 +303,12 @@ class Inputs(Declared):
     )
     overlap: Size | None = knob(
         "Frames that each window is given of what came before: one more than a multiple of the model's temporal "
-        "stride.", "--overlap", "N", common=True, panel=GIVEN, source="about a third of a window (--num-frames)",
+        "stride.", "--overlap", "N", panel=GIVEN, source="about a third of a window (--num-frames)",
         tasks=("extend", "story"),
     )  # fmt: skip
     reference: str | None = knob(
         "A picture that every window is given to keep how things look: the clip's first frame, or a file.",
-        "--reference", "first|IMAGE", common=True, panel=GIVEN, tasks=("extend", "story"),
+        "--reference", "first|IMAGE", panel=GIVEN, tasks=("extend", "story"),
     )  # fmt: skip
     fit: FitMode = knob(
         "Pictures of another size: cover (cut), contain (pad) or stretch.", "--fit", "MODE", default="cover",
@@ -341,7 +341,7 @@ class Machine(Declared):
         panel=MODEL, source=OF_MODEL,
     )  # fmt: skip
     lora: Loras | None = knob(
-        "A LoRA of the model, more or less of it by SCALE; may be given again.", "--lora", "FILE[:SCALE]", panel=MODEL,
+        "A LoRA at SCALE; may be given again.", "--lora", "FILE[:SCALE]", panel=MODEL,
         common=True, repeated=True,
     )  # fmt: skip
     allow_untrained: bool | None = knob(
@@ -349,7 +349,7 @@ class Machine(Declared):
         panel=SIZE, source="refused",
     )  # fmt: skip
     device: Open[Annotated[str, reads(read_device)]] = knob(
-        "cpu, cuda, cuda:N or mps.", "--device", "DEVICE", panel=MACHINE, source="a GPU if there is one, else cpu",
+        "cpu, cuda, cuda:N or mps.", "--device", "DEVICE", panel=MACHINE, source="a GPU, else cpu",
         common=True, settled=True, last="auto",
     )  # fmt: skip
     dtype: Open[Literal["float32", "bfloat16", "float16", "auto"]] = knob(

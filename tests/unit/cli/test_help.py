@@ -17,7 +17,7 @@ from rich.text import Text
 
 from vgen.cli import app
 from vgen.errors import counted
-from vgen.request.request import DENOISE_STRENGTH
+from vgen.request.request import DENOISE_STRENGTH, GenerateRequest
 
 ROOT = Path(__file__).resolve().parents[3]
 CLIPS = ("generate", "animate", "interpolate", "predict", "loop", "inpaint", "outpaint", "extend", "story", "restyle")
@@ -50,19 +50,45 @@ def test_the_table_of_a_story_is_named(run_cli: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_options_of_clips_say_what_happens_without_them(name: str) -> None:
+    knobs = GenerateRequest.knobs()
     for parameter in COMMANDS[f"vgen {name}"].params:
         if parameter.param_type_name == "argument" or parameter.required or parameter.name == "help":
             continue
         if parameter.default is None or parameter.default == ():
-            shown = getattr(parameter, "show_default", False)
-            given = parameter.name in ("keyframe", "image", "expand", "left", "right", "top", "bottom")
-            assert isinstance(shown, str) or given, f"{name} {parameter.opts}"
-        assert "if left out" not in parameter.help or parameter.name == "image"
+            source = knobs[parameter.name].source if parameter.name in knobs else "none"
+            assert parameter.help.endswith(f"({source})."), f"{name} {parameter.opts}"
+        assert "if left out" not in parameter.help
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_help_fits_on_a_screen_and_help_all_shows_the_rest(
+    name: str, run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    short, whole = (run_cli(name, option).out for option in ("--help", "--help-all"))
+    assert 24 <= len(short.splitlines()) <= 40
+    shown = [option for option in COMMANDS[f"vgen {name}"].params if option.param_type_name == "option"]
+    assert len(shown) > 25
+    for option in shown:
+        assert option.opts[0] in whole, option.opts
+        assert (option.opts[0] in short) == (not option.hidden) or option.opts[0] == "--fit"
+    assert "--steps" in short and "--stg-scale" not in short
+    assert all(f"─ {panel} " in whole for panel in ("Sampling", "Size", "Model", "Machine"))
+    assert "[default: (the model's schedule)]" in whole
+
+
+def test_an_option_belongs_to_the_commands_of_its_tasks() -> None:
+    names = {name: {option.name for option in COMMANDS[f"vgen {name}"].params} for name in CLIPS}
+    for field, about in GenerateRequest.knobs().items():
+        takers = {name for name in CLIPS if field in names[name]}
+        required = {name for name in CLIPS if about.flag is None and field in about.needed}
+        arguments = takers - set(about.commands or about.tasks or CLIPS) if about.flag else takers
+        assert not about.flag or set(about.commands or about.tasks or CLIPS) <= takers, field
+        assert arguments <= set(about.tasks or CLIPS) | required, field
 
 
 def test_a_default_in_words_is_the_true_one() -> None:
-    (strength,) = (option for option in COMMANDS["vgen restyle"].params if option.name == "strength")
-    assert float(strength.show_default) == DENOISE_STRENGTH
+    assert float(GenerateRequest.knobs()["denoise_strength"].source) == DENOISE_STRENGTH
 
 
 def test_an_unknown_option_with_brackets_is_named_whole(run_cli: Callable[..., Any]) -> None:
