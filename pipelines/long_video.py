@@ -62,10 +62,10 @@ def make_windows(
         pipe: of the model.
         parts: one for each segment of the windows.
         windows: from `vgen.request.windows.plan_windows`.
-        frames: takes what is made; windows that it has are left out.
+        frames: takes what is made; windows that it has are not made again.
         seed: window number i draws from a generator seeded with seed + i, so that a resumed clip is the same clip.
         first_windows: entries of `frames.windows_done` that are no windows of this plan, such as given frames.
-        after_window: told when a window is done.
+        after_window: called when a window is done.
         reference: uint8 [H, W, 3], a picture that every window is given to know how things look; or "first", the first
             frame, which every window but its own is given.
         **settings: of every call, under those of the parts.

@@ -32,7 +32,7 @@ class MaskedPredictionPipeline(BasePipeline):
         """Generate.
 
         Args:
-            conditions: what is known, for all prompts; or a list of lists, one a prompt, that agree in frame_index,
+            conditions: what is known, for all prompts; or a list of lists, one per prompt, that agree in frame_index,
                 length and having a mask. None: nothing.
             prompt: what happens; "" is allowed.
             negative_prompt: what to keep away from.

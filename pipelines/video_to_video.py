@@ -1,4 +1,4 @@
-"""Video to video: a clip is noised in part and denoised anew."""
+"""Video to video: a clip is noised in part and denoised again."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Convention:
     Attributes:
         name: as in model_index.json.
         causal_coordinates: token times of a causal VAE (frame 0 alone, then groups); else evenly spaced.
-        mask_text_encoder: the text encoder is told which tokens are padding.
+        mask_text_encoder: the text encoder gets a mask of which tokens are padding.
         schedule: sigmas before the scheduler's own shift; linear-quadratic ones only where it does not shift by tokens.
         stated_schedule: those that the model's own file asks for, whatever its scheduler does; None: it says nothing.
         sample_posterior: given pixels are encoded to a draw from the posterior; else to its mean.

@@ -49,7 +49,7 @@ Conditions = Sequence[VideoCondition] | Sequence[Sequence[VideoCondition]]
 
 @dataclass(frozen=True, eq=False)
 class GivenPixels:
-    """A condition, read: one for all prompts (P = 1) or one a prompt.
+    """A condition, read: one for all prompts (P = 1) or one per prompt.
 
     Attributes:
         pixels: [P, 3, F, H, W] in [-1, 1].
@@ -92,7 +92,7 @@ def read_conditions(
     lists = [entry for entry in conditions if isinstance(entry, (list, tuple))]
     if lists:
         if len(conditions) != num_prompts or len(lists) != num_prompts:
-            raise RequestError(f"conditions holds lists, one a prompt: {len(conditions)} for {num_prompts} prompts.")
+            raise RequestError(f"conditions holds lists, one per prompt: {len(conditions)} for {num_prompts} prompts.")
         rows = [read_conditions(entry, shape, strides, 1, prefix_latent_frames) for entry in lists]
         if len({len(row) for row in rows}) > 1:
             raise RequestError("conditions holds lists of several lengths: every prompt needs as many.")

@@ -230,12 +230,12 @@ def linear_layers(transformer: nn.Module) -> dict[str, tuple[int, int]]:
 
 def tunable_layers(transformer: nn.Module) -> dict[str, nn.Module]:
     """The layers of a transformer that a LoRA may change by name, whether they carry one or not: linear ones, norms."""
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for name, module in transformer.named_modules():
         base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if isinstance(base, (nn.Linear, AcrossHeadsNorm)) and ".base_layer" not in name and ".lora_" not in name:
-            found[name] = base
-    return found
+            layers[name] = base
+    return layers
 
 
 def _check_shapes(
@@ -261,7 +261,7 @@ def _changes(
     keys: LoraKeys, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str
 ) -> dict[str, WeightChange]:
     """What peft's LoRA has no place for, by module, with every alpha said."""
-    found: dict[str, WeightChange] = {}
+    changes: dict[str, WeightChange] = {}
     for module, roles in keys.changes.items():
         own = {role: tensors[key] for role, key in roles.items()}
         rank = update_rank({role: tuple(tensor.shape) for role, tensor in own.items()})
@@ -274,8 +274,8 @@ def _changes(
             whole = settled("r", module, config, source) or 1.0
             scale = (settled("alpha", module, config, source) or whole) / whole
             own["lokr_w1"] = own["lokr_w1"] * scale
-        found[module] = WeightChange(own, alpha)
-    return found
+        changes[module] = WeightChange(own, alpha)
+    return changes
 
 
 def _alpha(tensors: Mapping[str, Tensor], key: str, source: str) -> float:

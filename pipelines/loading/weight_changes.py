@@ -66,13 +66,13 @@ class WeightChange(nn.Module):
 
     def bias_change(self, bias: Tensor) -> Tensor | None:
         """What is added to the bias, or None."""
-        found = None
+        change = None
         if "diff_bias" in self.roles:
-            found = self.diff_bias.to(bias)
+            change = self.diff_bias.to(bias)
         if "up_bias" in self.roles:
             own = self.up_bias.to(bias) * self.update_scale
-            found = own if found is None else found + own
-        return found
+            change = own if change is None else change + own
+        return change
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors by the endings of their keys in a file."""
@@ -84,22 +84,22 @@ class WeightChange(nn.Module):
     def update(self, weight: Tensor) -> Tensor | None:
         """U in the shape, dtype and device of `weight`, or None."""
         parts = {role: getattr(self, role).to(weight) for role in self.roles}
-        found = None
+        update = None
         if "up" in parts:
-            found = parts["up"] @ parts["down"]
+            update = parts["up"] @ parts["down"]
         elif "hada_w1_a" in parts:
-            found = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+            update = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
         elif "lokr_w1" in parts or "lokr_w1_a" in parts:
             one, two = (
                 parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"]
                 for name in ("lokr_w1", "lokr_w2")
             )
-            found = torch.kron(one.contiguous(), two.contiguous())
-        if found is not None and self.update_scale != 1:
-            found = found * self.update_scale
+            update = torch.kron(one.contiguous(), two.contiguous())
+        if update is not None and self.update_scale != 1:
+            update = update * self.update_scale
         if "diff" in parts:
-            found = parts["diff"] if found is None else found + parts["diff"]
-        return found
+            update = parts["diff"] if update is None else update + parts["diff"]
+        return update
 
 
 class ChangedLayer(nn.Module, BaseTunerLayer):
@@ -279,11 +279,11 @@ def put_changes(transformer: nn.Module, name: str, changes: Mapping[str, WeightC
 
 def changes_of(transformer: nn.Module, name: str) -> dict[str, WeightChange]:
     """The changes of an adapter by module."""
-    found: dict[str, WeightChange] = {}
+    changes: dict[str, WeightChange] = {}
     for path, module in transformer.named_modules():
         if isinstance(module, ChangedLayer) and name in module.changes:
-            found[path.replace(".base_layer", "")] = module.changes[name]
-    return found
+            changes[path.replace(".base_layer", "")] = module.changes[name]
+    return changes
 
 
 def update_rank(shapes: Mapping[str, Shape]) -> int | None:

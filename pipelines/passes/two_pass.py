@@ -7,12 +7,12 @@
 to both passes, each at its size. It follows Lightricks' multi-scale pipeline. What diffusers' three pipelines in a row
 (text or conditions, LTXLatentUpsamplePipeline, LTXConditionPipeline) do otherwise, on purpose:
 
-- they match statistics only when told to; here `adain_factor` is 1, as in the original;
+- they match statistics only on demand; here `adain_factor` is 1, as in the original;
 - they compress tones before the second pass and in the VAE's own units, where the second pass undoes it; here it is
   done on normalised latents just before decoding;
 - they leave the last size to the caller; here the clip is resized to what was asked, and given pixels are pasted then;
 - they know no softening of what is given; here it is done once, at the size given, and resized for each pass;
-- they encode the prompt twice, and draw from whatever generator each call gets; here one generator (or one a clip)
+- they encode the prompt twice, and draw from whatever generator each call gets; here one generator (or one per clip)
   draws for both passes in a row, so that a clip of a batch is what it would be alone.
 
 With `adain_factor` and `denoise_strength` as in the three calls, the latents of every stage are theirs.
@@ -66,8 +66,8 @@ class TwoPass:
     Args:
         upsampler: fits the model's VAE.
         preset: a name, see configs/sample/two_pass.yaml, or a preset of your own.
-        first_pass: settings of the first pass on top of the preset's. Beside those of a call: skip_initial_steps and
-            skip_final_steps, steps of the schedule that are left out.
+        first_pass: settings of the first pass on top of the preset's: those of a call, and skip_initial_steps and
+            skip_final_steps, steps of the schedule that are skipped.
         second_pass: the same for the second.
         downscale_factor: None: the preset's.
         adain_factor: None: the preset's.

@@ -80,11 +80,11 @@ class TextCache:
         try:
             with safe_open(path, framework="pt") as file:
                 note = (file.metadata() or {}).get("note", "")
-                found = EncodedText(file.get_tensor("embeds"), file.get_tensor("mask"), note)
+                text = EncodedText(file.get_tensor("embeds"), file.get_tensor("mask"), note)
             os.utime(path)
         except (OSError, SafetensorError, ValueError):
             return None
-        return found
+        return text
 
     def put(self, key: str, text: EncodedText) -> None:
         """Keep an entry; where the disk cannot take it, a warning says so and memory does."""
@@ -105,14 +105,14 @@ class TextCache:
 
     def _evict(self) -> None:
         assert self.folder is not None
-        found = []
+        entries = []
         for path in self.folder.glob(f"*{_ENDING}"):
             try:
-                found.append((path.stat().st_mtime, path.stat().st_size, path))
+                entries.append((path.stat().st_mtime, path.stat().st_size, path))
             except OSError:
                 continue  # another process took it away
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found)[:-1]:
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries)[:-1]:
             if total <= self.max_bytes:
                 return
             path.unlink(missing_ok=True)
@@ -162,9 +162,9 @@ class DeferredText:
     ) -> tuple[Tensor, Tensor]:
         """Embeddings [P, L, D] and masks [P, L] of texts, as `encode_texts` gives them."""
         keys = {text: self._key(text, max_sequence_length, masked, device) for text in texts}
-        known = {text: found for text, key in keys.items() if (found := self.cache.get(key)) is not None}
-        for found in known.values():
-            warn(found.note)
+        known = {text: encoded for text, key in keys.items() if (encoded := self.cache.get(key)) is not None}
+        for encoded in known.values():
+            warn(encoded.note)
         new = [text for text in keys if text not in known]
         if new:
             for text, encoded in zip(new, self._encode_new(new, max_sequence_length, masked, device), strict=True):

@@ -137,9 +137,9 @@ def empty_text_encoder(config: Path | Mapping[str, Any]) -> T5EncoderModel:
     """
     try:
         kind = T5EncoderModel.config_class
-        found = kind.from_pretrained(config) if isinstance(config, Path) else kind(**config)
+        filled = kind.from_pretrained(config) if isinstance(config, Path) else kind(**config)
         with torch.device("meta"):
-            return T5EncoderModel(found).eval()
+            return T5EncoderModel(filled).eval()
     except (OSError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the config of the text encoder makes no T5: {error}") from None
 
@@ -201,6 +201,6 @@ def _truncation_note(tokenizer: PreTrainedTokenizerBase, text: str, max_sequence
 
 
 def warn(note: str) -> None:
-    """Log what was left out of a text, if anything was."""
+    """Log what was cut off a text, if anything was."""
     if note:
         logger.warning("%s", note)

@@ -180,7 +180,7 @@ def num_extra_frames(frame_index: int, latent_frames: int, prefix_latent_frames:
         frame_index: pixel frame at which the piece starts; at 0 it lies in place and nothing is extra, before the clip
             everything is.
         latent_frames: its latent frames.
-        prefix_latent_frames: None makes all of them extra; a number makes only so many extra and lets the rest of a
+        prefix_latent_frames: None makes all of them extra; a number makes only that many extra and lets the rest of a
             longer piece lie in place.
     """
     if frame_index == 0:
@@ -259,7 +259,7 @@ def _place(piece: KnownLatents, skip: int, start: int, clean: Tensor, strength: 
 def _extra_tokens(
     piece: KnownLatents, count: int, strides: Strides, frame_rate: float, batch: int, causal: bool, patch_size: int
 ) -> KnownTokens:
-    """The first `count` latent frames of `piece` as tokens; those given in no sample are left out."""
+    """The first `count` latent frames of `piece` as tokens; those given in no sample are dropped."""
     latents = piece.latents[:, :, :count].float().expand(batch, -1, -1, -1, -1)
     strength = pack(piece.strength_map(batch)[:, :, :count], patch_size).amin(dim=-1)
     noise = piece.noise

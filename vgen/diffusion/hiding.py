@@ -14,7 +14,7 @@ HIDDEN_PIXEL = 0.0
 def hide_pixels(video: Tensor, mask: Tensor) -> Tensor:
     """Replace hidden pixels by what the given pixels of their frame suggest.
 
-    A constant would bleed through the encoder into the latents beside it, which are given; a smooth continuation of
+    A constant would bleed through the encoder into the latents next to it, which are given; a smooth continuation of
     what is known changes them less.
 
     Args:

@@ -59,7 +59,7 @@ class Guidance(Protocol):
         ...
 
     def check(self, num_steps: int, num_blocks: int) -> None:
-        """Refuse what cannot work with so many steps and transformer blocks, before anything is computed.
+        """Refuse what cannot work with this number of steps and transformer blocks, before anything is computed.
 
         Raises:
             RequestError: says what does not fit.

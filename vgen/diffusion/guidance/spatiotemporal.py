@@ -1,4 +1,4 @@
-"""Spatiotemporal guidance: away from the same model with parts of it left out."""
+"""Spatiotemporal guidance: away from the same model with parts of it skipped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vgen.errors import RequestError
 from vgen.types import SKIP_MODES, SkipLayers
 
 Blocks = Sequence[int] | Sequence[Sequence[int]] | BySigma
-"""Indices of transformer blocks, from 0: the same at every step, a list a step, or lists by sigma."""
+"""Indices of transformer blocks, from 0: the same at every step, a list per step, or lists by sigma."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SpatioTemporalGuidance(Guidance):
     Attributes:
         blocks: see Blocks; steps without any run unperturbed.
         scale: 0 is off.
-        mode: what is left out, see types.SkipLayers.
+        mode: what is skipped, see types.SkipLayers.
         name: of the perturbed branch; give another where two of these are composed.
     Source: Hyung et al. 2024 (Spatiotemporal Skip Guidance), eq. 7.
     """

@@ -1,4 +1,4 @@
-"""Numbers that guidances are set with: one for all steps, one a step, or one from each of several sigmas on."""
+"""Numbers that guidances are set with: one for all steps, one per step, or one from each of several sigmas on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BySigma:
 
 
 Values = float | Sequence[float] | BySigma
-"""One number, one a step, or one by sigma."""
+"""One number, one per step, or one by sigma."""
 
 
 def every(values: Any) -> list[Any]:
@@ -56,7 +56,7 @@ def at_step(values: Any, step: StepState) -> Any:
 
 
 def check_range(name: str, values: Values, low: float, high: float, remedy: str) -> None:
-    """Refuse what is no number, or outside [low, high].
+    """Refuse what is not a number, or outside [low, high].
 
     Raises:
         RequestError: names the value and the remedy.
@@ -65,11 +65,11 @@ def check_range(name: str, values: Values, low: float, high: float, remedy: str)
         if not is_number(value) or not low <= value <= high:
             raise RequestError(f"{name}={value!r} {remedy}")
     if not every(values):
-        raise RequestError(f"{name} is an empty list: give one number, or one a step.")
+        raise RequestError(f"{name} is an empty list: give one number, or one per step.")
 
 
 def check_length(name: str, values: Any, num_steps: int) -> None:
-    """Refuse a list that is not one value a step.
+    """Refuse a list that is not one value per step.
 
     Raises:
         RequestError: names both numbers.
