@@ -29,7 +29,7 @@ from vgen.errors import NonFiniteError
 from vgen.events import Decoding, Encoding, Observer
 from vgen.pipelines.call.checks import check_call
 from vgen.pipelines.call.noise import draw
-from vgen.pipelines.call.progress import CallSteps, steps_counted
+from vgen.pipelines.call.progress import CallSteps
 from vgen.pipelines.call.schedule_and_guidance import largest_scale, loop_timesteps, sampling, set_schedule
 from vgen.pipelines.call.settings import GenerationSettings
 from vgen.pipelines.coding.coder import Coder
@@ -68,13 +68,10 @@ class BasePipeline(ModelPipeline):
     """Where set, called with what a call is doing; see `vgen.events`."""
     previews: bool = False
     """Whether the observer is also given a `Preview` of every step."""
-    call_steps: CallSteps | None = None
-    """Of the current call, None outside one."""
-    num_call_steps: int = 0
-    """See `num_timesteps`."""
     _settings: GenerationSettings | None = None
     _guidance: Guidance = ClassifierFreeGuidance()
     _interrupt: bool = False
+    _num_timesteps: int = 0
     _current_timestep: Tensor | None = None
 
     @property
@@ -90,7 +87,7 @@ class BasePipeline(ModelPipeline):
     @property
     def num_timesteps(self) -> int:
         """Steps of the current or last call, those of a draft and of both of two passes included."""
-        return self.num_call_steps
+        return self._num_timesteps
 
     @property
     def current_timestep(self) -> Tensor | None:
@@ -184,8 +181,9 @@ class BasePipeline(ModelPipeline):
         """A call of any task: settings, conditions and perhaps a clip to start from in, clips out."""
         with inference_session(self):
             call = plan_call(self, given_settings, conditions, clip)
-            self._interrupt = False
-            with steps_counted(self, call.num_steps) as steps:
+            self._interrupt, self._num_timesteps = False, call.num_steps
+            with self.progress_bar(total=call.num_steps) as bar:
+                steps = CallSteps(self, call.num_steps, bar)
                 steps.emit(Encoding())
                 text, latents = self._encode_text(call.passes[0].settings, call.needs_negative), None
                 for one in call.passes:

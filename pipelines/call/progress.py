@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -12,12 +10,9 @@ from vgen.diffusion.conditions import ConditionSet, token_sigmas
 from vgen.diffusion.flow import velocity_to_clean
 from vgen.diffusion.tokens import unpack
 from vgen.events import Event, Preview, Step
+from vgen.pipelines.call.settings import GenerationSettings
+from vgen.pipelines.text.encoder import TextEmbeddings
 from vgen.types import VideoShape
-
-if TYPE_CHECKING:
-    from vgen.pipelines.base import BasePipeline
-    from vgen.pipelines.call.settings import GenerationSettings
-    from vgen.pipelines.text.encoder import TextEmbeddings
 
 
 class CallSteps:
@@ -29,7 +24,7 @@ class CallSteps:
         bar: diffusers' progress bar.
     """
 
-    def __init__(self, pipeline: BasePipeline, total: int, bar: Any) -> None:
+    def __init__(self, pipeline: Any, total: int, bar: Any) -> None:
         self.pipeline, self.total, self.bar, self.done = pipeline, total, bar, 0
 
     def emit(self, event: Event | None = None) -> None:
@@ -83,23 +78,3 @@ class CallSteps:
         self.bar.update()
         self.emit()
         return tokens, text
-
-
-@contextmanager
-def steps_counted(pipeline: BasePipeline, total: int) -> Iterator[CallSteps]:
-    """Inside, the steps of a call are counted; a call within (one of two passes) goes on with the count.
-
-    Args:
-        pipeline: keeps the count as `call_steps` meanwhile, and their number as `num_timesteps`.
-        total: steps of the whole call; of a call within it is not looked at.
-    """
-    if pipeline.call_steps is not None:
-        yield pipeline.call_steps
-        return
-    with pipeline.progress_bar(total=total) as bar:
-        pipeline.call_steps = CallSteps(pipeline, total, bar)
-        pipeline.num_call_steps = total
-        try:
-            yield pipeline.call_steps
-        finally:
-            pipeline.call_steps = None

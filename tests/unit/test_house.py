@@ -66,6 +66,32 @@ def test_files_and_functions_keep_their_budget() -> None:
     assert over == []
 
 
+def _module(path: Path) -> str:
+    """Name of the module in a file of the library."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts if parts[0] == "vgen" else ("vgen", *parts)).removesuffix(".__init__")
+
+
+def test_no_modules_import_each_other() -> None:
+    """No import cycle, with imports inside functions and under TYPE_CHECKING; also through a package's own names."""
+    files = {_module(path): path for path in _python_files()}
+    imports: dict[str, set[str]] = {name: set() for name in files}
+    for name, path in files.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inside = (f"{node.module}.{alias.name}" for alias in node.names)
+                imports[name] |= {module if module in files else node.module for module in inside}
+            elif isinstance(node, ast.Import):
+                imports[name] |= {alias.name for alias in node.names}
+    before = 0
+    while len(imports) != before:  # what imports nothing that is left, or is imported by nothing that is left, goes
+        before = len(imports)
+        imported = set().union(*imports.values())
+        imports = {name: entry & imports.keys() for name, entry in imports.items() if name in imported}
+        imports = {name: entry for name, entry in imports.items() if entry}
+    assert sorted(imports) == []
+
+
 def test_fields_name_their_default() -> None:
     """Field(default=...): a default by place makes the field a required argument to type checkers of users."""
     by_place = [
