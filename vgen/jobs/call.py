@@ -24,7 +24,7 @@ def make_frames(pipe: Any, job: Job, steps: StepSequence, on_event: Observer) ->
         pipe: loaded, of the job's class.
         job: with device and dtype settled.
         steps: counts those of all calls.
-        on_event: is told of parts.
+        on_event: called with the parts of a clip that closes.
     """
     from vgen.pipelines import VideoCondition
 

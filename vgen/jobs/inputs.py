@@ -37,6 +37,9 @@ class Known(NamedTuple):
     mask: np.ndarray | None = None
 
 
+_Part = tuple[str, Mapping[str, Any], int]
+
+
 @dataclass(frozen=True)
 class LongClip:
     """The windows of a long clip.
@@ -49,7 +52,7 @@ class LongClip:
         num_frames: of the whole clip.
     """
 
-    parts: Sequence[tuple[str, Mapping[str, Any], int]]
+    parts: Sequence[_Part]
     windows: list[Window]
     start: np.ndarray | None
     looks: np.ndarray | None
@@ -233,7 +236,7 @@ def _extend(reader: InputReader) -> Inputs:
     clip = read_fitted(str(reader.asked.video), request)
     reader.note_video(clip)
     added = max(1, round((request.seconds or 0) * request.frame_rate))
-    parts = [(request.prompt, {}, 0)]
+    parts: list[_Part] = [(request.prompt, {}, 0)]
     return Inputs(long=plan_long(request, reader.model, [added], parts, clip.frames, _fit_reference(reader, looks)))
 
 
@@ -305,7 +308,7 @@ def plan_long(
     request: ResolvedRequest,
     model: Model,
     lengths: Sequence[int],
-    parts: Sequence[tuple[str, Mapping[str, Any], int]],
+    parts: Sequence[_Part],
     start: np.ndarray | None,
     looks: np.ndarray | None,
 ) -> LongClip:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vgen.errors import OutputError
 from vgen.events import Observer, Part
@@ -96,7 +96,7 @@ def make_windows_left(
         job, clip, take: what is made, and where it goes.
         settings: of every call.
         steps: counts those of all windows.
-        on_event: is told of each window.
+        on_event: called with the number of each window.
     """
     from vgen.pipelines.long_video import Part as LongPart
     from vgen.pipelines.long_video import make_windows
@@ -112,10 +112,10 @@ def make_windows_left(
         show(number + 1)
 
     show(take.windows_done - before)
-    reference = clip.looks if clip.looks is not None else job.request.reference
+    first: Literal["first"] | None = "first" if job.request.reference == "first" else None
     make_windows(
-        pipe, [LongPart(*part) for part in clip.parts], clip.windows, take, take.seed, before, after, reference,
-        **{**settings, "height": job.request.height, "width": job.request.width},
+        pipe, [LongPart(*part) for part in clip.parts], clip.windows, take, take.seed, before, after,
+        first if clip.looks is None else clip.looks, **settings,
     )  # fmt: skip
 
 

@@ -61,10 +61,11 @@ def plan(
     Raises:
         RequestError: something cannot be done as asked, see the subclasses in `vgen.errors`; nothing was computed.
     """
+    output = os.fspath(output)
     check_output(output, overwrite)
     if request.video is not None and on_event is not None:
         on_event(Reading(request.video))
-    return prepare(request, Model.find(request.model), os.fspath(output), overwrite)
+    return prepare(request, Model.find(request.model), output, overwrite)
 
 
 def prepare(request: GenerateRequest, model: Model, output: str, overwrite: bool) -> Job:

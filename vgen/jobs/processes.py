@@ -227,7 +227,7 @@ def _watch(done: threading.Event) -> None:
                 break
         else:
             return
-    except Exception:  # the store is gone, and with it those who would have told
+    except Exception:  # the store is gone, and with it the processes that use it
         return
     signal.raise_signal(signal.SIGTERM)
     if not done.wait(_GRACE):

@@ -62,7 +62,7 @@ class Runner:
         ...     for job in jobs:
         ...         runner.run(job)
 
-    Pipelines are told apart by the content of model, text encoder and LoRAs, by device and dtype, and by every setting
+    Pipelines are identified by the content of model, text encoder and LoRAs, by device and dtype, and by every setting
     that changes a loaded model. Threads may share a runner: their jobs wait for each other.
 
     Args:

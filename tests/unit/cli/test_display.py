@@ -22,7 +22,7 @@ from vgen.jobs.steps import StepSequence
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """Seconds that pass when a test says so."""
 
     def __init__(self) -> None:
         self.now = 100.0
