@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vgen.errors import OutputError
 from vgen.events import Observer, Part
 from vgen.io.media.take import FramesOnDisk, Take, take_folder
 from vgen.jobs import processes
@@ -16,32 +14,15 @@ from vgen.jobs.contents import contents
 from vgen.jobs.inputs import LongClip
 from vgen.jobs.plan import Job
 from vgen.jobs.steps import StepSequence
-from vgen.request.request import ResolvedRequest
 from vgen.request.windows import Window
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-def check_room(output: str, clip: LongClip, request: ResolvedRequest) -> None:
-    """Refuse a clip whose frames do not fit on the disk.
-
-    Raises:
-        OutputError: with the bytes needed and those free.
-    """
-    needed = clip.num_frames * request.height * request.width * 3
-    free = shutil.disk_usage(Path(output).resolve().parent).free
-    if needed > free:
-        raise OutputError(
-            f"{output} needs {needed:,} bytes for its frames while it is made, and {free:,} are free: "
-            "make it shorter, smaller, or elsewhere."
-        )
-
-
 def open_take(job: Job, clip: LongClip) -> tuple[Take, list[str]]:
     """The frames made so far by an interrupted run of the same clip, else the start alone; and notes about it."""
     request = job.request
-    check_room(job.output, clip, request)
     shape, notes = (clip.num_frames, request.height, request.width), []
     take = _shared_take(take_folder(job.output), _identity(job, clip), shape, request.seed)
     if take.replaced:

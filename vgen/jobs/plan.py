@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from vgen.engine.lossy.magnitudes import find_magnitudes
+from vgen.errors import OutputError
 from vgen.events import Observer, Reading
 from vgen.hub.find import find_text_encoder
 from vgen.hub.model import Model
@@ -73,6 +76,8 @@ def prepare(request: GenerateRequest, model: Model, output: str, overwrite: bool
     task = TASKS[request.task]
     reader = InputReader(request, model, lambda resolved: check_resolved(resolved, model, output), processes.agree)
     inputs = task.read(reader)
+    if inputs.long is not None:
+        check_room(output, inputs.long.num_frames, reader.request)
     return Job(reader.request, request.seed, model, output, overwrite, task.pipeline, inputs, tuple(reader.notes))
 
 
@@ -115,3 +120,18 @@ def check_limits(request: ResolvedRequest, model: Model) -> None:
     if request.upscale is None:  # the schedules of two passes are checked with the passes
         steps = max(request.num_inference_steps, request.draft_steps or 0)
         check_shift(model.scheduler, steps, shape, model.strides, request.sigmas)
+
+
+def check_room(output: str, num_frames: int, request: ResolvedRequest) -> None:
+    """Refuse a long clip whose frames do not fit on the disk while it is made.
+
+    Raises:
+        OutputError: with the bytes needed and those free.
+    """
+    needed = num_frames * request.height * request.width * 3
+    free = shutil.disk_usage(Path(output).resolve().parent).free
+    if needed > free:
+        raise OutputError(
+            f"{output} needs {needed:,} bytes for its frames while it is made, and {free:,} are free: "
+            "make it shorter, smaller, or elsewhere."
+        )

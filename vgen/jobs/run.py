@@ -22,6 +22,7 @@ from vgen.jobs.load import load_pipeline, settle_machine
 from vgen.jobs.long_clip import make_windows_left, open_take, steps_left, versions
 from vgen.jobs.plan import Job
 from vgen.jobs.steps import StepSequence
+from vgen.jobs.upscale import load_two_pass
 from vgen.request.request import ResolvedRequest
 
 _POLL = 0.1
@@ -85,8 +86,9 @@ class Runner:
         return len(self._pipelines)
 
     def release(self) -> None:
-        """Drop every loaded pipeline, and give its memory back."""
+        """Drop every loaded pipeline and upsampler, and give their memory back."""
         with self._lock:
+            load_two_pass.cache_clear()
             self._shrink(0)
 
     def run(
