@@ -38,7 +38,7 @@ def make_frames(pipe: Any, job: Job, steps: StepSequence, on_event: Observer) ->
         on_event(Part("part", 2, 2))
     if known:
         arguments["conditions"] = known
-    if inputs.pastes:
+    if known or "image" in arguments:
         arguments["keep_known_pixels"] = request.keep_known_pixels
     if request.upscale is not None:
         arguments["two_pass"] = load_two_pass(

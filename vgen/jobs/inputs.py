@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vgen.errors import RequestError, counted
 from vgen.hub.model import Model
+from vgen.jobs import processes
 from vgen.jobs.fitting import note_of_fit, note_of_rate, place, read_fitted, read_mask
 from vgen.request.fields import check_keyframes, split_keyframe
 from vgen.request.request import GenerateRequest, ResolvedRequest
@@ -71,14 +72,12 @@ class Inputs:
     Attributes:
         arguments: of the call, by name.
         known: its conditions; of none the call has no such argument.
-        pastes: whether known pixels can be pasted back, as the request says.
         closes: the clip ends where it begins; its last frame, the first once more, is left out.
         long: windows in place of one call.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     known: tuple[Known, ...] = ()
-    pastes: bool = True
     closes: bool = False
     long: LongClip | None = None
 
@@ -90,7 +89,6 @@ class InputReader:
         asked: the request.
         model: of the request.
         check: refuses the resolved request, or gives sentences about it.
-        agree: of a drawn seed to the one that all processes use.
     Attributes:
         request: resolved, once `settle` was called.
         notes: sentences about what was done.
@@ -98,22 +96,16 @@ class InputReader:
 
     request: ResolvedRequest
 
-    def __init__(
-        self,
-        asked: GenerateRequest,
-        model: Model,
-        check: Callable[[ResolvedRequest], list[str]],
-        agree: Callable[[int], int],
-    ) -> None:
-        self.asked, self.model, self._check, self._agree = asked, model, check, agree
+    def __init__(self, asked: GenerateRequest, model: Model, check: Callable[[ResolvedRequest], list[str]]) -> None:
+        self.asked, self.model, self._check = asked, model, check
         self.notes: list[str] = []
 
     def settle(self, video_frames: int | None = None) -> ResolvedRequest:
         """Resolve and check the request; `video_frames` is the number of frames of a given video."""
         self.request = self.model.resolve(self.asked, video_frames)
         self.notes += self._check(self.request)
-        if self.asked.seed is None:
-            self.request = self.request.model_copy(update={"seed": self._agree(self.request.seed)})
+        if self.asked.seed is None:  # drawn, by each process
+            self.request = self.request.model_copy(update={"seed": processes.agree(self.request.seed)})
         return self.request
 
     def fit(self, name: str, picture: Image) -> Image:
@@ -144,7 +136,7 @@ class Task(NamedTuple):
 def _generate(reader: InputReader) -> Inputs:
     """Nothing is read."""
     reader.settle()
-    return Inputs(pastes=False)
+    return Inputs()
 
 
 def _animate(reader: InputReader) -> Inputs:
@@ -208,7 +200,7 @@ def _predict(reader: InputReader) -> Inputs:
 
 def _restyle(reader: InputReader) -> Inputs:
     """A video is what the clip starts from."""
-    return Inputs({"video": _read_video(reader).frames}, pastes=False)
+    return Inputs({"video": _read_video(reader).frames})
 
 
 def _inpaint(reader: InputReader) -> Inputs:

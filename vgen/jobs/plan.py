@@ -74,7 +74,7 @@ def plan(
 def prepare(request: GenerateRequest, model: Model, output: str, overwrite: bool) -> Job:
     """As `plan`, for a model that was found and an output that may be written."""
     task = TASKS[request.task]
-    reader = InputReader(request, model, lambda resolved: check_resolved(resolved, model, output), processes.agree)
+    reader = InputReader(request, model, lambda resolved: check_resolved(resolved, model, output))
     inputs = task.read(reader)
     if inputs.long is not None:
         check_room(output, inputs.long.num_frames, reader.request)
