@@ -72,7 +72,7 @@ def _sole_use(transformer: Any) -> Iterator[None]:
 
 @contextmanager
 def _looping(path: FastPath, closed: bool) -> Iterator[None]:
-    """Mark the loop, and vouch for the weights where nobody else acts meanwhile."""
+    """Mark the loop, and say whether the weights stay as they are."""
     offload = offload_of(path.transformer)
     path.looping, path.weights_fixed = True, closed
     if offload is not None:

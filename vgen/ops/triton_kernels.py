@@ -16,7 +16,7 @@ def _residual_norm_modulate(
     tokens, size, gate_batch, gate_row, mod_batch, mod_row, eps,
     has_branch: tl.constexpr, has_gate: tl.constexpr, has_weight: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """One program a token: see vgen.ops.residual_norm_modulate."""
+    """One program per token: see vgen.ops.residual_norm_modulate."""
     row = tl.program_id(0).to(tl.int64)
     sample, token = row // tokens, row % tokens
     channel = tl.arange(0, block)
@@ -44,7 +44,7 @@ def _norm_rotate(
     tokens, half, x_batch, x_row, angle_batch, eps,
     rotates: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """One program a token: see vgen.ops.norm_rotate."""
+    """One program per token: see vgen.ops.norm_rotate."""
     row = tl.program_id(0).to(tl.int64)
     sample, token = row // tokens, row % tokens
     channel = tl.arange(0, block)

@@ -119,7 +119,7 @@ class Int8WeightLinear(QuantizedLinear):
 
 
 def rowwise_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Round to FP8 with one scale a row.
+    """Round to FP8 with one scale per row.
 
     Args:
         values: [N, I].
@@ -131,7 +131,7 @@ def rowwise_fp8(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Fp8Linear(QuantizedLinear):
-    """Weights and activations in FP8, each with a scale a row; the product is added up wide and given as bfloat16.
+    """Weights and activations in FP8, each with a scale per row; sums in float32, the product in bfloat16.
 
     Args:
         linear: both of its sizes divide by 16.
@@ -161,7 +161,7 @@ def quantize(transformer: VideoDiT, kind: str) -> list[str]:
 
     Args:
         transformer: a VideoDiT, on the device that it will work on; LoRA adapters, if any, are fused.
-        kind: "int8" (CPU, faster with VNNI or AMX; on a GPU through torchao), "int8-weights" (memory alone), "fp8"
+        kind: "int8" (CPU, faster with VNNI or AMX; on a GPU through torchao), "int8-weights" (saves memory only), "fp8"
             (NVIDIA GPUs of capability 8.9 and up).
     Returns:
         Names of the layers.

@@ -115,7 +115,7 @@ class Stripes(Group):
         return (torch.cat([before, stripe, after], dim=self._axis), *args[1:])
 
     def _leave(self, conv: nn.Module, args: tuple[Any, ...], stripe: Tensor) -> Tensor:
-        """The whole of everybody's stripes."""
+        """The whole, of the stripes of all processes."""
         if self._axis is None:
             return stripe
         return self.join(stripe, self._counts(stripe), self._axis)

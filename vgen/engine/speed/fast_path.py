@@ -111,12 +111,8 @@ class FastPath:
 
     def run_blocks(self, inputs: BlockInputs, skips: Sequence[BlockSkip | None] | None = None) -> Tensor:
         """See VideoDiT.run_blocks."""
-        blocks = self.transformer.transformer_blocks
-        # Compiled or recorded blocks would compute keys and values at every step. Elsewhere a block asks for them
-        # itself, with its weights in place.
-        outside = self.recorder is not None or is_compiled(self.transformer)
-        ready = all(plain(block) and type(block.attn2.processor) is VideoAttentionProcessor for block in blocks)
-        if outside and ready and not torch.is_grad_enabled() and self._in_use() is not None:
+        if self._needs_text():
+            blocks = self.transformer.transformer_blocks
             kept = [self.keep_text(block.attn2, inputs.text, inputs.mask) for block in blocks]
             inputs = inputs._replace(kept_text=[pairs for pairs, _ in kept], mask=kept[0][1])
         if self.recorder is None or skips is not None:
@@ -138,6 +134,15 @@ class FastPath:
         name, sources = ("text", id(attention)), (text, mask, *attention.text_layers())
         kept = self.memo.get(name, sources, partial(_keys_and_values, attention, text, rows))
         return kept, mask if rows is None else None
+
+    def _needs_text(self) -> bool:
+        """Whether compiled or recorded blocks would compute keys and values at every step; others ask `keep_text`."""
+        if torch.is_grad_enabled() or self._in_use() is None:
+            return False
+        if self.recorder is None and not is_compiled(self.transformer):
+            return False
+        blocks = self.transformer.transformer_blocks  # with weights in place, and attention as it is known here
+        return all(plain(block) and type(block.attn2.processor) is VideoAttentionProcessor for block in blocks)
 
     def _in_use(self) -> Memo | None:
         return None if self.transformer.text_is_spread else self.memo

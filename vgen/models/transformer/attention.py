@@ -33,7 +33,7 @@ KeptText = tuple[tuple[Tensor, Tensor], ...]
 def mask_for(backend: AttentionBackendName | None, mask: Tensor | None) -> Tensor | None:
     """The mask in the one shape that `backend` understands.
 
-    A bool mask [B, L] suits xformers alone: others take it for [N, L], or refuse it. A bool mask [B, 1, 1, L] suits all
+    A bool mask [B, L] suits only xformers: others take it for [N, L], or refuse it. A bool mask [B, 1, 1, L] suits all
     but xformers, which would add it to the scores.
     """
     if mask is None or mask.ndim != 2:

@@ -49,7 +49,7 @@ class FramePaddedConv3d(nn.Conv3d):
         Args:
             hidden_states: [B, C, F, H, W].
             last_of: only for a single frame: output channels are laid out as (D, a, r) and `last_of` = (a, r) asks
-                for those with the last index along a alone.
+                for only those with the last index along a.
             stream: remembers the frames that the next piece of the clip looks back at; None: this is the whole clip.
             padded: the edge frames are repeated already.
         Returns:

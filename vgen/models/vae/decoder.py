@@ -1,6 +1,6 @@
 """The decoder of the causal VAE: latents -> pixels, optionally conditioned on a timestep.
 
-It can be cut into single blocks, so that a clip is worked up in pieces of about one size at every resolution. Where a
+It can be cut into single blocks, so that a clip is decoded in pieces of about one size at every resolution. Where a
 clip is small, in the first stages, all of it is one piece. Where it is large, few frames are: no stage then holds a
 clip of its resolution, and still no piece is too small to be worth a call.
 """
@@ -125,7 +125,7 @@ class Decoder(nn.Module):
     def in_pieces(
         self, latents: Tensor, timesteps: Tensor | None, generator: Generators, numbers: int
     ) -> Iterator[Tensor]:
-        """Decode a clip piece by piece; the frames are those of decoding it whole, some given out later.
+        """Decode a clip piece by piece; the frames are those of decoding it whole, some returned later.
 
         Args:
             latents, timesteps, generator: see `forward`.

@@ -89,7 +89,7 @@ def test_a_call_gives_the_bytes_of_its_floats(pipeline, way):
 
 
 def test_an_unknown_kind_is_refused(pipeline):
-    with pytest.raises(RequestError, match="output_type='bytes' must be one of pil, np, pt, uint8, latent"):
+    with pytest.raises(RequestError, match="output_type='bytes' is not known: use pil, np, pt, uint8 or latent"):
         pipeline(**CALL, output_type="bytes")
 
 

@@ -22,6 +22,26 @@ def _same(actual, expected, tolerance=1e-5):
 
 
 @torch.no_grad()
+def test_two_steps_of_the_forward_can_be_taken_over(dit, dit_inputs):
+    plain, taken = dit(**dit_inputs).sample, []
+
+    class Steps:
+        def embed(self, *inputs):
+            taken.append("embed")
+            return dit.embed(*inputs)
+
+        def run_blocks(self, inputs, skips=None):
+            taken.append("run_blocks")
+            return dit.run_blocks(inputs, skips)
+
+    dit.fast_path = Steps()
+    assert torch.equal(dit(**dit_inputs).sample, plain)
+    dit.fast_path = None
+    assert torch.equal(dit(**dit_inputs).sample, plain)
+    assert taken == ["embed", "run_blocks"]
+
+
+@torch.no_grad()
 def test_one_timestep_for_all_tokens_equals_one_by_sample(dit, dit_inputs):
     by_sample = torch.tensor([700.0, 20.0])
     dit_inputs["timestep"] = by_sample[:, None].expand(2, 6)
