@@ -22,6 +22,7 @@ from vgen.training.ema import Ema
 from vgen.training.nan_dump import layer_seed, write_dump
 from vgen.training.objectives.base import Objective
 from vgen.training.optimizers import LearningRate
+from vgen.training.precision import autocasts
 from vgen.training.randomness import Keys
 from vgen.training.recipe import Recipe
 from vgen.training.report.log import Journal
@@ -104,15 +105,7 @@ def _version(objective: Objective) -> int:
 
 
 def _accumulate_gradients(run: Run, step: int, may_leave: bool) -> Tensor | None:
-    """Backward over the step's micro-batches.
-
-    Args:
-        run: the run.
-        step: counted from 0.
-        may_leave: give the step up when asked to stop in the midst of it; the resumed run does it again.
-    Returns:
-        the mean loss of this process; None if the step was given up.
-    """
+    """Backward over the step's micro-batches: the mean loss of this process, None if a stop gave the step up."""
     run.objective.train()
     run.optimizer.zero_grad(set_to_none=True)
     count = run.recipe.gradient_accumulation
@@ -160,7 +153,7 @@ def _check_finite(run: Run, step: int, loss: Tensor, norm: Tensor) -> None:
         "step": step,
         "loss": float(loss),
         "grad_norm": float(norm),
-        "dtype": "bf16" if recipe.autocasts else "no",
+        "dtype": "bf16" if autocasts(recipe) else "no",
         "seed": recipe.seed,
         "rank": rank,
         "world": run.accelerator.num_processes,

@@ -221,10 +221,7 @@ def _score_pair(frames: NDArray[np.uint8], key: AnswerKey) -> Score:
 
 
 def _matched(seen: PairVerdict, key: AnswerKey, picture: bool) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
-    """Which seen object is which of the key, and whether colours, shapes and motions agree.
-
-    Colours decide, and shapes and motions where those do not tell.
-    """
+    """Which seen object is which of the key, by colour first, and whether colours, shapes and motions agree."""
     found = []
     for order in ((0, 1), (1, 0)):
         parts = [_agreement(seen.objects[k], item, picture) for k, item in zip(order, key.objects, strict=True)]

@@ -116,11 +116,7 @@ def _two_colours(front: Foreground, labels: NDArray[np.int64], inner: Flags) -> 
 def _name_pixels(
     front: Foreground, frame: int, labels: NDArray[np.int64], inner: Flags, references: Floats, named: NDArray[np.int8]
 ) -> bool:
-    """Write the object of every pixel of a frame into `named` [H, W]: a part is one object's, or divided by colour.
-
-    Returns:
-        whether a part was divided.
-    """
+    """Write the object of every pixel of a frame into `named` [H, W]; returns whether a part was divided."""
     divided = False
     for part in np.unique(labels[labels >= 0]):
         mine = labels == part
@@ -190,14 +186,7 @@ def _relations(
     shares: NDArray[np.float64],
     unit: float,
 ) -> tuple[frozenset[str], frozenset[str]]:
-    """What each object is to the other.
-
-    Args:
-        objects: what is measured of them; places: [2, F, H, W], their pixels.
-        apart: [F], they do not touch.
-        usual: [2], pixels that each shows then; shares: [2, F], what it shows of them in every frame.
-        unit: pixels a unit of length.
-    """
+    """What each object is to the other, by their pixels `places` [2, F, H, W] where they do not touch."""
     times = np.flatnonzero(apart)
     between = slice(times[0], times[-1] + 1)
     together = ~apart[between]

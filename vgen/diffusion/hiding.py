@@ -31,10 +31,8 @@ def hide_pixels(video: Tensor, mask: Tensor) -> Tensor:
 
 
 def _continued(frames: Tensor, weights: Tensor) -> Tensor:
-    """Frames [N, C, H, W] whose holes are filled from coarser and coarser means of what is known around them.
-
-    Source: the pull-push algorithm, Gortler et al. 1996, The Lumigraph, section 3.4.
-    """
+    """Frames [N, C, H, W] whose holes are filled from coarser and coarser means of what is known around them."""
+    # The pull-push algorithm: Gortler et al. 1996, The Lumigraph, section 3.4.
     if max(frames.shape[-2:]) == 1:
         return torch.where(weights > 0, frames, torch.full_like(frames, HIDDEN_PIXEL))
     total = _halved(weights)

@@ -310,11 +310,8 @@ def _as_diffusers_writes(index: Mapping[str, Any]) -> bytes:
 
 
 def _model_files(root: Path, variant: str | None) -> list[Path]:
-    """Those of a folder that decide what the model computes.
-
-    Single files of other models on its top level do not, nor weights that are not loaded: see
-    `vgen.io.weights.weight_files`.
-    """
+    """The files of a folder that decide what the model computes."""
+    # Single files of other models on its top level do not, nor weights that are not loaded.
     kept, whole = {".json", ".safetensors", ".model", ".txt"}, (root / "model_index.json").is_file()
     loaded: dict[Path, set[str]] = {}
     return [

@@ -150,10 +150,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _footage_root(folder: Path, about: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Where the footage lies now: where it did as seen from the data set, if the two were moved or copied together.
-
-    Records of earlier versions name whole paths, which stay what they are below any folder.
-    """
+    """Where the footage lies now: where it did as seen from the data set, if the two were moved or copied together."""
+    # Records of earlier versions name whole paths, which stay what they are below any folder.
     near = Path(os.path.normpath(folder.resolve() / about.get("seen_from_here", "")))
     return near if any(os.path.lexists(near / row["source"]) for row in rows) else Path(about["footage"])
 

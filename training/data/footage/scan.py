@@ -235,15 +235,9 @@ class _Measured:
 
 
 def _content(lit: np.ndarray, side: int) -> tuple[int, int]:
-    """Where the picture begins between black bars, and how long it is.
-
-    A bar ends in a straight edge: most of the next line is lit at some time. A dark scene with something bright in its
-    middle has no such edge, and stays whole.
-
-    Args:
-        lit: [side / 2], of every second line the largest share of its pixels that is not black at some time.
-        side: lines.
-    """
+    """Where the picture begins between black bars, and how long it is; `lit` is by every second line."""
+    # A bar ends in a straight edge: most of the next line is lit at some time. A dark scene with something bright in
+    # its middle has no such edge, and stays whole.
     inside = np.flatnonzero(lit > 0.02)
     if not len(inside):
         return 0, side

@@ -39,10 +39,8 @@ def _gather_taps(conv: FramePaddedConv3d) -> None:
 
 
 def _repeat_frames(upsampler: Upsampler) -> None:
-    """Make every frame that comes from one latent equal to the last, the one that images train.
-
-    The fixed part of a residual upsampler takes other channels for other frames; the convolution makes up for it.
-    """
+    """Make every frame that comes from one latent equal to the last, the one that images train."""
+    # The fixed part of a residual upsampler takes other channels for other frames; the convolution makes up for it.
     frames, rows, columns = upsampler.stride
     conv = upsampler.conv.conv
     weight = conv.weight.unflatten(0, (-1, frames, rows * columns))
