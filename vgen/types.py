@@ -60,7 +60,7 @@ class VideoShape(NamedTuple):
         )
 
     def within(self, strides: Strides, most_tokens: int) -> VideoShape:
-        """The largest video of about this shape and at most this length that has at most so many tokens.
+        """The largest video of about this shape and at most this length that has at most `most_tokens` tokens.
 
         Args:
             strides: pixels per token, which the result fits.

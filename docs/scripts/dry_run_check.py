@@ -78,7 +78,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def told(recipe: str, changes: list[str], measure: bool = False) -> None:
+def estimated(recipe: str, changes: list[str], measure: bool = False) -> None:
     """Print what the dry run says."""
     from vgen.engine.memory.allocator import keep_freed_memory
     from vgen.training.estimate.dry_run import dry_run
@@ -92,9 +92,9 @@ def told(recipe: str, changes: list[str], measure: bool = False) -> None:
     )
 
 
-def told_from_steps(recipe: str, changes: list[str]) -> None:
+def estimated_from_steps(recipe: str, changes: list[str]) -> None:
     """Print what the dry run says with --measure."""
-    told(recipe, changes, measure=True)
+    estimated(recipe, changes, measure=True)
 
 
 def measured(recipe: str, changes: list[str]) -> None:
@@ -144,7 +144,7 @@ def main() -> None:
     recipe.write_text(yaml.safe_dump(content))
     changes = [f"output_dir={folder / 'run'}"]
     context = multiprocessing.get_context("spawn")
-    for work in (told, told_from_steps, measured):
+    for work in (estimated, estimated_from_steps, measured):
         process = context.Process(target=work, args=(str(recipe), changes))
         process.start()
         process.join()

@@ -32,5 +32,5 @@ if __name__ == "__main__":
     rows = {"vgen, default": plan.stages, "vgen, --memory 6GB": plan_call(sizes, work, 6 * 10**9, "cuda").stages}
     rows |= {f"diffusers, {arm}": peer_stages(sizes, work, arm, base=CUDA_CONTEXT) for arm in ARMS}
     for name, stages in rows.items():
-        told = " / ".join(f"{size / 1e9:.2f}" for size in stages.values())
-        print(f"| {name} | {max(stages.values()) / 1e9:.2f} GB | {told} |")
+        parts = " / ".join(f"{size / 1e9:.2f}" for size in stages.values())
+        print(f"| {name} | {max(stages.values()) / 1e9:.2f} GB | {parts} |")

@@ -89,7 +89,7 @@ def paired_ratio(times: Sequence[float], peer: Sequence[float]) -> Ratio:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of all lie below, interpolated."""
+    """The value that `share` of all are below, interpolated."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     below = int(place)
@@ -112,7 +112,7 @@ def memory_peaks(work: Work, device: torch.device) -> tuple[int | None, int]:
 
 
 def process_peak(work: Work) -> int | None:
-    """The most memory taken by this process during one run; None where it cannot be told."""
+    """The most memory taken by this process during one run; None where it is not known."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         work()

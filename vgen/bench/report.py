@@ -138,8 +138,12 @@ def compared(first: dict[str, Any], second: dict[str, Any], names: tuple[str, st
         key for key, value in first["scenario"].items() if key != "name" and second["scenario"].get(key) != value
     ]
     if differing:
-        told = ", ".join(f"{key} {first['scenario'][key]!r} and {second['scenario'].get(key)!r}" for key in differing)
-        raise RequestError(f"the two reports are about different work ({told}): compare reports of one scenario.")
+        differences = ", ".join(
+            f"{key} {first['scenario'][key]!r} and {second['scenario'].get(key)!r}" for key in differing
+        )
+        raise RequestError(
+            f"the two reports are about different work ({differences}): compare reports of one scenario."
+        )
     same = first["machine"]["device"] == second["machine"]["device"]
     caption = "" if same else f"on different machines: {first['machine']['device']} and {second['machine']['device']}"
     table = Table(title=f"{first['scenario']['name']}: medians in seconds", caption=caption or None)

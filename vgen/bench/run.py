@@ -69,7 +69,7 @@ def run(
         seed: of weights and inputs.
         stages: which to time.
         clock: of vgen.engine.device.CLOCKS; "process" counts this process's own work on a CPU alone.
-        say: told what is under way.
+        say: called with what is under way.
     Returns:
         The report, ready for JSON.
     Raises:

@@ -37,7 +37,7 @@ def tune(
         seed: of weights and inputs.
         combinations: whether compiled blocks are measured too, which takes minutes; None: on a GPU.
         store: where it is remembered; None: on disk, where generation looks.
-        say: told what is under way.
+        say: called with what is under way.
     Returns:
         What was measured, or was known already, by key.
     """

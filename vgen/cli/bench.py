@@ -1,4 +1,4 @@
-"""`vgen bench`: how fast this machine generates, beside a peer, and whether both compute the same."""
+"""`vgen bench`: how fast this machine generates, next to a peer, and whether both compute the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public models that go by a name: where they lie on the Hugging Face hub, what they are and what they need.
+"""The public models that go by a name: where they are on the Hugging Face hub, what they are and what they need.
 
 Facts only; nothing is looked up, loaded or downloaded here (see vgen.hub.find), and nothing heavy is imported.
 """
@@ -83,7 +83,7 @@ class CatalogEntry:
         size: of the transformer, 2b or 13b.
         file: the single file in `REPOSITORY`.
         folder: hub repository of the same model in diffusers' layout, if there is one.
-        licence: short name; the text lies beside the file.
+        licence: short name; the text is next to the file.
         defaults: what holds where a caller says nothing, in the words of `vgen.hub.find.model_defaults`: sizes, steps,
             decoding and, of distilled models, everything as the makers chose; of dev models plain classifier-free
             guidance, and under `presets` by name what else can be chosen: "original" is the makers' own guidance,

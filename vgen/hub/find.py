@@ -75,7 +75,7 @@ def resolve_model(
 
 def _local(text: str) -> Path | None:
     if not text or "\0" in text:
-        raise CheckpointError(f"model={text!r} is no name; use {', '.join(EMBEDDED)} or a model's folder.")
+        raise CheckpointError(f"model={text!r} is not a name; use {', '.join(EMBEDDED)} or a model's folder.")
     path = Path(text).expanduser()
     try:
         if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
@@ -107,7 +107,7 @@ def cached_snapshots(text: str) -> Iterator[Path]:
 
 
 def find_entry(entry: CatalogEntry) -> Path | None:
-    """Where a model of the catalog lies on this machine: a whole folder, else the single file, else None."""
+    """Where a model of the catalog is on this machine: a whole folder, else the single file, else None."""
     for snapshot in cached_snapshots(entry.folder or ""):
         if all((snapshot / part).exists() for part in ("model_index.json", "transformer", "vae", "text_encoder")):
             return snapshot
@@ -119,7 +119,7 @@ def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None, 
     """The folder whose text_encoder/ and tokenizer/ a model without its own is to use.
 
     Args:
-        model: a folder or single file; those that lie in it or beside it come first, then the cache of the hub.
+        model: a folder or single file; those in it or next to it come first, then the cache of the hub.
         given: a folder, or `owner/name` of a cached hub repository, that is to be used.
         variant: of its weights, see `vgen.io.weights.weight_files.find_weights`.
     Raises:
@@ -138,7 +138,7 @@ def find_text_encoder(model: Path, given: str | os.PathLike[str] | None = None, 
     where = f"{os.fspath(given)!r} has no text_encoder/ and tokenizer/" if given else f"{model} has no text encoder"
     raise CheckpointError(
         f"{where}, and none is on this machine. Fetch LTX-Video's with `{_FETCH_TEXT}`, or say where it is: "
-        "text_encoder_folder=... (a folder with text_encoder/ and tokenizer/), or put these two beside the model."
+        "text_encoder_folder=... (a folder with text_encoder/ and tokenizer/), or put these two next to the model."
     )
 
 

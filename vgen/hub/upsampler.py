@@ -1,4 +1,4 @@
-"""Latent upsamplers on disk: where one lies and what it can do, without importing torch."""
+"""Latent upsamplers on disk: where one is and what it can do, without importing torch."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class UpsamplerFiles(NamedTuple):
     """A latent upsampler, found and checked.
 
     Attributes:
-        path: a safetensors file, or a folder with config.json beside the weights.
+        path: a safetensors file, or a folder with config.json next to the weights.
         config: every key of `CONFIG_DEFAULTS`.
     """
 
@@ -102,7 +102,7 @@ def single_file_config(file: Path) -> dict[str, Any]:
 def _sniff(file: Path, entries: Mapping[str, TensorEntry]) -> dict[str, Any]:
     first, enlarging = entries[_FIRST].shape, entries[_ENLARGING].shape
     if len(first) not in (4, 5) or len(enlarging) not in (4, 5) or not enlarging[1]:
-        raise CheckpointError(f"{file}: {_FIRST} {list(first)} is no convolution of a latent upsampler.")
+        raise CheckpointError(f"{file}: {_FIRST} {list(first)} is not a convolution of a latent upsampler.")
     factor = enlarging[0] // enlarging[1]
     blocks = {key.split(".")[1] for key in entries if key.startswith("res_blocks.")}
     return {
@@ -137,7 +137,7 @@ def _read_config(config: Mapping[str, Any], name: str, defaults: Mapping[str, An
 
 def _locate(text: str) -> Path:
     if not text or "\0" in text:
-        raise CheckpointError(f"upscale={text!r} is no name: give the file or folder of a latent upsampler.")
+        raise CheckpointError(f"upscale={text!r} is not a name: give the file or folder of a latent upsampler.")
     path = Path(text).expanduser()
     try:
         if path.exists():

@@ -216,7 +216,7 @@ def private_folder(name: str) -> Path:
     """A folder of `cache_home` to load code from, made if it is not there.
 
     Raises:
-        OSError: it cannot be made, or others may write to it: what lies there could then be anybody's.
+        OSError: it cannot be made, or others may write to it: its content could then be anybody's.
     """
     folder = cache_home() / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -40,7 +40,7 @@ def test_unknown_names() -> None:
         resolve_model("sprite")
     with pytest.raises(CheckpointError, match=r"model='no/such' is not known.*hf download no/such"):
         resolve_model("no/such")
-    with pytest.raises(CheckpointError, match="is no name"):
+    with pytest.raises(CheckpointError, match="is not a name"):
         resolve_model("")
     with pytest.raises(CheckpointError, match=r"cannot be looked up|not known"):
         resolve_model("x" * 5000)

@@ -92,7 +92,7 @@ def test_what_is_no_upsampler_is_refused(tmp_path: Path) -> None:
         (wrong, "the configuration of a AutoencoderKLLTXVideo, not of an upsampler"),
         (bare, "has no weights"),
         (tmp_path / "none", "is not there"),
-        ("", "is no name"),
+        ("", "is not a name"),
         (_save(model, tmp_path / "broken.safetensors", "{"), "not JSON"),
         (_save(model, tmp_path / "odd.safetensors", {"dims": "three"}), "dims='three' makes no sense"),
         (_save(model, tmp_path / "list.safetensors", [1]), "not a JSON object"),

@@ -46,10 +46,7 @@ def build_guidance(settings: Settings, own: Guidance | None = None) -> Guidance:
 
 
 def _within(settings: Settings, own: Guidance | None, low: float, high: float) -> Guidance:
-    """Classifier-free guidance between two sigmas and none elsewhere.
-
-    Source: Kynkäänniemi et al. 2024, eq. 5.
-    """
+    """Classifier-free guidance between two sigmas and none elsewhere (Kynkäänniemi et al. 2024, eq. 5)."""
     for name, value in (
         ("guidance", own), ("guidance_sigmas", settings.guidance_sigmas), ("stg_scale", settings.stg_scale or None),
     ):  # fmt: skip

@@ -55,7 +55,7 @@ class MaskClip(NamedTuple):
 
 
 def read_mask_file(path: str | Path, max_frames: int | None = None) -> MaskClip:
-    """Read a mask of any kind that pictures and videos have, told apart by content: `mask_values` of each frame.
+    """Read a mask of any kind that pictures and videos have, distinguished by content: `mask_values` of each frame.
 
     Args:
         path: a picture, a video, an animated picture, or a folder of png frames.

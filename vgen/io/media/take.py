@@ -54,7 +54,7 @@ class Take:
     """Frames of a planned clip, appended window by window; what was appended survives the process.
 
     Args:
-        folder: where they lie; made if it is not there. A take of another plan there is begun anew.
+        folder: that holds them; made if it is missing. Frames of another plan there are replaced.
         plan: JSON of everything that the frames depend on, files by their content.
         shape: (F, H, W) of the whole clip.
         seed: kept with it; a take that goes on has the seed that it began with.
@@ -123,6 +123,6 @@ class Take:
 
 
 def take_folder(output: str | Path) -> Path:
-    """Where the take of an output lies: beside it."""
+    """The folder of an output's take, next to it."""
     path = Path(output)
     return path.with_name(f".{path.name}.take")

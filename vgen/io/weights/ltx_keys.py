@@ -108,7 +108,7 @@ def vae_keys(config: Mapping[str, Any]) -> KeyTable:
     """The table of a VAE.
 
     Args:
-        config: of diffusers' AutoencoderKLLTXVideo or of CausalVideoVAE, as it lies in the folder.
+        config: of diffusers' AutoencoderKLLTXVideo or of CausalVideoVAE, as stored in the folder.
     """
     full = {**VAE_DEFAULTS, **config}
     numbered = [(f"encoder.down_blocks.{n}.", f"encoder.{name}.") for n, name in enumerate(_encoder_blocks(full))]

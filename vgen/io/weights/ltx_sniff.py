@@ -28,7 +28,7 @@ def sniff_transformer(shapes: Shapes) -> dict[str, Any]:
     if hidden % NUM_HEADS:
         raise CheckpointError(
             f"a hidden size of {hidden} is no multiple of the {NUM_HEADS} heads of public LTX-Video transformers, and "
-            "the file has no config in its metadata: the heads cannot be told."
+            "the file has no config in its metadata: the number of heads is unknown."
         )
     return {
         "_class_name": "Transformer3DModel",

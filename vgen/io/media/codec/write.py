@@ -1,4 +1,4 @@
-"""Writing a clip: to a `.part` beside its name, closed, synced, read again and counted, then put in place."""
+"""Writing a clip: to a `.part` next to its name, closed, synced, read again and counted, then put in place."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_video(
         frame_rate: frames per second.
         metadata: JSON object kept as the file's comment (metadata.json in a folder); see `read_metadata`.
         overwrite: replace what is there.
-        scale: each pixel is written as a square of so many pixels; undone by reading where `metadata` is an output's
+        scale: each pixel is written as a square of `scale` pixels; undone by reading where `metadata` is an output's
             and says it, see `vgen.io.media.enlarged`.
     Returns:
         `path` as a Path.
