@@ -22,7 +22,6 @@ from vgen.training.ema import Ema
 from vgen.training.nan_dump import layer_seed, write_dump
 from vgen.training.objectives.base import Objective
 from vgen.training.optimizers import LearningRate
-from vgen.training.precision import autocasts
 from vgen.training.randomness import Keys
 from vgen.training.recipe import Recipe
 from vgen.training.report.log import Journal
@@ -153,7 +152,7 @@ def _check_finite(run: Run, step: int, loss: Tensor, norm: Tensor) -> None:
         "step": step,
         "loss": float(loss),
         "grad_norm": float(norm),
-        "dtype": "bf16" if autocasts(recipe) else "no",
+        "dtype": "bf16" if recipe.autocasts else "no",
         "seed": recipe.seed,
         "rank": rank,
         "world": run.accelerator.num_processes,

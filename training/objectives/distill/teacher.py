@@ -33,7 +33,7 @@ class Teacher:
 
     Args:
         pipeline: of any folder; its defaults say size and frame rate, and what the caller leaves out.
-        num_steps: of the student; the grid is the schedule that the pipeline would take for so many.
+        num_steps: of the student; the grid is the schedule that the pipeline would take for that many.
         config: substeps and number format.
         guidance_scale: None takes the pipeline's default.
     Raises:
@@ -58,12 +58,12 @@ class Teacher:
         self.fine = self._fine_schedule()
 
     def describe(self) -> str:
-        """What decides a trajectory beside the weights, the prompt and the noise."""
+        """What decides a trajectory besides the weights, the prompt and the noise."""
         settings = self.settings
         size = (settings.height, settings.width, settings.frame_rate, settings.max_sequence_length)
         text = (self.guidance_scale, settings.guidance_rescale, settings.negative_prompt)
-        told = f"{self.grid}|{self.fine}|{size}|{text}|{self.config.dtype}"
-        return f"{told}|draft {self.config.draft_steps}" if self.config.draft_steps else told
+        described = f"{self.grid}|{self.fine}|{size}|{text}|{self.config.dtype}"
+        return f"{described}|draft {self.config.draft_steps}" if self.config.draft_steps else described
 
     def layout(self, task: str, num_frames: int) -> Layout:
         """Where the tokens of a task lie, and which are given."""
@@ -167,7 +167,7 @@ class Teacher:
         return {"num_frames": num_frames, **settings}
 
     def _schedule(self, num_steps: int) -> tuple[float, ...]:
-        """The sigmas that the pipeline takes for so many steps at its default size, without the final 0."""
+        """The sigmas that the pipeline takes for that many steps at its default size, without the final 0."""
         filled = self.pipeline.fill_settings({"prompt": "", "num_inference_steps": num_steps})
         shape, _ = self.pipeline.check_inputs(filled)
         tokens = shape.frames * shape.height * shape.width // self.pipeline.patch_size**2
@@ -199,8 +199,7 @@ class Teacher:
 def decode_tokens(pipeline: TextToVideoPipeline, tokens: Tensor, num_frames: int) -> list[np.ndarray]:
     """Finished tokens [B, N, C] of clips of a pipeline's default size, uint8 [F, H, W, 3] each."""
     source = torch.Generator().manual_seed(0)
-    told = {"prompt": [""] * len(tokens), "num_frames": num_frames, "generator": source}
-    settings = pipeline.fill_settings(told)
+    settings = pipeline.fill_settings({"prompt": [""] * len(tokens), "num_frames": num_frames, "generator": source})
     shape, _ = pipeline.check_inputs(settings)
     latents = unpack(tokens.to(pipeline._execution_device), shape, pipeline.patch_size)
     return list(to_frames(pipeline.coder(settings).decode(latents)).cpu().numpy())
