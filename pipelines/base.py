@@ -185,10 +185,8 @@ class BasePipeline(ModelPipeline):
             with self.progress_bar(total=call.num_steps) as bar:
                 steps = CallSteps(self, call.num_steps, bar)
                 steps.emit(Encoding())
-                text, latents = self._encode_text(call.passes[0].settings, call.needs_negative), None
-                for one in call.passes:
-                    repeated = text.repeated(one.settings.num_videos_per_prompt)
-                    latents = one.run(self, steps, repeated, latents)
+                text = self._encode_text(call.passes[0].settings, call.needs_negative)
+                latents = call.run(self, steps, text)
                 if call.settings.output_type != "latent":
                     steps.emit(Decoding())
             coder = self.coder(call.passes[-1].settings)

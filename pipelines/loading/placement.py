@@ -40,7 +40,7 @@ def sizes_of(place: Path, dtype: torch.dtype, text_folder: str | Path | None = N
     """
     configs = {kind: component_config(place, kind) for kind in ("transformer", "vae")}
     text = find_text_encoder(place, text_folder) / "text_encoder"
-    return sizes_of_configs(**configs, dtype=dtype, text=text, **options)
+    return sizes_of_configs(configs["transformer"], configs["vae"], dtype, text, **options)
 
 
 def sizes_of_configs(

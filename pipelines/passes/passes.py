@@ -154,3 +154,11 @@ class Call:
     def needs_negative(self) -> bool:
         """Whether any pass uses the negative prompt."""
         return any(one.guidance.needs_negative for one in self.passes if isinstance(one, Pass))
+
+    def run(self, pipe: Sampler, steps: CallSteps, text: TextEmbeddings) -> Tensor:
+        """Run the passes in order; every one of them starts with copies of the embeddings, one entry per prompt."""
+        latents: Tensor | None = None
+        for one in self.passes:
+            latents = one.run(pipe, steps, text.repeated(one.settings.num_videos_per_prompt), latents)
+        assert latents is not None
+        return latents
