@@ -40,7 +40,7 @@ from vgen.pipelines.loading.pipeline import ModelPipeline
 from vgen.pipelines.passes.passes import Pass
 from vgen.pipelines.passes.plan import plan_call
 from vgen.pipelines.text.encoder import TextEmbeddings
-from vgen.types import LatentShape, VideoShape
+from vgen.types import LatentShape
 
 
 @dataclass
@@ -122,9 +122,8 @@ class BasePipeline(ModelPipeline):
             RequestError: names the field, the value, the rule and what would fit.
         """
         shape = check_call(self, settings)
-        video_shape = VideoShape(settings.num_frames, settings.height, settings.width)
         given = read_conditions(
-            conditions, video_shape, self.vae.strides, settings.num_prompts, self.convention.prefix_latent_frames
+            conditions, settings.shape, self.vae.strides, settings.num_prompts, self.convention.prefix_latent_frames
         )
         return shape, given
 

@@ -32,12 +32,6 @@ class ImageToVideoPipeline(BasePipeline):
             negative_prompt: what to keep away from.
             fit: "cover", "contain" or "stretch" brings a picture of another size to the clip's, see VideoCondition;
                 None refuses it.
-            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
-        Returns:
-            `.frames`, or a tuple of them.
-        Raises:
-            RequestError: something cannot be done as asked; nothing was computed.
-            NonFiniteError: the model gave NaN or infinity.
         """
         if image is None:
             raise RequestError("image is not given: pass the first frame, or use TextToVideoPipeline.")

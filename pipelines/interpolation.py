@@ -36,12 +36,6 @@ class InterpolationPipeline(BasePipeline):
             negative_prompt: what to keep away from.
             fit: "cover", "contain" or "stretch" brings a picture of another size to the clip's, see VideoCondition;
                 None refuses it.
-            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
-        Returns:
-            `.frames`, or a tuple of them.
-        Raises:
-            RequestError: something cannot be done as asked; nothing was computed.
-            NonFiniteError: the model gave NaN or infinity.
         """
         if first is None or last is None:
             raise RequestError(f"{'first' if first is None else 'last'} is not given: pass both pictures.")

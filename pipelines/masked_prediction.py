@@ -37,12 +37,6 @@ class MaskedPredictionPipeline(BasePipeline):
             prompt: what happens; "" is allowed.
             negative_prompt: what to keep away from.
             fit: for conditions that say none themselves, see VideoCondition.
-            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
-        Returns:
-            `.frames`, or a tuple of them.
-        Raises:
-            RequestError: something cannot be done as asked; nothing was computed.
-            NonFiniteError: the model gave NaN or infinity.
         """
         if isinstance(conditions, VideoCondition):
             conditions = [conditions]

@@ -23,11 +23,5 @@ class TextToVideoPipeline(BasePipeline):
         Args:
             prompt: what to show; one, or a list.
             negative_prompt: what to keep away from.
-            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
-        Returns:
-            `.frames`, or a tuple of them.
-        Raises:
-            RequestError: something cannot be done as asked; nothing was computed.
-            NonFiniteError: the model gave NaN or infinity.
         """
         return self._generate({"prompt": prompt, "negative_prompt": negative_prompt, **settings})

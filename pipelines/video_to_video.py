@@ -10,7 +10,13 @@ from vgen.diffusion.tokens import token_strides
 from vgen.errors import RequestError, ShapeError, counted
 from vgen.pipelines.base import BasePipeline, VideoPipelineOutput
 from vgen.pipelines.call.settings import GenerationSettings, with_settings
-from vgen.pipelines.coding.given_pixels import GivenPixels, VideoCondition, read_conditions
+from vgen.pipelines.coding.given_pixels import (
+    GivenPixels,
+    VideoCondition,
+    by_prompt,
+    check_count,
+    read_conditions,
+)
 from vgen.pipelines.coding.pixels import check_fit, read_frames
 from vgen.types import FitMode, Strides, VideoShape
 
@@ -36,21 +42,15 @@ class VideoToVideoPipeline(BasePipeline):
                 each. Its length is that of the result, and without `fit` its size.
             prompt: what to show instead.
             negative_prompt: what to keep away from.
-            denoise_strength: share of the schedule that is run, its end, in (0, 1]; 1 keeps nothing of the clip.
+            denoise_strength: share of the schedule that is run, its end, in (0, 1]; 1 keeps nothing of the clip. Lists
+                over steps are over those that run.
             fit: "cover", "contain" or "stretch" brings a clip to height and width, by default the model's; None takes
                 its own size, and refuses another.
-            **settings: see vgen.pipelines.call.settings.GenerationSettings; what is left out comes from the model.
-                Lists over steps are over those that run.
-        Returns:
-            `.frames`, or a tuple of them.
-        Raises:
-            RequestError: something cannot be done as asked; nothing was computed.
-            NonFiniteError: the model gave NaN or infinity.
         """
         if video is None:
             raise RequestError("video is not given: pass the clip to start from, or use TextToVideoPipeline.")
         check_fit(fit)
-        clips = [read_frames(clip, name) for clip, name in _clips(video)]
+        clips = [read_frames(clip, name) for clip, name in by_prompt(video, "video", dimensions=4)]
         frames, _, height, width = clips[0].shape
         given = {"prompt": prompt, "negative_prompt": negative_prompt, "denoise_strength": denoise_strength}
         given.update({name: value for name, value in settings.items() if value is not None})
@@ -69,15 +69,10 @@ class VideoToVideoPipeline(BasePipeline):
                     f"video has {counted(len(clip), 'frame')} and num_frames={settings.num_frames}: give as many, or "
                     "leave num_frames out."
                 )
-        shape = VideoShape(settings.num_frames, settings.height, settings.width)
+        check_count(len(clips), settings.num_prompts, "video", "clip")
         conditions = [[VideoCondition(clip, fit=fit, name="video")] for clip in clips]
-        if len(clips) not in (1, settings.num_prompts):
-            raise RequestError(
-                f"video holds {counted(len(clips), 'clip')} for {counted(settings.num_prompts, 'prompt')}: "
-                "give one, or one per prompt."
-            )
         per_prompt = conditions if len(clips) > 1 else conditions[0]
-        return read_conditions(per_prompt, shape, self.vae.strides, settings.num_prompts, None)[0]
+        return read_conditions(per_prompt, settings.shape, self.vae.strides, settings.num_prompts, None)[0]
 
 
 def _check_size(settings: GenerationSettings, clip: Tensor, strides: Strides, fit: FitMode | None) -> None:
@@ -88,12 +83,3 @@ def _check_size(settings: GenerationSettings, clip: Tensor, strides: Strides, fi
     except ShapeError as error:
         hint = " Or pass fit='cover': it brings video to height and width." if own and fit is None else ""
         raise ShapeError(f"{error}{hint}") from None
-
-
-def _clips(video: Any) -> list[tuple[Any, str]]:
-    """One clip, or several by prompt: each with what errors call it."""
-    is_list = isinstance(video, (list, tuple)) and bool(video)
-    several = is_list and (isinstance(video[0], (list, tuple)) or getattr(video[0], "ndim", 0) == 4)
-    if several or getattr(video, "ndim", 0) == 5:
-        return [(clip, f"video[{index}]") for index, clip in enumerate(video)]
-    return [(video, "video")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,21 +10,38 @@ from vgen.diffusion.tokens import token_grid, token_strides
 from vgen.errors import RequestError, ShapeError, counted
 from vgen.pipelines.call.settings import GenerationSettings
 from vgen.request.steps import check_shift
-from vgen.types import LatentShape, Strides, VideoShape
+from vgen.types import LatentShape
 
 
 def check_call(pipe: Any, settings: GenerationSettings) -> LatentShape:
-    """Check a call of a pipeline as far as no component has to run, see `check_settings` and `check_shift`."""
-    shape = check_settings(
-        settings, pipe.vae.strides, pipe.vae.config.latent_channels, pipe.patch_size, pipe._callback_tensor_inputs
-    )
-    check_shift(
-        pipe.scheduler.config,
-        max(settings.num_inference_steps, settings.draft_steps),
-        VideoShape(settings.num_frames, settings.height, settings.width),
-        token_strides(pipe.vae.strides, pipe.patch_size),
-        settings.sigmas,
-    )
+    """Check everything about a call that does not need a component to be run.
+
+    Args:
+        pipe: a pipeline.
+        settings: of the call.
+    Returns:
+        The latent size of the clip.
+    Raises:
+        RequestError: names the field, the value, the rule and what would fit.
+    """
+    _check_text(settings)
+    _check_per_prompt(settings)
+    strides = token_strides(pipe.vae.strides, pipe.patch_size)
+    settings.shape.check(strides)
+    shape, batch, generators = settings.shape.latent(pipe.vae.strides), settings.batch_size, settings.generator
+    if isinstance(generators, list) and len(generators) != batch:
+        raise RequestError(f"generator holds {counted(len(generators), 'generator')} for {counted(batch, 'clip')}.")
+    if settings.latents is not None:
+        channels, patch = pipe.vae.config.latent_channels, pipe.patch_size
+        legal = (batch, channels, *shape), (batch, token_grid(shape, patch).num_tokens, channels * patch**2)
+        if tuple(settings.latents.shape) not in legal:
+            raise ShapeError(f"latents has shape {tuple(settings.latents.shape)}: it must be {legal[0]} or {legal[1]}.")
+    callback_tensors = pipe._callback_tensor_inputs
+    unknown = [name for name in settings.callback_on_step_end_tensor_inputs if name not in callback_tensors]
+    if unknown:
+        raise RequestError(f"callback_on_step_end_tensor_inputs={unknown} must be among {', '.join(callback_tensors)}.")
+    num_steps = max(settings.num_inference_steps, settings.draft_steps)
+    check_shift(pipe.scheduler.config, num_steps, settings.shape, strides, settings.sigmas)
     return shape
 
 
@@ -35,40 +51,6 @@ def check_start(settings: GenerationSettings, starts_from_clip: bool) -> None:
         raise RequestError(
             f"denoise_strength={settings.denoise_strength:g} needs a clip to start from: use VideoToVideoPipeline."
         )
-
-
-def check_settings(
-    settings: GenerationSettings, strides: Strides, channels: int, patch_size: int, callback_tensors: Sequence[str]
-) -> LatentShape:
-    """Check everything that does not need a component to be run.
-
-    Args:
-        settings: of the call.
-        strides: pixels per latent.
-        channels: latent channels.
-        patch_size: latents per token along rows and columns; sizes must fit whole tokens.
-        callback_tensors: names that `callback_on_step_end_tensor_inputs` may hold.
-    Returns:
-        The latent size of the clip.
-    Raises:
-        RequestError: names the field, the value, the rule and what would fit.
-    """
-    _check_text(settings)
-    _check_per_prompt(settings)
-    video_shape = VideoShape(settings.num_frames, settings.height, settings.width)
-    video_shape.check(token_strides(strides, patch_size))
-    shape = video_shape.latent(strides)
-    generators = settings.generator
-    if isinstance(generators, list) and len(generators) != settings.batch_size:
-        raise RequestError(
-            f"generator holds {counted(len(generators), 'generator')} for {counted(settings.batch_size, 'clip')}."
-        )
-    if settings.latents is not None:
-        _check_latents(settings.latents, settings.batch_size, channels, shape, patch_size)
-    unknown = [name for name in settings.callback_on_step_end_tensor_inputs if name not in callback_tensors]
-    if unknown:
-        raise RequestError(f"callback_on_step_end_tensor_inputs={unknown} must be among {', '.join(callback_tensors)}.")
-    return shape
 
 
 def _check_text(settings: GenerationSettings) -> None:
@@ -108,10 +90,3 @@ def _check_per_prompt(settings: GenerationSettings) -> None:
             raise RequestError(
                 f"{name} holds {counted(len(value), noun)} for {counted(settings.num_prompts, 'prompt')}."
             )
-
-
-def _check_latents(latents: Tensor, batch: int, channels: int, shape: LatentShape, patch_size: int) -> None:
-    tokens = (batch, token_grid(shape, patch_size).num_tokens, channels * patch_size**2)
-    legal = ((batch, channels, *shape), tokens)
-    if tuple(latents.shape) not in legal:
-        raise ShapeError(f"latents has shape {tuple(latents.shape)}: it must be {legal[0]} or {legal[1]}.")

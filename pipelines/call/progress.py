@@ -12,7 +12,6 @@ from vgen.diffusion.tokens import unpack
 from vgen.events import Event, Preview, Step
 from vgen.pipelines.call.settings import GenerationSettings
 from vgen.pipelines.text.encoder import TextEmbeddings
-from vgen.types import VideoShape
 
 
 class CallSteps:
@@ -48,7 +47,7 @@ class CallSteps:
             return
         sigmas = sigma.expand(len(tokens)) if known.is_empty else token_sigmas(sigma, known.strength)
         clean = known.video_tokens(velocity_to_clean(tokens, velocity, sigmas))
-        shape = VideoShape(settings.num_frames, settings.height, settings.width).latent(self.pipeline.vae.strides)
+        shape = settings.shape.latent(self.pipeline.vae.strides)
         self.emit(Preview(self.done + 1, self.total, unpack(clean, shape, self.pipeline.patch_size)))
 
     def end_step(

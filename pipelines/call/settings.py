@@ -17,6 +17,7 @@ from vgen.request.fields import NOT_BOOL, PerPrompt, Text
 from vgen.request.messages import unknown, worded
 from vgen.request.resolve import settle
 from vgen.request.settings import OF_MODEL, Open, Settings, knob, plain_type
+from vgen.types import VideoShape
 
 Generators = torch.Generator | list[torch.Generator] | None
 T = TypeVar("T")
@@ -101,16 +102,30 @@ class GenerationSettings(Settings):
         return len(self.prompt) if isinstance(self.prompt, list) else 1
 
     @property
+    def shape(self) -> VideoShape:
+        """Size of the clip."""
+        return VideoShape(self.num_frames, self.height, self.width)
+
+    @property
     def batch_size(self) -> int:
         """B, the number of clips: prompts times clips for each."""
         return self.num_prompts * self.num_videos_per_prompt
+
+
+_RETURNS = (
+    "Returns:",
+    "    `.frames`, or a tuple of them.",
+    "Raises:",
+    "    RequestError: something cannot be done as asked; nothing was computed.",
+    "    NonFiniteError: the model gave NaN or infinity.",
+)
 
 
 def with_settings(call: Callable[..., Any]) -> Callable[..., Any]:
     """Show the settings in signature and docstring of a pipeline's `__call__`, whose `**settings` takes them."""
     signature = inspect.signature(call)
     parameters = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    lines = [inspect.cleandoc(call.__doc__ or ""), "", "Settings:"]
+    lines = [inspect.cleandoc(call.__doc__ or ""), *_RETURNS, "Settings:"]
     for name, about in GenerationSettings.knobs().items():
         if name in signature.parameters:
             continue

@@ -12,7 +12,6 @@ from vgen.diffusion.tokens import token_strides
 from vgen.pipelines.call.settings import GenerationSettings
 from vgen.pipelines.coding.given_pixels import GivenPixels
 from vgen.request.trained import Trained, warn
-from vgen.types import VideoShape
 
 
 def warn_untrained(pipe: Any, settings: GenerationSettings, given: Sequence[GivenPixels], clip: Any) -> None:
@@ -25,7 +24,7 @@ def warn_untrained(pipe: Any, settings: GenerationSettings, given: Sequence[Give
         clip: what it starts from: GivenPixels, latents or None.
     """
     trained = Trained.read(pipe.config)
-    shape = VideoShape(settings.num_frames, settings.height, settings.width)
+    shape = settings.shape
     trained.warn_of_size(shape, token_strides(pipe.vae.strides, pipe.patch_size))
     adapted = getattr(pipe.transformer, "_hf_peft_config_loaded", False)  # a LoRA may know other words
     if settings.prompt is not None and not adapted:

@@ -232,12 +232,30 @@ def per_prompt(material: Any, num_prompts: int, name: str, **fields: Any) -> lis
     Raises:
         RequestError: neither one nor `num_prompts`.
     """
-    is_batch = isinstance(material, (list, tuple)) or getattr(material, "ndim", 0) == 4
-    images = list(material) if is_batch else [material]
-    if len(images) not in (1, num_prompts):
+    images = by_prompt(material, name, dimensions=3)
+    check_count(len(images), num_prompts, name, "image")
+    return [VideoCondition(image, name=own_name, **fields) for image, own_name in images]
+
+
+def by_prompt(material: Any, name: str, dimensions: int) -> list[tuple[Any, str]]:
+    """Images (of 3 dimensions) or clips (of 4), given as one, a list or a batch: each with what errors call it."""
+    several = getattr(material, "ndim", 0) == dimensions + 1
+    if isinstance(material, (list, tuple)):  # a list of single frames is one clip
+        first = material[0] if material else None
+        several = dimensions == 3 or isinstance(first, (list, tuple)) or getattr(first, "ndim", 0) == dimensions
+    if not several:
+        return [(material, name)]
+    return [(entry, f"{name}[{index}]" if len(material) > 1 else name) for index, entry in enumerate(material)]
+
+
+def check_count(count: int, num_prompts: int, name: str, what: str) -> None:
+    """Refuse material that is neither one for all prompts nor one per prompt.
+
+    Raises:
+        RequestError: names both numbers.
+    """
+    if count not in (1, num_prompts):
         raise RequestError(
-            f"{name} holds {counted(len(images), 'image')} for {counted(num_prompts, 'prompt')}: give one, as "
-            f"{name}[0], or one per prompt."
+            f"{name} holds {counted(count, what)} for {counted(num_prompts, 'prompt')}: give one, as {name}[0], or one "
+            "per prompt."
         )
-    names = [name] if len(images) == 1 else [f"{name}[{index}]" for index in range(len(images))]
-    return [VideoCondition(image, name=entry, **fields) for image, entry in zip(images, names, strict=True)]

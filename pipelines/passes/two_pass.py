@@ -108,7 +108,7 @@ class TwoPass:
         # The schedules are those of the passes, which are checked with them.
         _, pixels = pipe.check_inputs(asked.replace(sigmas=(1.0,)), conditions)
         self.check_upsampler(pipe.vae)
-        target, scale = VideoShape(asked.num_frames, asked.height, asked.width), self.upsampler.scale
+        target, scale = asked.shape, self.upsampler.scale
         shapes = pass_shapes(
             target, token_strides(pipe.vae.strides, pipe.patch_size), scale, self.preset.downscale_factor
         )
@@ -240,6 +240,5 @@ def _cut(pipe: Sampler, settings: GenerationSettings, initial: int, final: int) 
 
 
 def _set_schedule(pipe: Sampler, settings: GenerationSettings) -> None:
-    shape = VideoShape(settings.num_frames, settings.height, settings.width).latent(pipe.vae.strides)
-    tokens = token_grid(shape, pipe.patch_size).num_tokens
+    tokens = token_grid(settings.shape.latent(pipe.vae.strides), pipe.patch_size).num_tokens
     set_schedule(pipe.scheduler, settings, tokens, pipe.convention, torch.device("cpu"))
