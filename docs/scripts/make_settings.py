@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vgen.request.knobs import plain_type
 from vgen.request.request import GenerateRequest
-from vgen.request.settings import PANELS, plain_type
+from vgen.request.settings import PANELS
 
 PAGE = Path(__file__).resolve().parents[1] / "settings.md"
 

@@ -40,8 +40,7 @@ def check_call(pipe: Any, settings: GenerationSettings) -> LatentShape:
     unknown = [name for name in settings.callback_on_step_end_tensor_inputs if name not in callback_tensors]
     if unknown:
         raise RequestError(f"callback_on_step_end_tensor_inputs={unknown} must be among {', '.join(callback_tensors)}.")
-    num_steps = max(settings.num_inference_steps, settings.draft_steps)
-    check_shift(pipe.scheduler.config, num_steps, settings.shape, strides, settings.sigmas)
+    check_shift(pipe.scheduler.config, settings.most_steps, settings.shape, strides, settings.sigmas)
     return shape
 
 

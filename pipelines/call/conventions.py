@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from vgen.errors import CheckpointError
-from vgen.hub.catalog import DECODING, FOLDER_SIZE, MAKERS_SIZE, SAMPLING
+from vgen.hub.catalog import DECODING, FOLDER_SIZE, MAKERS_SIZE
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Convention:
         mix_decode_noise_normalized: noise for a timestep-conditioned decoder is mixed in before denormalising.
         conditions_name: the convention of tasks with conditions anywhere in the clip.
         early_name: the convention of models before 0.9.5, where that is another.
-        defaults: what the caller and the model leave out.
+        defaults: what the caller and the model leave out, where it is not what `vgen.request.settings` says last.
     """
 
     name: str
@@ -66,14 +66,6 @@ class Convention:
         return replace(self, **changed, stated_schedule=schedule)
 
 
-_COMMON = {
-    **{name: SAMPLING[name] for name in ("guidance_scale", "guidance_rescale", "num_inference_steps")},
-    "max_sequence_length": 128,
-    "decode_timestep": 0.0,
-    "image_cond_noise_scale": 0.0,
-    "input_crf": 0,
-}
-
 NATIVE = Convention(
     name="vgen",
     causal_coordinates=True,
@@ -85,7 +77,7 @@ NATIVE = Convention(
     prefix_latent_frames=None,
     mix_decode_noise_normalized=True,
     conditions_name="vgen",
-    defaults=_COMMON,
+    defaults={},
 )
 LTX = Convention(
     name="ltx",
@@ -98,7 +90,7 @@ LTX = Convention(
     prefix_latent_frames=2,
     mix_decode_noise_normalized=False,
     conditions_name="ltx-condition",
-    defaults={**_COMMON, **FOLDER_SIZE},
+    defaults=FOLDER_SIZE,
 )
 LTX_CONDITION = Convention(
     name="ltx-condition",
@@ -111,7 +103,7 @@ LTX_CONDITION = Convention(
     prefix_latent_frames=2,
     mix_decode_noise_normalized=False,
     conditions_name="ltx-condition",
-    defaults={**_COMMON, **FOLDER_SIZE, "max_sequence_length": 256, "image_cond_noise_scale": 0.15},
+    defaults={**FOLDER_SIZE, "max_sequence_length": 256, "image_cond_noise_scale": 0.15},
 )
 ORIGINAL = Convention(
     name="original",
@@ -125,7 +117,6 @@ ORIGINAL = Convention(
     mix_decode_noise_normalized=True,
     conditions_name="original",
     defaults={
-        **_COMMON,
         **MAKERS_SIZE,
         **DECODING,
         "num_inference_steps": 30,

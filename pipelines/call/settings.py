@@ -14,9 +14,10 @@ from torch import Tensor
 from vgen.diffusion.guidance import Guidance
 from vgen.errors import RequestError
 from vgen.request.fields import NOT_BOOL, PerPrompt, Text
+from vgen.request.knobs import OF_MODEL, Open, knob, plain_type
 from vgen.request.messages import unknown, worded
 from vgen.request.resolve import settle
-from vgen.request.settings import OF_MODEL, Open, Settings, knob, plain_type
+from vgen.request.settings import Settings
 from vgen.types import VideoShape
 
 Generators = torch.Generator | list[torch.Generator] | None

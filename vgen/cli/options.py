@@ -23,7 +23,7 @@ from vgen.jobs import processes
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from vgen.request.settings import Knob
+    from vgen.request.knobs import Knob
 
 _KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
@@ -138,7 +138,7 @@ def _task_options(task: str) -> list[inspect.Parameter]:
 
 
 def _option(name: str, knob: Knob, field: FieldInfo, task: str) -> inspect.Parameter:
-    from vgen.request.settings import plain_type
+    from vgen.request.knobs import plain_type
 
     written = plain_type(field.annotation)
     taken: Any = bool | None if written.startswith("bool") else list[str] | None if knob.repeated else str | None

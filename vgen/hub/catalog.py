@@ -22,10 +22,6 @@ _PARAMETERS = {"2b": 1.923e9, "13b": 13.04e9}
 _VAE_PARAMETERS = {"0.9.0": 0.419e9, "0.9.1": 0.935e9, "0.9.5": 1.247e9}
 _TEXT_ENCODER_PARAMETERS = 4.762e9
 
-SAMPLING: Mapping[str, Any] = {
-    "num_inference_steps": 50, "guidance_scale": 3.0, "guidance_rescale": 0.0, "negative_prompt": ""
-}  # fmt: skip
-"""Of models whose files say nothing."""
 FOLDER_SIZE: Mapping[str, Any] = {"height": 512, "width": 704, "num_frames": 161, "frame_rate": 25.0}
 """Of a clip where diffusers' LTX pipelines are asked for none."""
 MAKERS_SIZE: Mapping[str, Any] = {"height": 704, "width": 1216, "num_frames": 121, "frame_rate": 30.0}

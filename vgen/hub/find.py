@@ -20,7 +20,6 @@ from vgen.hub.catalog import (
     CATALOG,
     FOLDER_SIZE,
     REPOSITORY,
-    SAMPLING,
     TEXT_ENCODERS,
     CatalogEntry,
     entry_of_file,
@@ -204,13 +203,13 @@ def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Args:
         folder: a model's folder or single file, from `resolve_model`.
     Returns:
-        num_inference_steps, guidance_scale, guidance_rescale and negative_prompt in any case; height, width,
-        num_frames and frame_rate for models that say them and for LTX folders; whatever else the model states.
+        height, width, num_frames and frame_rate for models that say them and for LTX folders; whatever else the model
+        states.
     Raises:
         CheckpointError: model_index.json is missing or broken.
     """
     if Path(folder).is_file():
-        return {**SAMPLING, **FOLDER_SIZE, **file_defaults(SingleFile.open(Path(folder)))}
+        return {**FOLDER_SIZE, **file_defaults(SingleFile.open(Path(folder)))}
     file, index = Path(folder) / INDEX, model_index(folder)
     stated = index.get("defaults", {})
     if not isinstance(stated, Mapping):
@@ -218,7 +217,7 @@ def model_defaults(folder: str | os.PathLike[str]) -> dict[str, Any]:
     is_ltx = index.get("_class_name") in _LTX_CLASSES or index.get("convention", "").startswith("ltx")
     size = FOLDER_SIZE if is_ltx else {}
     known = _defaults_of_repository(file)
-    return {**SAMPLING, **size, **known, **{key: value for key, value in stated.items() if value is not None}}
+    return {**size, **known, **{key: value for key, value in stated.items() if value is not None}}
 
 
 def _defaults_of_repository(file: Path) -> Mapping[str, Any]:

@@ -118,8 +118,7 @@ def check_limits(request: ResolvedRequest, model: Model) -> None:
         for prompt in (request.prompt, *(segment.prompt for segment in request.segments or ())):
             model.trained.warn_of_words(prompt)
     if request.upscale is None:  # the schedules of two passes are checked with the passes
-        steps = max(request.num_inference_steps, request.draft_steps or 0)
-        check_shift(model.scheduler, steps, shape, model.strides, request.sigmas)
+        check_shift(model.scheduler, request.most_steps, shape, model.strides, request.sigmas)
 
 
 def check_room(output: str, num_frames: int, request: ResolvedRequest) -> None:

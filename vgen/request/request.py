@@ -17,16 +17,10 @@ from vgen.request.fields import finding
 from vgen.request.lossy import LOSSY_FIELDS, spelled
 from vgen.request.messages import worded
 from vgen.request.resolve import check_amount, frames_to_keep, frames_to_restyle, settle
-from vgen.request.settings import Inputs, Machine, Settings
+from vgen.request.settings import AUTOMATIC, Inputs, Machine, Settings
 from vgen.request.steps import skipped_steps
 from vgen.request.two_pass_presets import PLAIN, preset_for, preset_named
 from vgen.types import Strides, VideoShape
-
-_UNPLANNED = {
-    "vae_memory": "memory plans what the VAE may take as well; leave vae_memory out.",
-    "upscale": "two passes are not planned for; leave one of them out.",
-}
-"""Why a field does not go with `memory`."""
 
 DENOISE_STRENGTH = 0.6
 """What restyle takes where nothing is said."""
@@ -58,11 +52,10 @@ class GenerateRequest(Settings, Machine, Inputs):
             raise finding("prompt is empty: say what the clip shows, for instance 'a red circle moves to the left'.")
         if self.upscale_preset is not None and self.upscale is None:
             raise finding("upscale_preset does nothing without upscale: give an upsampler too.")
-        for field in _UNPLANNED if self.memory is not None else ():
-            if getattr(self, field) is not None:
-                raise finding(f"memory and {field} cannot be given together: {_UNPLANNED[field]}")
         for field, knob in self.knobs().items():
             value = getattr(self, field)
+            if value is not None and knob.unplanned and self.memory is not None:
+                raise finding(f"memory and {field} cannot be given together: {knob.unplanned}")
             if value is not None and knob.tasks and self.task not in knob.tasks:
                 owner = " or ".join(", ".join(map(repr, knob.tasks)).rsplit(", ", 1))
                 raise finding(f"{field}={value!r} belongs to task {owner}, not {self.task!r}.")
@@ -125,20 +118,11 @@ class ResolvedRequest(GenerateRequest):
             raise finding(" ".join(f"{name} is missing." for name in missing))
         return self
 
-    @property
-    def num_branches(self) -> int:
-        """Most evaluations of the transformer in one step."""
-        scales, perturbed = (
-            value if isinstance(value, tuple) else (value or 0.0,) for value in (self.guidance_scale, self.stg_scale)
-        )
-        return 1 + (max(scales) > 1) + (max(perturbed) > 0)
-
     def call_settings(self) -> dict[str, Any]:
         """What every call of a pipeline is given, whatever its task: all but prompt, length, noise and conditions."""
         values = {name: getattr(self, name) for name in Settings.model_fields if name not in _NOT_OF_EVERY_CALL}
-        automatic = "auto" if self.memory is None else None  # None: as planned
         given = {name: value for name, value in values.items() if value is not None}
-        return {**given, "vae_memory": self.vae_memory or automatic}
+        return {**(AUTOMATIC if self.memory is None else {}), **given}
 
     def to_metadata(
         self,

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vgen.errors import RequestError, ShapeError, bytes_text, counted
-from vgen.request.steps import check_guidance, settle_steps
+from vgen.request.settings import Settings
+from vgen.request.steps import settle_steps
 from vgen.types import SKIP_MODES, Strides, VideoShape
+
+_WITH_SCHEDULES = {name for name, knob in Settings.knobs().items() if knob.has_schedule}
 
 MAX_VIDEO_BYTES = 16e9
 """Most bytes that the finished pixels of one clip may take as float32; above it a request is refused."""
@@ -92,6 +95,34 @@ def preset_settings(name: str | None, defaults: Mapping[str, Any]) -> Mapping[st
     return dict(known[name])
 
 
+def check_guidance(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuse what a distilled model has no use for: it was made for one guidance, which its weights hold already.
+
+    Args:
+        given: the caller's guidance_scale, stg_scale, cfg_star, guidance, stochastic_sampling, each None or absent
+            where left out.
+        defaults: looked up for `distilled`, and `guidance_scale`, the only one that is allowed then.
+    Raises:
+        RequestError: names the value, the rule and what would fit.
+    """
+    if not defaults.get("distilled"):
+        return
+    own = defaults.get("guidance_scale")
+    own = 1.0 if own is None else own
+    scale = given.get("guidance_scale")
+    scales = list(scale) if isinstance(scale, (list, tuple)) else [scale]
+    if any(value is not None and value != own for value in scales):
+        raise RequestError(
+            f"guidance_scale={scale!r}: this model was distilled with its guidance, and more would count twice; use "
+            f"guidance_scale={own:g}, or leave it out."
+        )
+    for name in ("stg_scale", "cfg_star", "guidance", "stochastic_sampling"):
+        if given.get(name):
+            raise RequestError(
+                f"{name}={given[name]!r}: this model was distilled for plain Euler steps, nothing else; leave it out."
+            )
+
+
 def settle(given: Mapping[str, Any], *defaults: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Decide what holds for a call: the caller, then a preset of the model, then `defaults` in their order.
 
@@ -119,7 +150,7 @@ def settle(given: Mapping[str, Any], *defaults: Mapping[str, Any]) -> tuple[dict
         known.pop(name, None)
     known |= {name: value for name, value in steps._asdict().items() if value is not None}
     if known.get("sigmas") is not None or values.get("timesteps") is not None:
-        known.pop("draft_steps", None)  # a draft has no schedule by hand
+        known = {name: value for name, value in known.items() if name not in _WITH_SCHEDULES}
     settled = {**{name: known[name] for name in preset if name in known}, **values}
     settled |= {name: value for name, value in steps._asdict().items() if value is not None}
     _settle_perturbation(settled, values, known)

@@ -6,11 +6,10 @@ docs/settings.md. A new setting is a line here, the code that acts on it, and a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from vgen.request.fields import (
     BYTES,
@@ -34,6 +33,7 @@ from vgen.request.fields import (
     read_device,
     reads,
 )
+from vgen.request.knobs import FINE, OF_MODEL, Declared, Open, knob
 from vgen.request.lossy import Quantization, TextQuantization, read_interval, read_step_cache
 from vgen.request.process_grid import Way
 from vgen.request.story import Segment
@@ -42,97 +42,8 @@ from vgen.request.two_pass_presets import preset_named
 from vgen.types import SKIP_MODES, FitMode, SkipMode
 
 MODEL, SAMPLING, SIZE, GIVEN = "Model", "Sampling", "Size", "Given pictures and videos"
-MACHINE, LOSSY, FINE = "Machine", "Lossy: faster or smaller, and another clip", "Fine points"
+MACHINE, LOSSY = "Machine", "Lossy: faster or smaller, and another clip"
 PANELS = (GIVEN, SAMPLING, SIZE, MODEL, MACHINE, LOSSY, FINE)
-OF_MODEL = "the model's"
-
-T = TypeVar("T")
-if TYPE_CHECKING:
-    Open = Annotated[T, "None until it is settled"]
-else:
-    Open = T | None
-"""A setting that has a value once a request is resolved, or a pipeline's call filled in; before that None: left out."""
-
-
-@dataclass(frozen=True)
-class Knob:
-    """What there is to know of a setting besides its type, its range and its description.
-
-    Attributes:
-        flag: its option; None: only Python and JSON have it.
-        metavar: placeholder of the option's value; switches have none.
-        panel: where the full help lists it.
-        source: what holds where it is left out, in words.
-        common: the short help lists it.
-        settled: a resolved request always has it.
-        last: what a pipeline's call takes where neither the caller nor a model nor a convention says it.
-        tasks: the only tasks that have it; empty: all.
-        needed: the tasks that cannot do without it.
-        commands: the commands that have the option, where they are not those of `tasks`.
-        repeated: the option may be given again, each time with one value.
-    """
-
-    flag: str | None = None
-    metavar: str = ""
-    panel: str = FINE
-    source: str = "none"
-    common: bool = False
-    settled: bool = False
-    last: Any = None
-    tasks: tuple[str, ...] = ()
-    needed: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    repeated: bool = False
-
-    def __call__(self, schema: dict[str, Any]) -> None:
-        """Complete the field's JSON schema; pydantic calls this."""
-        kinds = [kind for kind in schema.pop("anyOf", ()) if kind.get("type") != "null"]
-        if len(kinds) == 1:
-            schema.update(kinds[0])
-        elif kinds:
-            schema["anyOf"] = kinds
-        schema.pop("title", None)
-        if schema.get("default") is None:
-            schema.pop("default", None)
-        schema |= {"left_out": self.source, "panel": self.panel} | ({"tasks": list(self.tasks)} if self.tasks else {})
-
-
-def knob(help: str, flag: str | None = None, metavar: str = "", *, default: Any = None, **about: Any) -> Any:
-    """Declare a setting: its description, its option and the rest of its `Knob`."""
-    return Field(default=default, description=help, json_schema_extra=Knob(flag, metavar, **about))
-
-
-def plain_type(kind: Any) -> str:
-    """A field's type as people write it: "int | None", "float | list[float]"."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return plain_type(inner[0])
-    if origin in (Union, UnionType):
-        return " | ".join(dict.fromkeys(plain_type(one) for one in inner))
-    if origin is Literal:
-        return " | ".join(map(repr, inner))
-    if origin in (tuple, list):
-        return f"list[{plain_type(inner[0])}]"
-    return "None" if kind is NoneType else getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
-
-
-class Declared(BaseModel):
-    """A group of settings; None is the same as left out, unknown names are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_none(cls, values: Any) -> Any:
-        return (
-            {name: value for name, value in values.items() if value is not None} if isinstance(values, dict) else values
-        )
-
-    @classmethod
-    def knobs(cls) -> dict[str, Knob]:
-        """The settings' knobs by name."""
-        extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
-        return {name: extra for name, extra in extras.items() if isinstance(extra, Knob)}
 
 
 class Settings(Declared):
@@ -159,15 +70,15 @@ class Settings(Declared):
         settled=True,
     )  # fmt: skip
     num_inference_steps: Open[Steps] = knob(
-        "Denoising steps.", "--steps", "N", panel=SAMPLING, source=OF_MODEL, common=True, settled=True
+        "Denoising steps.", "--steps", "N", panel=SAMPLING, source=OF_MODEL, common=True, settled=True, last=50
     )
     guidance_scale: Open[PerStep[Scale]] = knob(
         "Text guidance; 1 is off.", "--guidance-scale", "W", panel=SAMPLING, source=OF_MODEL, common=True,
-        settled=True,
+        settled=True, last=3.0,
     )  # fmt: skip
     guidance_rescale: Open[PerStep[Share]] = knob(
         "Share of the guided velocity that is brought to the spread of the unguided one, 0 to 1.", "--guidance-rescale",
-        "R", panel=SAMPLING, source=OF_MODEL, settled=True, last=0.0,
+        "R", panel=SAMPLING, source=OF_MODEL, settled=True, last=0.0, learned=True,
     )  # fmt: skip
     sigmas: Sigmas | None = knob(
         "Noise levels by hand, descending from at most 1, such as 1,0.9,0.6.", "--sigmas", "LIST", panel=SAMPLING,
@@ -178,19 +89,20 @@ class Settings(Declared):
         "--preset", "NAME", panel=SAMPLING, source="the model's defaults",
     )  # fmt: skip
     stg_scale: Open[PerStep[Scale]] = knob(
-        "Spatiotemporal guidance; 0 is off.", "--stg-scale", "S", panel=SAMPLING, source=OF_MODEL, last=0.0
-    )
+        "Spatiotemporal guidance; 0 is off.", "--stg-scale", "S", panel=SAMPLING, source=OF_MODEL, last=0.0,
+        learned=True,
+    )  # fmt: skip
     stg_blocks: Blocks | None = knob(
         "Transformer blocks that spatiotemporal guidance perturbs, from 0, such as 3 or 3,4.", "--stg-blocks", "LIST",
-        panel=SAMPLING, source=OF_MODEL,
+        panel=SAMPLING, source=OF_MODEL, learned=True,
     )  # fmt: skip
     stg_mode: Open[SkipMode] = knob(
         "What is left out of these blocks: attention_values, attention_skip or transformer_block.", "--stg-mode",
-        "MODE", panel=SAMPLING, source=f"the model's, else {SKIP_MODES[0]}", last=SKIP_MODES[0],
+        "MODE", panel=SAMPLING, source=f"the model's, else {SKIP_MODES[0]}", last=SKIP_MODES[0], learned=True,
     )  # fmt: skip
     draft_steps: Open[Annotated[int, Field(ge=0, le=1000), NOT_BOOL]] = knob(
         "Steps of a draft that is made first; the clip begins with its first frame. 0: none.", "--draft-steps", "N",
-        panel=SAMPLING, source=OF_MODEL, last=0, tasks=("generate",),
+        panel=SAMPLING, source=OF_MODEL, last=0, tasks=("generate",), has_schedule=True, learned=True,
     )  # fmt: skip
     denoise_strength: Open[Annotated[float, Field(ge=0.001, le=1, allow_inf_nan=False), NOT_BOOL]] = knob(
         "How much of the video is replaced: the share of the denoising steps that are run, above 0 to 1.", "--strength",
@@ -210,6 +122,7 @@ class Settings(Declared):
     ] | None = knob(
         "Memory for coding, such as 4GB; clips are coded in pieces where they need more.", "--vae-memory", "SIZE",
         panel=MACHINE, source="most of what is free",
+        unplanned="memory plans what the VAE may take as well; leave vae_memory out.",
     )  # fmt: skip
     step_cache: Annotated[str, reads(lambda value, field: str(read_step_cache(value)))] | None = knob(
         "Leave out what hardly changes: first-block[:THRESHOLD], taylorseer[:INTERVAL] or magcache[:THRESHOLD].",
@@ -221,9 +134,11 @@ class Settings(Declared):
     )  # fmt: skip
     guidance_sigmas: Sigmas | None = knob(
         "Descending noise levels: lists of guidance_scale, guidance_rescale, stg_scale and stg_blocks then have one "
-        "entry per level and not per step.",
+        "entry per level and not per step.", learned=True,
     )  # fmt: skip
-    cfg_star: Open[bool] = knob("Scale the unconditional velocity first (CFG-star).", source="off", last=False)
+    cfg_star: Open[bool] = knob(
+        "Scale the unconditional velocity first (CFG-star).", source="off", last=False, learned=True
+    )
     guidance_batching: Open[Literal["batched", "separate"]] = knob(
         "Run the branches of a step as one batch, or one after another with less memory and the same result.",
         source="batched", last="batched",
@@ -250,6 +165,26 @@ class Settings(Declared):
     tone_map_compression_ratio: Open[Share] = knob(
         "How far large values of the latents are compressed before decoding.", source="0", last=0.0
     )
+
+    @property
+    def num_branches(self) -> int:
+        """Most evaluations of the transformer in one step."""
+        scales, perturbed = (
+            value if isinstance(value, tuple) else (value or 0.0,) for value in (self.guidance_scale, self.stg_scale)
+        )
+        return 1 + (max(scales) > 1) + (max(perturbed) > 0)
+
+    @property
+    def most_steps(self) -> int:
+        """Steps of the longest schedule of a call: its own, or that of its draft."""
+        return max(self.num_inference_steps, self.draft_steps or 0)
+
+
+AUTOMATIC: Mapping[str, Any] = {"vae_memory": "auto"}
+"""What the calls of a command take where nothing is said and no memory is planned."""
+
+UNDRAFTED: Mapping[str, Any] = {"draft_steps": 0}
+"""For calls that make their clip straight from the noise."""
 
 
 class Inputs(Declared):
@@ -317,7 +252,7 @@ class Inputs(Declared):
     )  # fmt: skip
     upscale: Text | None = knob(
         "Two passes: small first, then enlarged by this latent upsampler and refined.", "--upscale", "FILE|FOLDER",
-        panel=SIZE, source="one pass",
+        panel=SIZE, source="one pass", unplanned="two passes are not planned for; leave one of them out.",
     )  # fmt: skip
     upscale_preset: Annotated[Text, reads(lambda value, field: preset_named(value) and value)] | None = knob(
         "What the passes do: plain (any model), dev, distilled or distilled-13b (LTX-Video).", "--upscale-preset",

@@ -104,34 +104,6 @@ def settle_steps(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Steps
     return Steps(asked, None)
 
 
-def check_guidance(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Refuse what a distilled model has no use for: it was made for one guidance, which its weights hold already.
-
-    Args:
-        given: the caller's guidance_scale, stg_scale, cfg_star, guidance, stochastic_sampling, each None or absent
-            where left out.
-        defaults: looked up for `distilled`, and `guidance_scale`, the only one that is allowed then.
-    Raises:
-        RequestError: names the value, the rule and what would fit.
-    """
-    if not defaults.get("distilled"):
-        return
-    own = defaults.get("guidance_scale")
-    own = 1.0 if own is None else own
-    scale = given.get("guidance_scale")
-    scales = list(scale) if isinstance(scale, (list, tuple)) else [scale]
-    if any(value is not None and value != own for value in scales):
-        raise RequestError(
-            f"guidance_scale={scale!r}: this model was distilled with its guidance, and more would count twice; use "
-            f"guidance_scale={own:g}, or leave it out."
-        )
-    for name in ("stg_scale", "cfg_star", "guidance", "stochastic_sampling"):
-        if given.get(name):
-            raise RequestError(
-                f"{name}={given[name]!r}: this model was distilled for plain Euler steps, nothing else; leave it out."
-            )
-
-
 def skipped_steps(num_steps: int, denoise_strength: float) -> int:
     """How many steps of a schedule are left out at its start where a clip is denoised in part.
 

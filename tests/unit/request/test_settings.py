@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from vgen.errors import RequestError
+from vgen.request.knobs import plain_type
 from vgen.request.request import GenerateRequest
-from vgen.request.settings import PANELS, Settings, plain_type
+from vgen.request.settings import PANELS, Settings
 from vgen.request.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[3]

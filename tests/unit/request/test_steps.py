@@ -5,7 +5,8 @@ import pytest
 
 from vgen.errors import RequestError
 from vgen.request.request import GenerateRequest
-from vgen.request.steps import Steps, check_guidance, read_sigmas, settle_steps, skipped_steps
+from vgen.request.resolve import check_guidance
+from vgen.request.steps import Steps, read_sigmas, settle_steps, skipped_steps
 from vgen.types import Strides
 
 DISTILLED = [1.0, 0.9937, 0.975, 0.725]

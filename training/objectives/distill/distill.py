@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from vgen.diffusion.conditions import token_sigmas
+from vgen.diffusion.guidance import ClassifierFreeGuidance
 from vgen.pipelines import TextToVideoPipeline
+from vgen.request.settings import Settings
 from vgen.training.config.data import LoraConfig
 from vgen.training.control import Control
 from vgen.training.data.plan import Batch
@@ -40,10 +42,7 @@ ADAPTER = "few_steps"
 LEARNED = ("num_inference_steps", "guidance_scale", "sigmas", "distilled")
 """What a student's weights were made for: stored with them, and enforced (see vgen.request.steps)."""
 
-_OF_THE_TEACHER = (
-    "allowed_inference_steps", "cfg_star", "draft_steps", "guidance_rescale", "guidance_sigmas", "stg_blocks",
-    "stg_mode", "stg_scale",
-)  # fmt: skip
+_OF_THE_TEACHER = {"allowed_inference_steps", *(name for name, knob in Settings.knobs().items() if knob.learned)}
 _CHUNK = 16
 _SMALL = 1e-3
 
@@ -215,8 +214,7 @@ class DistillObjective(Objective):
             latents=batch["states"][:, 0],
             num_frames=num_frames,
             sigmas=self.grid,
-            guidance_scale=1.0,
-            stg_scale=0.0,
+            guidance=ClassifierFreeGuidance(),
             output_type="latent",
             callback_on_step_end=keep,
         )

@@ -18,6 +18,7 @@ from vgen.io.content_hash import tree_hash
 from vgen.io.media.images import fit_image
 from vgen.io.media.video import read_video
 from vgen.pipelines import TextToVideoPipeline
+from vgen.request.settings import UNDRAFTED
 from vgen.training.control import Control
 from vgen.training.data.clips import to_pixels
 from vgen.training.data.prompts import SpritePrompts
@@ -85,7 +86,7 @@ class ClipMaker:
                 num_frames=settings.num_frames,
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=settings.guidance_scale,
-                draft_steps=0,  # both clips of a pair are to be of text to video, as it is trained
+                **UNDRAFTED,  # both clips of a pair are to be of text to video, as it is trained
                 generator=sources,
                 output_type="uint8",
                 callback_on_step_end=keep,

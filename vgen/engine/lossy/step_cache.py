@@ -20,6 +20,7 @@ from vgen.engine.lossy.magnitudes import Magnitudes
 from vgen.errors import RequestError
 from vgen.models import VideoDiT
 from vgen.request.lossy import StepCache, read_step_cache
+from vgen.request.settings import UNDRAFTED
 
 COMPUTED_FIRST: Final = 3
 """Steps that TaylorSeer computes before it extrapolates the first time."""
@@ -182,11 +183,11 @@ def measure_magnitudes(pipeline: Any, prompts: Sequence[str], seed: int = 0, **s
     for index, prompt in enumerate(prompts):
         generator = torch.Generator().manual_seed(seed + index)
         with _sizes(pipeline.transformer) as found:
-            pipeline(prompt, generator=generator, output_type="latent", **{**settings, "draft_steps": 0})
+            pipeline(prompt, generator=generator, output_type="latent", **{**settings, **UNDRAFTED})
         if len(found) != pipeline.num_timesteps:
             raise RequestError(
-                f"{len(found)} forwards in {pipeline.num_timesteps} steps: magnitudes are measured with one batch a "
-                "step; leave out spatiotemporal guidance and guidance_batching."
+                f"{len(found)} forwards in {pipeline.num_timesteps} steps: magnitudes are measured with one batch "
+                "per step; leave out spatiotemporal guidance and guidance_batching."
             )
         rows.append(found)
     scale = pipeline.scheduler.config.num_train_timesteps

@@ -18,7 +18,7 @@ def test_the_caller_then_the_model_then_the_convention():
     assert (filled.height, filled.width) == (32, 64)
     assert filled.guidance_scale == 5.0
     assert filled.negative_prompt == "blurry"
-    assert filled.num_inference_steps == NATIVE.defaults["num_inference_steps"]
+    assert filled.num_inference_steps == 50
     assert filled.output_type == "pil"
     explicit = GenerationSettings.fill(
         {"prompt": "a", "negative_prompt": "", "guidance_scale": 0.0}, model, LTX.defaults
