@@ -49,7 +49,7 @@ class Link(NamedTuple):
 
 
 def embedded_chain() -> Path:
-    """The chain that makes the embedded model."""
+    """The chain that makes a model like the embedded one, from nothing."""
     return Path(str(files("vgen.configs") / "train" / "sprites_all.yaml"))
 
 

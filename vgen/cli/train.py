@@ -89,10 +89,10 @@ def sprites(
         bool, typer.Option("--measure", help="With --dry-run: time real steps, for minutes. Models must be there.")
     ] = False,
 ) -> None:
-    """Train the embedded model from nothing: its recipes one after the other; stopped, the same command goes on."""
+    """Train a model like the embedded one from nothing, recipe after recipe; stopped, the same command continues."""
     from pathlib import Path
 
-    starting("reading the recipes of the embedded model")
+    starting("reading the recipes")
     from vgen.engine.memory.allocator import keep_freed_memory
     from vgen.training.chain import embedded_chain
 

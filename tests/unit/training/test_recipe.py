@@ -10,6 +10,7 @@ import yaml
 
 from vgen.errors import RequestError
 from vgen.models import CausalVideoVAE
+from vgen.training.chain import is_chain
 from vgen.training.config.data import SpritesConfig
 from vgen.training.objectives.flow.build import build_transformer
 from vgen.training.objectives.flow.config import FlowObjectiveConfig
@@ -31,13 +32,13 @@ def _write(path: Path, **changes: object) -> Path:
     return path
 
 
-CHAINS = ("sprites_all",)  # names of recipes in a row, see vgen.training.chain
+RECIPES = sorted(path for path in CONFIGS.rglob("*.yaml") if not is_chain(path))
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS.glob("*.yaml")} - set(CHAINS)))
-def test_the_shipped_recipes_are_valid(name: str) -> None:
-    recipe = load_recipe(CONFIGS / f"{name}.yaml")
-    assert recipe.name == name
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_the_shipped_recipes_are_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
     assert recipe.total_steps == sum(stage.steps for stage in recipe.stages)
 
 

@@ -25,7 +25,7 @@ def test_what_a_recipe_begins_with_is_looked_for_before_anything_is_built(missin
     places = {"vae": sprites / "vae", "init": sprites, missing: tmp_path / "no"}
     changes = [f"output_dir={tmp_path / 'run'}", *(f"objective.{name}={place}" for name, place in places.items())]
     with pytest.raises(RequestError, match=rf"objective\.{missing}=.*holds no model.*train the recipe that makes it"):
-        run_recipe(ROOT / "configs" / "train" / "sprites_large.yaml", [*changes, "device=cpu"])
+        run_recipe(ROOT / "configs" / "train" / "history" / "sprites_large.yaml", [*changes, "device=cpu"])
     assert not (tmp_path / "run" / "latents").exists()
 
 

@@ -28,7 +28,7 @@ from vgen.training.objectives.statement import sprites_statement
 
 
 def test_the_embedded_model_states_what_its_recipe_trained() -> None:
-    recipe = read_recipe(Path("configs/train/sprites_continue.yaml"))
+    recipe = read_recipe(Path("configs/train/history/sprites_continue.yaml"))
     folder = resolve_model("sprites")
     lengths = {count for stage in recipe["stages"] for count in stage["frames"]}
     made = sprites_statement(SpritesConfig(**recipe["data"]), lengths, CausalVideoVAE.from_pretrained(folder / "vae"))
