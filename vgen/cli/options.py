@@ -163,6 +163,7 @@ def _show_all(ctx: typer.Context, asked: bool) -> None:
     from vgen.request.request import GenerateRequest
 
     knobs = GenerateRequest.knobs()
+    option: Any
     for option in ctx.command.params:
         if option.param_type_name != "option":
             continue

@@ -13,7 +13,7 @@ WAYS = get_args(Way)
 
 
 class Layout(NamedTuple):
-    """Processes as a grid: so many groups that each compute branches of their own, of so many that share the tokens.
+    """Processes as a grid: groups that each compute branches of their own, of processes that share the tokens.
 
     Process number b * sequence + s has the branches of row b and the tokens of column s.
     """
@@ -23,7 +23,7 @@ class Layout(NamedTuple):
 
 
 def choose_layout(way: str, processes: int, num_branches: int) -> Layout:
-    """How so many processes share a clip.
+    """How processes share a clip.
 
     Args:
         way: "branches": each computes branches of the guidance; "sequence": each a part of the tokens; "auto": the grid

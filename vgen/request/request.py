@@ -85,8 +85,10 @@ class GenerateRequest(Settings, Machine, Inputs):
         """
         values, known = settle(self.model_dump(), defaults)
         known |= {"seed": secrets.randbelow(2**32), "denoise_strength": DENOISE_STRENGTH}
-        if self.task in ("restyle", "inpaint", "outpaint"):
-            known["num_frames"] = frames_to_restyle(self.num_frames, known, strides.temporal, video_frames)
+        if self.task in ("restyle", "inpaint", "outpaint") and video_frames is not None:
+            known["num_frames"] = frames_to_restyle(
+                self.num_frames, known.get("num_frames"), strides.temporal, video_frames
+            )
         for name, knob in self.knobs().items():
             taken = knob.settled or (name in Settings.model_fields and knob.flag and self.task in knob.tasks)
             value = known.get(name, knob.last if knob.settled else None) if taken else None

@@ -61,20 +61,14 @@ def frames_to_keep(asked: int | None, num_frames: int, stride: int, video_frames
     )
 
 
-def frames_to_restyle(
-    asked: int | None, defaults: Mapping[str, Any], stride: int, video_frames: int | None
-) -> int | None:
+def frames_to_restyle(asked: int | None, default: int | None, stride: int, video_frames: int) -> int:
     """How many frames of the given video are replaced: as many as the model makes by default and the video has."""
-    if video_frames is None:
-        return asked
     most = (video_frames - 1) // stride * stride + 1
     if asked is not None and asked > video_frames:
         raise RequestError(
             f"num_frames={asked} and the video has {counted(video_frames, 'frame')}: use {most} or fewer."
         )
-    if asked is not None or defaults.get("num_frames") is None:
-        return asked if asked is not None else most
-    return min(most, defaults["num_frames"])
+    return asked if asked is not None else min(most, default or most)
 
 
 def preset_settings(name: str | None, defaults: Mapping[str, Any]) -> Mapping[str, Any]:

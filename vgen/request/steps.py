@@ -199,7 +199,7 @@ def check_shift(
 
 
 def _collapses(scheduler: Mapping[str, Any], num_steps: int, tokens: int) -> bool:
-    """Whether the schedule of so many tokens has two equal timesteps, in the arithmetic of diffusers' scheduler."""
+    """Whether the schedule of this many tokens has two equal timesteps, in the arithmetic of diffusers' scheduler."""
     import numpy as np
 
     mu = resolution_shift_mu(

@@ -21,7 +21,7 @@ SCHEDULE = ("num_inference_steps", "sigmas", "timesteps")
 """Settings that say a schedule: a pass that gives one of them takes none of the call's."""
 
 SKIPS = ("skip_initial_steps", "skip_final_steps")
-"""What a pass knows beside the settings of a call."""
+"""What a pass knows besides the settings of a call."""
 
 
 @dataclass(frozen=True)

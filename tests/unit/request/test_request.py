@@ -221,3 +221,37 @@ def test_a_preset_goes_before_the_models_defaults() -> None:
 def test_foreign_metadata_is_refused() -> None:
     with pytest.raises(RequestError, match="seed is missing"):
         ResolvedRequest.from_metadata({"prompt": "x"})
+
+
+def test_a_video_is_changed_whole_or_as_far_as_the_model_goes() -> None:
+    def frames(video_frames: int | None, **fields: Any) -> int:
+        request = GenerateRequest.create(task="restyle", video="a.mp4", prompt="x", **fields)
+        return request.resolve(DEFAULTS, STRIDES, video_frames).num_frames
+
+    assert [frames(None), frames(100), frames(11), frames(11, num_frames=5)] == [17, 17, 9, 5]
+    with pytest.raises(RequestError, match="num_frames=33 and the video has 11 frames: use 9 or fewer"):
+        frames(11, num_frames=33)
+
+
+def test_a_call_is_given_what_is_settled_and_no_length_or_inputs() -> None:
+    request = _resolve(stg_scale=1, stg_blocks="3", known_passes=2, scale=2)
+    assert request.call_settings() == {
+        "negative_prompt": "", "height": 64, "width": 64, "frame_rate": 8.0, "num_inference_steps": 20,
+        "guidance_scale": 3.0, "guidance_rescale": 0.0, "stg_scale": 1.0, "stg_blocks": (3,),
+        "stg_mode": "attention_values", "known_passes": 2, "vae_memory": "auto",
+    }  # fmt: skip
+    assert "vae_memory" not in _resolve(memory="8GB").call_settings(), "as planned"
+
+
+def test_metadata_of_earlier_versions_is_read() -> None:
+    """As 9b83d58 wrote it; nothing is lost or added."""
+    metadata = {
+        "quantize": "int8", "step_cache": "taylorseer:2", "task": "predict", "prompt": "a", "model": "sprites",
+        "video": "a.mp4", "backward": True, "fit": "cover", "keep_known_pixels": True, "lora": ["a.safetensors:0.5"],
+        "negative_prompt": "", "seed": 5, "num_frames": 9, "height": 64, "width": 64, "frame_rate": 8.0,
+        "num_inference_steps": 3, "guidance_scale": 3.0, "guidance_rescale": 0.0, "sigmas": [1.0, 0.7, 0.4],
+        "keep_frames": 5, "device": "cpu", "dtype": "float32", "lossy": ["quantize=int8", "step_cache=taylorseer:2"],
+        "model_hash": "x", "versions": {"vgen": "0.1.0"},
+    }  # fmt: skip
+    request = ResolvedRequest.from_metadata(metadata)
+    assert json.loads(json.dumps(request.to_metadata("x", {"vgen": "0.1.0"}))) == metadata
