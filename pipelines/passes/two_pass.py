@@ -21,7 +21,7 @@ With `adain_factor` and `denoise_strength` as in the three calls, the latents of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -51,11 +51,11 @@ _FIRST_ONLY = ("latents", "denoise_strength")
 class RefiningPass(Pass):
     """The second pass: starts from the latents of the first, enlarged by `two_pass`."""
 
-    two_pass: TwoPass | None = None
+    two_pass: TwoPass = field(kw_only=True)
 
     def run(self, pipe: Sampler, steps: CallSteps, text: TextEmbeddings, before: Tensor | None) -> Tensor:
         """See `Pass.run`."""
-        assert self.two_pass is not None and before is not None
+        assert before is not None
         clip = self.two_pass.enlarge(pipe.vae, before, pipe._execution_device)
         return pipe.sample(replace(self, clip=clip), steps, text)[0]
 
