@@ -266,10 +266,8 @@ def _changes(
         own = {role: tensors[key] for role, key in roles.items()}
         rank = update_rank({role: tuple(tensor.shape) for role, tensor in own.items()})
         alpha = None
-        if rank is not None and "alpha" in roles:
-            alpha = _alpha(tensors, roles["alpha"], source)
-        elif rank is not None:
-            alpha = settled_alpha(module, rank, config, source)
+        if rank is not None:
+            alpha = _alpha(tensors, roles.get("alpha"), module, rank, config, source)
         elif "lokr_w1" in own and config.get("alpha") is not None:  # of peft, which scales two whole matrices as well
             whole = settled("r", module, config, source) or 1.0
             scale = (settled("alpha", module, config, source) or whole) / whole
@@ -278,11 +276,15 @@ def _changes(
     return changes
 
 
-def _alpha(tensors: Mapping[str, Tensor], key: str, source: str) -> float:
-    alpha = tensors[key]
-    if alpha.numel() != 1 or not math.isfinite(float(alpha)):
+def _alpha(
+    tensors: Mapping[str, Tensor], key: str | None, module: str, rank: int, config: Mapping[str, Any], source: str
+) -> float:
+    """The alpha that stands under `key`; without one what the configuration says, or the rank."""
+    if key is None:
+        return settled_alpha(module, rank, config, source)
+    if tensors[key].numel() != 1 or not math.isfinite(float(tensors[key])):
         raise CheckpointError(f"{source}: {key!r} is not one finite number.")
-    return float(alpha)
+    return float(tensors[key])
 
 
 def _to_peft(
@@ -298,10 +300,7 @@ def _to_peft(
             bias = tensors[keys.biases[module]] if module in keys.biases else tensors[up].new_zeros(len(tensors[up]))
             state[f"{module}.lora_B.bias"] = bias
         ranks[module] = tensors[down].shape[0]
-        if module in keys.alphas:
-            alphas[module] = _alpha(tensors, keys.alphas[module], source)
-        else:
-            alphas[module] = settled_alpha(module, ranks[module], config, source)
+        alphas[module] = _alpha(tensors, keys.alphas.get(module), module, ranks[module], config, source)
     rank, alpha = _commonest(ranks), _commonest(alphas)
     return state, {
         "r": rank,

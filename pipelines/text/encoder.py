@@ -76,19 +76,11 @@ class TextEmbeddings:
 
     def updated(self, prompt_embeds: Tensor | None, negative_prompt_embeds: Tensor | None) -> TextEmbeddings:
         """With other embeddings where given; where they are its own, the same object, with all that it keeps."""
-        own = (self.prompt_embeds, self.negative_prompt_embeds)
-        if all(
-            new is None or new is old for new, old in zip((prompt_embeds, negative_prompt_embeds), own, strict=True)
-        ):
+        prompt = self.prompt_embeds if prompt_embeds is None else prompt_embeds
+        negative = self.negative_prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
+        if prompt is self.prompt_embeds and negative is self.negative_prompt_embeds:
             return self
-        return replace(
-            self,
-            _batches={},
-            prompt_embeds=self.prompt_embeds if prompt_embeds is None else prompt_embeds,
-            negative_prompt_embeds=(
-                self.negative_prompt_embeds if negative_prompt_embeds is None else negative_prompt_embeds
-            ),
-        )
+        return replace(self, prompt_embeds=prompt, negative_prompt_embeds=negative, _batches={})
 
 
 @contextmanager
