@@ -13,7 +13,7 @@ from vgen.diffusion.guidance.values import every
 from vgen.diffusion.schedules import linear_quadratic, linspace_sigmas
 from vgen.pipelines.call.conventions import Convention
 from vgen.pipelines.call.settings import GenerationSettings
-from vgen.request.steps import resolution_shift_mu, skipped_steps
+from vgen.request.steps import scheduler_mu, skipped_steps
 
 
 def largest_scale(settings: GenerationSettings) -> float:
@@ -45,15 +45,8 @@ def set_schedule(
     elif quadratic and not config.use_dynamic_shifting:
         scheduler.set_timesteps(sigmas=linear_quadratic(num_steps).tolist(), device=device)
     else:
-        mu = resolution_shift_mu(
-            num_tokens,
-            base_tokens=config.base_image_seq_len,
-            max_tokens=config.max_image_seq_len,
-            base_shift=config.base_shift,
-            max_shift=config.max_shift,
-        )
         unshifted = linear_quadratic(num_steps) if quadratic else linspace_sigmas(num_steps)
-        scheduler.set_timesteps(sigmas=unshifted.tolist(), mu=mu, device=device)
+        scheduler.set_timesteps(sigmas=unshifted.tolist(), mu=scheduler_mu(config, num_tokens), device=device)
     skipped = skipped_steps(num_steps, settings.denoise_strength)
     if skipped:
         scheduler.timesteps, scheduler.sigmas = scheduler.timesteps[skipped:], scheduler.sigmas[skipped:]

@@ -148,6 +148,22 @@ def resolution_shift_mu(
     return min(max(mu, base_shift), max_shift) if clamp else mu
 
 
+def scheduler_mu(scheduler: Mapping[str, Any], num_tokens: int) -> float:
+    """The shift mu of a sequence by the configuration of a FlowMatchEulerDiscreteScheduler that shifts by token count.
+
+    Args:
+        scheduler: its configuration; diffusers' defaults where it lacks a value.
+        num_tokens: tokens of the video.
+    """
+    return resolution_shift_mu(
+        num_tokens,
+        base_tokens=scheduler.get("base_image_seq_len", 256),
+        max_tokens=scheduler.get("max_image_seq_len", 4096),
+        base_shift=scheduler.get("base_shift", 0.5),
+        max_shift=scheduler.get("max_shift", 1.15),
+    )
+
+
 def most_tokens(scheduler: Mapping[str, Any], num_steps: int) -> int | None:
     """The longest sequence for which a scheduler that shifts by token count has a schedule.
 
@@ -202,13 +218,7 @@ def _collapses(scheduler: Mapping[str, Any], num_steps: int, tokens: int) -> boo
     """Whether the schedule of this many tokens has two equal timesteps, in the arithmetic of diffusers' scheduler."""
     import numpy as np
 
-    mu = resolution_shift_mu(
-        tokens,
-        base_tokens=scheduler.get("base_image_seq_len", 256),
-        max_tokens=scheduler.get("max_image_seq_len", 4096),
-        base_shift=scheduler.get("base_shift", 0.5),
-        max_shift=scheduler.get("max_shift", 1.15),
-    )
+    mu = scheduler_mu(scheduler, tokens)
     if not -_LARGEST_MU < mu < _LARGEST_MU:
         return True
     even = np.linspace(1.0, 1.0 / num_steps, num_steps).astype(np.float32)

@@ -28,13 +28,8 @@ LTX_STRIDES = Strides(8, 32, 32)
 
 def _timesteps(config: dict, steps: int, tokens: int) -> torch.Tensor:
     scheduler = FlowMatchEulerDiscreteScheduler(**config)
-    mu = resolution_shift_mu(
-        tokens,
-        base_tokens=config["base_image_seq_len"],
-        max_tokens=config["max_image_seq_len"],
-        base_shift=config["base_shift"],
-        max_shift=config["max_shift"],
-    )
+    base, most = config["base_image_seq_len"], config["max_image_seq_len"]  # the line, worked out by hand
+    mu = config["base_shift"] + (tokens - base) / (most - base) * (config["max_shift"] - config["base_shift"])
     scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist(), mu=mu)
     return scheduler.timesteps
 

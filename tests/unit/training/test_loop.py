@@ -31,7 +31,7 @@ from vgen.training.objectives.distill.distill import DistillObjective
 from vgen.training.objectives.flow import flow
 from vgen.training.objectives.flow.build import build_scheduler, fine_tuned, from_nothing
 from vgen.training.objectives.flow.config import FineTuneObjectiveConfig, FlowObjectiveConfig
-from vgen.training.objectives.flow.draws import scheduler_mu
+from vgen.training.objectives.flow.draws import mu_of
 from vgen.training.objectives.flow.material import FootageMaterial, SpriteMaterial
 from vgen.training.objectives.flow.tasks import FlowInputs
 from vgen.training.objectives.preference import preference
@@ -275,7 +275,7 @@ def test_every_row_micro_step_step_and_rank_draws_by_its_own_key(
             for row in range(own):
                 expected = torch.randn(12, 4, generator=_key("noise", *place, rank * own + row))
                 assert torch.equal(noise[row], expected), (rank, place, row)
-            mu = resolution_shift_mu(12) if kind == "flow" else scheduler_mu(objective.pipeline.scheduler, 12)
+            mu = resolution_shift_mu(12) if kind == "flow" else mu_of(objective.pipeline.scheduler, 12)
             drawn = sample_training_sigmas(ROWS, 12, _key("sigma", *place), mu=mu)
             assert torch.equal(sigma[:own], drawn[rank * own : (rank + 1) * own]), (rank, place)
             if kind == "preference":  # both clips of a pair

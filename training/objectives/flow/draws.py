@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vgen.diffusion.schedules import sample_training_sigmas
-from vgen.request.steps import resolution_shift_mu
+from vgen.request.steps import resolution_shift_mu, scheduler_mu
 from vgen.training.randomness import Keys
 
 
@@ -18,23 +18,10 @@ def token_shape(latents: Tensor, patch_size: int) -> tuple[int, int, int]:
     return latents.shape[0], latents.shape[2:].numel() // per_token, latents.shape[1] * per_token
 
 
-def scheduler_mu(scheduler: Any, num_tokens: int) -> float:
-    """mu of a model's scheduler; LTX-Video's line where it does not shift by token count.
-
-    Args:
-        scheduler: of a pipeline.
-        num_tokens: tokens of the video.
-    """
+def mu_of(scheduler: Any, num_tokens: int) -> float:
+    """mu of a pipeline's scheduler; LTX-Video's line where it does not shift by token count."""
     config = scheduler.config
-    if not config.use_dynamic_shifting:
-        return resolution_shift_mu(num_tokens)
-    return resolution_shift_mu(
-        num_tokens,
-        base_tokens=config.base_image_seq_len,
-        max_tokens=config.max_image_seq_len,
-        base_shift=config.base_shift,
-        max_shift=config.max_shift,
-    )
+    return scheduler_mu(config, num_tokens) if config.use_dynamic_shifting else resolution_shift_mu(num_tokens)
 
 
 def draw_sigmas(rows: int, tokens: int, mu: float, uniform_share: float, keys: Keys) -> Tensor:

@@ -24,7 +24,7 @@ from vgen.training.control import Control
 from vgen.training.data.plan import Batch, BatchPlan
 from vgen.training.objectives.base import Coding, Costs, Objective, TaskWork, losses_at_quantiles
 from vgen.training.objectives.flow.config import FlowSettings
-from vgen.training.objectives.flow.draws import draw_sigmas, scheduler_mu, token_shape
+from vgen.training.objectives.flow.draws import draw_sigmas, mu_of, token_shape
 from vgen.training.objectives.flow.given_material import MOST_FRAMES
 from vgen.training.objectives.flow.material import Material
 from vgen.training.objectives.flow.tasks import (
@@ -112,7 +112,7 @@ class FlowObjective(Objective):
         rows, tokens, _ = token_shape(latents, self.pipeline.patch_size)
         shift = self.plan.stage(keys.step).shift
         if shift is None:
-            mu = scheduler_mu(self.pipeline.scheduler, tokens)
+            mu = mu_of(self.pipeline.scheduler, tokens)
         else:
             mu = resolution_shift_mu(tokens, **shift.model_dump())
         return draw_sigmas(rows, tokens, mu, self.config.uniform_share, keys)

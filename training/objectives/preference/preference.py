@@ -28,7 +28,7 @@ from vgen.training.model_sources import LOADED, ModelSource
 from vgen.training.objectives.base import QUANTILES, Costs, Objective, losses_at_quantiles
 from vgen.training.objectives.explicit_attention import use_explicit_attention
 from vgen.training.objectives.export import save_pipeline
-from vgen.training.objectives.flow.draws import draw_sigmas, scheduler_mu, token_shape
+from vgen.training.objectives.flow.draws import draw_sigmas, mu_of, token_shape
 from vgen.training.objectives.flow.tasks import FlowInputs, velocity_errors
 from vgen.training.objectives.lora import ADAPTER, add_lora, without_adapters
 from vgen.training.objectives.preference.config import PreferenceObjectiveConfig
@@ -92,7 +92,7 @@ class PreferenceObjective(Objective):
     def loss(self, batch: Batch, keys: Keys) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one micro-batch of pairs."""
         shape = token_shape(batch["chosen"], self.pipeline.patch_size)
-        mu = scheduler_mu(self.pipeline.scheduler, shape[1])
+        mu = mu_of(self.pipeline.scheduler, shape[1])
         sigma = draw_sigmas(*shape[:2], mu, self.config.uniform_share, keys).to(batch["chosen"])
         noise = keys.normal("noise", shape).to(batch["chosen"])
         preferred, flow, margin = self.pair_losses(batch, sigma, noise)
