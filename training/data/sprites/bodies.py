@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vgen.training.data.sprites.keys import BACKGROUND_KINDS, AnswerKey, Background, ObjectKey, is_withheld
 from vgen.training.data.sprites.motions import Path, build_path, largest_scale
@@ -84,6 +86,17 @@ def sides_of(shape: str, radius: float, turning: bool = False) -> Sides:
     return Sides(*(side * radius + MARGIN for side in sides))
 
 
+def shared_room(
+    sides: Sequence[Sides], places: Sequence[NDArray[np.float64]], canvas: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least and greatest shift [2] of several objects' places [F, 2] that keeps them all whole inside the canvas."""
+    low, high = np.full(2, -np.inf), np.full(2, np.inf)
+    for side, place in zip(sides, places, strict=True):
+        low = np.maximum(low, (side.left, side.up) - place.min(axis=0))
+        high = np.minimum(high, (canvas[0] - side.right, canvas[1] - side.down) - place.max(axis=0))
+    return low, high
+
+
 def at_rest(item: ObjectKey) -> ObjectKey:
     """An object as a picture shows it."""
     return ObjectKey(item.shape, item.colour, item.size, None, pattern=item.pattern)
@@ -92,20 +105,14 @@ def at_rest(item: ObjectKey) -> ObjectKey:
 def set_moving(
     item: ObjectKey, draws: Draws, num_frames: int, canvas: tuple[float, float], factors: tuple[float, float]
 ) -> Moving:
-    """Give an object a size and a path that fits the canvas.
+    """Give an object a size and a path that fits the canvas; it loses its speed word where the way is too short for it.
 
-    Args:
-        item: the object; it loses its speed word where the way is too short for it.
-        draws: its random numbers.
-        num_frames: of the clip; 1 is a picture.
-        canvas: width and height in units.
-        factors: range of the area factor of growing and shrinking.
+    `factors` is the range of the area factor of growing and shrinking.
     """
     motion = item.motion or "still"
     radius = UNITS * draws.between("radius", *RADIUS_SHARE[item.size])
     if num_frames == 1:
-        rest = Path(np.zeros((1, 2)), np.ones(1), np.zeros(1), np.ones(1), np.zeros(1))
-        return Moving(at_rest(item), rest, radius, sides_of(item.shape, radius))
+        return Moving(at_rest(item), Path.at_rest(1), radius, sides_of(item.shape, radius))
     factor = draws.between("factor", *factors)
     largest = radius * largest_scale(motion, item.phases, factor)
     sides = sides_of(item.shape, largest, motion == "rotate")

@@ -6,97 +6,42 @@ out is free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
-from vgen.errors import RequestError
 from vgen.training.data.sprites.keys import AnswerKey
 from vgen.training.data.sprites.pair_captions import say_pair
-from vgen.training.data.sprites.phrases import Parts, Random, join, pick, say
+from vgen.training.data.sprites.phrases import Random, join, pick, say
 from vgen.training.data.sprites.scene import draw_scene
-from vgen.training.data.sprites.splits import stream
+from vgen.training.data.sprites.splits import check_choice, stream
 
 JUDGED: Final = frozenset({"colour", "shape", "motion"})
 DETAILS: Final = ("brief", "any", "detailed")
 
 
-# Sentence forms with motion. `background` may be empty in all of them.
-def _plain(parts: Parts) -> str:
-    return join(parts.noun, parts.finite, parts.background)
-
-
-def _progressive(parts: Parts) -> str:
-    return join(parts.noun, parts.progressive, parts.background)
-
-
-def _participle(parts: Parts) -> str:
-    return join(parts.noun, parts.participle, parts.background)
-
-
-def _telegram(parts: Parts) -> str:
-    return join(parts.bare, parts.participle) + (f", {parts.bare_background}" if parts.bare_background else "")
-
-
-def _relative(parts: Parts) -> str:
-    return join(parts.noun, "that", parts.finite, parts.background)
-
-
-def _background_first(parts: Parts) -> str:
-    place = f"{parts.background}, " if parts.background else ""
-    return place + join(parts.noun, parts.finite)
-
-
-def _there_is(parts: Parts) -> str:
-    return join("there is", parts.new, parts.participle, parts.background)
-
-
-def _there_is_relative(parts: Parts) -> str:
-    return join("there is", parts.new, "that", parts.progressive, parts.background)
-
-
-def _video_of(parts: Parts) -> str:
-    return join("a video of", parts.new, parts.participle, parts.background)
-
-
-def _clip_where(parts: Parts) -> str:
-    return join("a clip where", parts.noun, parts.finite, parts.background)
-
-
-# The two forms of the test split; all their words are known from the others.
-def _cleft(parts: Parts) -> str:
-    return join("it is", parts.new, "that", parts.finite, parts.background)
-
-
-def _two_sentences(parts: Parts) -> str:
-    place = parts.background or "in a video"
-    return f"{place} there is {parts.new} and {parts.pronoun} {parts.finite}"
-
-
-def _image_forms(parts: Parts) -> tuple[str, ...]:
-    return (
-        join(parts.noun, parts.background),
-        join(parts.noun, parts.background),
-        join("there is", parts.new, parts.background),
-        join("a picture of", parts.new, parts.background),
-        join("an image of", parts.new, parts.background),
-        parts.bare + (f", {parts.bare_background}" if parts.bare_background else ""),
-    )
-
-
-FORMS: Final[dict[str, Callable[[Parts], str]]] = {
-    "plain": _plain,
-    "progressive": _progressive,
-    "participle": _participle,
-    "telegram": _telegram,
-    "relative": _relative,
-    "background_first": _background_first,
-    "there_is": _there_is,
-    "there_is_relative": _there_is_relative,
-    "video_of": _video_of,
-    "clip_where": _clip_where,
-    "cleft": _cleft,
-    "two_sentences": _two_sentences,
+# Sentence forms with motion, over the pieces of `Parts`; a background may be missing in all of them.
+FORMS: Final[dict[str, str]] = {
+    "plain": "{0.noun} {0.finite} {0.background}",
+    "progressive": "{0.noun} {0.progressive} {0.background}",
+    "participle": "{0.noun} {0.participle} {0.background}",
+    "telegram": "{0.bare} {0.participle}{0.aside}",
+    "relative": "{0.noun} that {0.finite} {0.background}",
+    "background_first": "{0.opening}{0.noun} {0.finite}",
+    "there_is": "there is {0.new} {0.participle} {0.background}",
+    "there_is_relative": "there is {0.new} that {0.progressive} {0.background}",
+    "video_of": "a video of {0.new} {0.participle} {0.background}",
+    "clip_where": "a clip where {0.noun} {0.finite} {0.background}",
+    # The two forms of the test split; all their words are known from the others.
+    "cleft": "it is {0.new} that {0.finite} {0.background}",
+    "two_sentences": "{0.place} there is {0.new} and {0.pronoun} {0.finite}",
 }
+IMAGE_FORMS: Final = (
+    *("{0.noun} {0.background}",) * 2,
+    "there is {0.new} {0.background}",
+    "a picture of {0.new} {0.background}",
+    "an image of {0.new} {0.background}",
+    "{0.bare}{0.aside}",
+)
 TEST_FORMS: Final = ("cleft", "two_sentences")
 SEEN_FORMS: Final = tuple(form for form in FORMS if form not in TEST_FORMS)
 
@@ -129,28 +74,19 @@ def caption(
     Raises:
         RequestError: an unknown form or detail.
     """
-    if form is not None and form not in FORMS:
-        raise RequestError(f"form={form!r} is not a sentence form: use one of {', '.join(FORMS)}.")
-    if detail not in DETAILS:
-        raise RequestError(f"detail={detail!r} is not known: use one of {', '.join(DETAILS)}.")
+    check_choice("form", form or "plain", tuple(FORMS))
+    check_choice("detail", detail, DETAILS)
     still = still or key.objects[0].motion is None
     if len(key.objects) == 1:
         parts = say(key, key.objects[0], rng, still, detail, frozenset(require))
     else:
         parts = say_pair(key.at_rest() if still else key, rng, detail, frozenset(require))
-    if still:
-        return pick(rng, _image_forms(parts))
-    return FORMS[form or pick(rng, forms)](parts)
+    template = pick(rng, IMAGE_FORMS) if still else FORMS[form or pick(rng, forms)]
+    return join(*template.format(parts).split())
 
 
 def vocabulary_corpus(count: int, seed: int = 0, tiers: tuple[int, ...] = (1, 2)) -> Iterator[str]:
-    """Training captions, clips and pictures, without painting any: for a tokenizer.
-
-    Args:
-        count: how many captions.
-        seed: where in the training split to start.
-        tiers: taken in turn.
-    """
+    """Training captions of clips and pictures of some tiers, in turn, from index `seed` on; nothing is painted."""
     for place in range(count):
         index = seed + place
         tier = tiers[place % len(tiers)]

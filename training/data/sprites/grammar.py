@@ -19,14 +19,15 @@ class Verb(NamedTuple):
     rest: str = ""
 
 
-_TRAVEL: Final = (
-    ("moves", "moving"),
-    ("slides", "sliding"),
-    ("drifts", "drifting"),
-    ("goes", "going"),
-    ("travels", "traveling"),
-    ("glides", "gliding"),
-    ("heads", "heading"),
+def _verbs(table: str) -> tuple[Verb, ...]:
+    """Verb phrases from a table of comma-separated "finite / participle / rest"."""
+    return tuple(Verb(*(part.strip() for part in phrase.split("/"))) for phrase in table.split(","))
+
+
+# "moves" is the everyday word: said as often as two others.
+_TRAVEL: Final = _verbs(
+    "moves / moving, moves / moving, slides / sliding, drifts / drifting, goes / going, travels / traveling, "
+    "glides / gliding, heads / heading"
 )
 _WAYS: Final[dict[str, tuple[str, ...]]] = {
     "left": ("left", "to the left", "to the left", "leftward", "leftwards", "toward the left", "from right to left"),
@@ -52,115 +53,63 @@ def _diagonal(vertical: str, horizontal: str) -> tuple[str, ...]:
 
 def _travel(direction: str) -> tuple[Verb, ...]:
     ways = _WAYS[direction] if direction in _WAYS else _diagonal(*direction.split("-"))
-    # "moves" is the everyday word: said as often as two others.
-    verbs = [Verb(*verb, way) for verb in (_TRAVEL[0], *_TRAVEL) for way in ways]
-    extra = {"up": ("rises", "rising", ""), "down": ("descends", "descending", "")}.get(direction)
-    return (*verbs, *([Verb(*extra)] * 6 if extra else []))
+    verbs = [verb._replace(rest=way) for verb in _TRAVEL for way in ways]
+    extra = {"up": Verb("rises", "rising"), "down": Verb("descends", "descending")}.get(direction)
+    return (*verbs, *([extra] * 6 if extra else []))
 
 
 VERBS: Final[dict[str, tuple[Verb, ...]]] = {
     **{direction: _travel(direction) for direction in DIRECTIONS},
-    "still": (
-        Verb("stays", "staying", "still"),
-        Verb("does not move", "not moving"),
-        Verb("is motionless", "being motionless"),
-        Verb("remains", "remaining", "still"),
-        Verb("stands", "standing", "still"),
-        Verb("rests", "resting", "in place"),
-        Verb("stays", "staying", "in place"),
-        Verb("keeps", "keeping", "still"),
+    "still": _verbs(
+        "stays / staying / still, does not move / not moving, is motionless / being motionless, "
+        "remains / remaining / still, stands / standing / still, rests / resting / in place, "
+        "stays / staying / in place, keeps / keeping / still"
     ),
-    "bounce": (
-        Verb("bounces", "bouncing"),
-        Verb("bounces", "bouncing"),
-        Verb("bounces", "bouncing", "up and down"),
-        Verb("bounces", "bouncing", "like a ball"),
-        Verb("bounces", "bouncing", "on the ground"),
-        Verb("hops", "hopping", "up and down"),
-        Verb("jumps", "jumping", "up and down"),
-        Verb("falls and bounces", "falling and bouncing"),
+    "bounce": _verbs(
+        "bounces / bouncing, bounces / bouncing, bounces / bouncing / up and down, bounces / bouncing / like a ball, "
+        "bounces / bouncing / on the ground, hops / hopping / up and down, jumps / jumping / up and down, "
+        "falls and bounces / falling and bouncing"
     ),
-    "circle": (
-        Verb("moves", "moving", "in a circle"),
-        Verb("circles", "circling"),
-        Verb("circles", "circling", "around"),
-        Verb("goes", "going", "around in a circle"),
-        Verb("goes", "going", "around in circles"),
-        Verb("travels", "traveling", "along a circle"),
-        Verb("loops", "looping", "around"),
-        Verb("orbits", "orbiting", "around the center"),
+    "circle": _verbs(
+        "moves / moving / in a circle, circles / circling, circles / circling / around, "
+        "goes / going / around in a circle, goes / going / around in circles, travels / traveling / along a circle, "
+        "loops / looping / around, orbits / orbiting / around the center"
     ),
-    "zigzag": (
-        Verb("zigzags", "zigzagging"),
-        Verb("zigzags", "zigzagging"),
-        Verb("moves", "moving", "in a zigzag"),
-        Verb("follows", "following", "a zigzag path"),
-        Verb("travels", "traveling", "in a zigzag"),
-        Verb("goes", "going", "in a zigzag line"),
-        Verb("weaves", "weaving", "from side to side"),
-        Verb("moves", "moving", "along a zigzag path"),
+    "zigzag": _verbs(
+        "zigzags / zigzagging, zigzags / zigzagging, moves / moving / in a zigzag, "
+        "follows / following / a zigzag path, travels / traveling / in a zigzag, goes / going / in a zigzag line, "
+        "weaves / weaving / from side to side, moves / moving / along a zigzag path"
     ),
-    "grow": (
-        Verb("grows", "growing"),
-        Verb("grows", "growing", "larger"),
-        Verb("gets", "getting", "bigger"),
-        Verb("becomes", "becoming", "larger"),
-        Verb("gets", "getting", "larger"),
-        Verb("expands", "expanding"),
-        Verb("increases", "increasing", "in size"),
-        Verb("becomes", "becoming", "bigger"),
+    "grow": _verbs(
+        "grows / growing, grows / growing / larger, gets / getting / bigger, becomes / becoming / larger, "
+        "gets / getting / larger, expands / expanding, increases / increasing / in size, "
+        "becomes / becoming / bigger"
     ),
-    "shrink": (
-        Verb("shrinks", "shrinking"),
-        Verb("shrinks", "shrinking"),
-        Verb("gets", "getting", "smaller"),
-        Verb("becomes", "becoming", "smaller"),
-        Verb("reduces", "reducing", "in size"),
-        Verb("contracts", "contracting"),
-        Verb("decreases", "decreasing", "in size"),
+    "shrink": _verbs(
+        "shrinks / shrinking, shrinks / shrinking, gets / getting / smaller, becomes / becoming / smaller, "
+        "reduces / reducing / in size, contracts / contracting, decreases / decreasing / in size"
     ),
-    "rotate": (
-        Verb("rotates", "rotating"),
-        Verb("rotates", "rotating"),
-        Verb("spins", "spinning"),
-        Verb("turns", "turning", "around"),
-        Verb("spins", "spinning", "around"),
-        Verb("rotates", "rotating", "in place"),
-        Verb("revolves", "revolving"),
-        Verb("turns", "turning", "in place"),
+    "rotate": _verbs(
+        "rotates / rotating, rotates / rotating, spins / spinning, turns / turning / around, "
+        "spins / spinning / around, rotates / rotating / in place, revolves / revolving, turns / turning / in place"
     ),
-    "change": (
-        Verb("changes", "changing", "color to {to}"),
-        Verb("changes", "changing", "colour to {to}"),
-        Verb("turns", "turning", "{to}"),
-        Verb("becomes", "becoming", "{to}"),
-        Verb("changes", "changing", "from {colour} to {to}"),
-        Verb("changes", "changing", "its color from {colour} to {to}"),
-        Verb("goes", "going", "from {colour} to {to}"),
-        Verb("shifts", "shifting", "from {colour} to {to}"),
+    "change": _verbs(
+        "changes / changing / color to {to}, changes / changing / colour to {to}, turns / turning / {to}, "
+        "becomes / becoming / {to}, changes / changing / from {colour} to {to}, "
+        "changes / changing / its color from {colour} to {to}, goes / going / from {colour} to {to}, "
+        "shifts / shifting / from {colour} to {to}"
     ),
-    "appear": (
-        Verb("appears", "appearing"),
-        Verb("appears", "appearing"),
-        Verb("fades", "fading", "in"),
-        Verb("shows", "showing", "up"),
-        Verb("comes", "coming", "into view"),
-        Verb("becomes", "becoming", "visible"),
-        Verb("emerges", "emerging"),
-        Verb("pops", "popping", "up"),
+    "appear": _verbs(
+        "appears / appearing, appears / appearing, fades / fading / in, shows / showing / up, "
+        "comes / coming / into view, becomes / becoming / visible, emerges / emerging, pops / popping / up"
     ),
-    "disappear": (
-        Verb("disappears", "disappearing"),
-        Verb("disappears", "disappearing"),
-        Verb("vanishes", "vanishing"),
-        Verb("fades", "fading", "out"),
-        Verb("fades", "fading", "away"),
-        Verb("goes", "going", "out of view"),
-        Verb("becomes", "becoming", "invisible"),
+    "disappear": _verbs(
+        "disappears / disappearing, disappears / disappearing, vanishes / vanishing, fades / fading / out, "
+        "fades / fading / away, goes / going / out of view, becomes / becoming / invisible"
     ),
 }
 # Second phases that say "stop" instead of "stay still".
-STOPS: Final = (Verb("stops", "stopping"), Verb("stops", "stopping", "moving"), Verb("comes", "coming", "to a stop"))
+STOPS: Final = _verbs("stops / stopping, stops / stopping / moving, comes / coming / to a stop")
 
 
 class Place(NamedTuple):
@@ -185,24 +134,13 @@ RELATIVE_PLACE: Final[dict[str, Place]] = {
     "above": Place(_OVER[0], _UNDER[1]),
     "below": Place(_UNDER[0], _OVER[1]),
 }
-HITS: Final = (
-    Verb("hits", "hitting"),
-    Verb("hits", "hitting"),
-    Verb("bumps", "bumping", "into"),
-    Verb("collides", "colliding", "with"),
-    Verb("crashes", "crashing", "into"),
-    Verb("runs", "running", "into"),
-    Verb("knocks", "knocking", "into"),
-    Verb("strikes", "striking"),
+HITS: Final = _verbs(
+    "hits / hitting, hits / hitting, bumps / bumping / into, collides / colliding / with, crashes / crashing / into, "
+    "runs / running / into, knocks / knocking / into, strikes / striking"
 )
-PASSES: Final = (
-    Verb("passes", "passing"),
-    Verb("passes", "passing"),
-    Verb("goes", "going"),
-    Verb("moves", "moving"),
-    Verb("slides", "sliding"),
-    Verb("travels", "traveling"),
-    Verb("crosses", "crossing"),
+PASSES: Final = _verbs(
+    "passes / passing, passes / passing, goes / going, moves / moving, slides / sliding, travels / traveling, "
+    "crosses / crossing"
 )
 
 SPEED_WORDS: Final[dict[str, tuple[str, ...]]] = {

@@ -24,16 +24,7 @@ DIRECTIONS: Final[dict[str, tuple[float, float]]] = {
 BASIC_MOTIONS: Final[tuple[str, ...]] = (*DIRECTIONS, "still")
 MOTIONS: Final[tuple[str, ...]] = (
     *BASIC_MOTIONS,
-    "bounce",
-    "circle",
-    "zigzag",
-    "grow",
-    "shrink",
-    "rotate",
-    "change",
-    "appear",
-    "disappear",
-    "then",
+    *("bounce", "circle", "zigzag", "grow", "shrink", "rotate", "change", "appear", "disappear", "then"),
 )
 SIZES: Final[tuple[str, ...]] = ("small", "large")
 SPEEDS: Final[tuple[str, ...]] = ("slow", "quick")
@@ -119,13 +110,8 @@ class AnswerKey:
 def is_withheld(colour: str, shape: str, motion: str | None, phases: tuple[str, ...] = ()) -> bool:
     """Whether a triple is withheld from training.
 
-    A two-phase motion is withheld when one of its phases is: otherwise training would show the triple in half a
-    clip. A picture (motion None) shows no motion, so nothing in it is withheld.
-
-    Args:
-        colour, shape: words of the palette and of `SHAPES`.
-        motion: base word, or None for a picture.
-        phases: the base words of a "then" motion.
+    A two-phase motion ("then") is withheld when one of its phases is: otherwise training would show the triple in half
+    a clip. A picture (motion None) shows no motion, so nothing in it is withheld.
     """
     if motion is None:
         return False

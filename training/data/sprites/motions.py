@@ -39,6 +39,12 @@ class Path:
     slowed: bool = False
     impacts: list[float] = field(default_factory=list)
 
+    @classmethod
+    def at_rest(cls, num_frames: int) -> Path:
+        """Nothing moves or changes."""
+        count = num_frames
+        return cls(np.zeros((count, 2)), np.ones(count), np.zeros(count), np.ones(count), np.zeros(count))
+
 
 def factor_range(motion: str, phases: tuple[str, ...], size: str) -> tuple[float, float]:
     """The range of the area factor of a growing or shrinking object that starts at `size`."""
@@ -64,8 +70,7 @@ def build_path(
     """The path of one object.
 
     Args:
-        motion: base word of the motion.
-        phases: base words of the two phases of a "then" motion.
+        motion, phases: base words, of a "then" motion and of its two phases.
         speed: "slow", "quick" or None; used by straight and turning motions.
         num_frames: at least 2.
         room: how far the object can travel along x and y and stay whole inside.
@@ -73,21 +78,15 @@ def build_path(
         draws: the clip's random numbers.
     """
     frames = np.arange(num_frames, dtype=np.float64)
-    path = Path(
-        np.zeros((num_frames, 2)), np.ones(num_frames), np.zeros(num_frames), np.ones(num_frames), np.zeros(num_frames)
-    )
+    path = Path.at_rest(num_frames)
     if motion in DIRECTIONS:
         low, high = SPEED_RANGE[speed or "slow"]
         pace, path.slowed = _fitting_pace(motion, draws.between("rate", low, high), low, frames[-1], room)
         path.offset = np.outer(frames * pace, DIRECTIONS[motion])
     elif motion == "then":
         _two_phases(path, frames, phases, speed, room, factor, draws)
-    elif motion == "bounce":
-        _bounce(path, frames, room, draws)
-    elif motion == "circle":
-        _circle(path, frames, room, draws)
-    elif motion == "zigzag":
-        _zigzag(path, frames, room, draws)
+    elif motion in _CURVES:
+        _CURVES[motion](path, frames, room, draws)
     elif motion in ("grow", "shrink"):
         end = factor**0.5 if motion == "grow" else factor**-0.5
         path.radius_scale = 1.0 + (end - 1.0) * frames / frames[-1]
@@ -192,3 +191,6 @@ def _fade(path: Path, frames: Array, motion: str, draws: Draws) -> None:
         path.mixed = share
     else:
         path.alpha = share if motion == "appear" else 1.0 - share
+
+
+_CURVES: Final = {"bounce": _bounce, "circle": _circle, "zigzag": _zigzag}

@@ -25,6 +25,7 @@ from vgen.training.data.sprites.bodies import (
     draw_background,
     looks,
     set_moving,
+    shared_room,
     sides_of,
 )
 from vgen.training.data.sprites.keys import (
@@ -60,13 +61,9 @@ Array = NDArray[np.float64]
 
 
 def draw_pair(split: str, index: int, num_frames: int, canvas: tuple[float, float], triples: str) -> Scene:
-    """The scene of a clip of tier 3; a pure function of its arguments.
+    """The scene of a clip of tier 3, a pure function of its arguments; a picture shows the objects apart and at rest.
 
-    Args:
-        split, index: where the clip stands.
-        num_frames: its length; 1 is a picture, of the objects apart and at rest.
-        canvas: width and height in units.
-        triples: "seen" (both objects), "withheld" (at least one) or "all".
+    `triples` is "seen" (both objects), "withheld" (at least one) or "all"; `canvas` is width and height in units.
     """
     first, second = (Draws(stream(name, split, 3, index)) for name in ("scene", "second"))
     background = draw_background(first, 3)
@@ -268,17 +265,13 @@ def _together(
     draws: Draws,
 ) -> tuple[tuple[Body, Body], Array]:
     """Shift two objects that keep their places to each other to where both stay whole inside; and the shift."""
-    low, high = np.full(2, -np.inf), np.full(2, np.inf)
-    for item, offset, start, radius in zip(items, offsets, starts, radii, strict=True):
-        sides = sides_of(item.shape, radius)
-        places = start + offset
-        low = np.maximum(low, (sides.left, sides.up) - places.min(axis=0))
-        high = np.minimum(high, (canvas[0] - sides.right, canvas[1] - sides.down) - places.max(axis=0))
+    sides = [sides_of(item.shape, radius) for item, radius in zip(items, radii, strict=True)]
+    places = [start + offset for start, offset in zip(starts, offsets, strict=True)]
+    low, high = shared_room(sides, places, canvas)
     shift = np.array([draws.between(name, low[axis], high[axis]) for axis, name in enumerate(("start_x", "start_y"))])
     bodies = []
     for offset, start, radius in zip(offsets, starts, radii, strict=True):
-        count = len(offset)
-        path = Path(offset, np.ones(count), np.zeros(count), np.ones(count), np.zeros(count))
         place = start + shift
+        path = replace(Path.at_rest(len(offset)), offset=offset)
         bodies.append(Body(path, (float(place[0]), float(place[1])), radius, (0.0, 0.0)))
     return (bodies[0], bodies[1]), shift

@@ -54,6 +54,18 @@ class Parts:
         """The noun where it is introduced: never "the"."""
         return with_article("one" if self.article == "one" else "a", self.bare)
 
+    @property
+    def aside(self) -> str:
+        return f", {self.bare_background}" if self.bare_background else ""
+
+    @property
+    def opening(self) -> str:
+        return f"{self.background}, " if self.background else ""
+
+    @property
+    def place(self) -> str:
+        return self.background or "in a video"
+
 
 def join(*words: str) -> str:
     """Words with a blank between them; empty ones are left out."""

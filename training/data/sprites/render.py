@@ -27,16 +27,12 @@ class Windows(NamedTuple):
 
 
 def cover(shape: str, centres: Floats, radii: Floats, angles: Floats, height: int, width: int) -> Windows:
-    """How much of each pixel a shape covers.
+    """How much of each pixel a shape covers, in windows that hold the whole object, cut off at the canvas' border.
 
     Args:
         shape: a word of `SHAPES`.
-        centres: [F, 2] as (x, y), pixels.
-        radii: [F], pixels.
-        angles: [F], radians, clockwise on the screen.
+        centres, radii, angles: [F, 2] as (x, y) and [F], pixels; [F], radians, clockwise on the screen.
         height, width: size of the canvas.
-    Returns:
-        windows that hold the whole object, cut off at the border of the canvas.
     """
     reach = float(radii.max()) * (1.0 if shape == "circle" else 1.45) + 1.0
     if shape != "circle" and not angles.any():
@@ -49,7 +45,8 @@ def cover(shape: str, centres: Floats, radii: Floats, angles: Floats, height: in
     lines = (lines - centres[:, 1:2]) / radii[:, None]
     # Left edge of every pixel relative to the centre, in pixels: [F, 1, m].
     edges = (columns - centres[:, 0:1]).astype(np.float32)[:, None, :]
-    parts = [(1, *_circle_span(lines))] if shape == "circle" else []
+    half = np.sqrt(np.maximum(1.0 - lines**2, 0.0))
+    parts = [(1, -half, half)] if shape == "circle" else []
     parts += [(sign, *_polygon_span(planes, lines, angles)) for sign, planes in POLYGONS[shape]]
     total: Floats | float = 0.0
     for sign, left, right in parts:
@@ -65,11 +62,6 @@ def _window(centres: Floats, reach: float, length: int) -> NDArray[np.int64]:
     size = min(int(np.ceil(2.0 * reach)) + 1, length)
     first = np.clip(np.floor(centres - reach).astype(np.int64), 0, length - size)
     return first[:, None] + np.arange(size)
-
-
-def _circle_span(lines: Floats) -> tuple[Floats, Floats]:
-    half = np.sqrt(np.maximum(1.0 - lines**2, 0.0))
-    return -half, half
 
 
 def _polygon_span(planes: NDArray[np.float64], lines: Floats, angles: Floats) -> tuple[Floats, Floats]:
@@ -92,15 +84,11 @@ def _polygon_span(planes: NDArray[np.float64], lines: Floats, angles: Floats) ->
 def surface(
     pattern: str, windows: Windows, centres: Floats, radii: Floats, angles: Floats, seed: tuple[float, float]
 ) -> Floats:
-    """The darkening of a surface pattern that sticks to the object.
+    """The darkening of a pattern ("striped" or "spotted") that sticks to the object: see `cover` for its place.
 
-    Args:
-        pattern: "striped" or "spotted".
-        windows: where the object is.
-        centres, radii, angles: as for `cover`.
-        seed: two numbers in [0, 1): the direction and the place of the pattern.
     Returns:
-        [F, n, m, 1] float32 factors for the colour, 0.78 on the dark parts and 1 elsewhere.
+        [F, n, m, 1] float32 factors for the colour, 0.78 on the dark parts and 1 elsewhere; `seed`, two numbers in
+        [0, 1), gives the direction and the phase.
     """
     across = (windows.columns + 0.5 - centres[:, 0:1])[:, None, :] / radii[:, None, None]
     down = (windows.rows + 0.5 - centres[:, 1:2])[:, :, None] / radii[:, None, None]
@@ -118,13 +106,11 @@ def surface(
 def paint(
     frames: NDArray[np.uint8], windows: Windows, colours: Floats, alphas: Floats, shade: Floats | None = None
 ) -> NDArray[np.bool_]:
-    """Lay an object over `frames`, in place.
+    """Paint an object over `frames` [F, H, W, 3], in place.
 
     Args:
-        frames: [F, H, W, 3].
-        windows: coverage of the object.
-        colours: [F, 3], 0..255.
-        alphas: [F], 1 = opaque.
+        frames, windows: the canvas, and the coverage of the object.
+        colours, alphas: [F, 3], 0 to 255; [F], 1 = opaque.
         shade: [F, n, m, 1] factors for the colour.
     Returns:
         [F, H, W] bool: the pixels that are at least half covered by a visible object.
@@ -142,15 +128,9 @@ def paint(
 def backdrop(
     kind: str, colour: str, colour_to: str | None, height: int, width: int, seed: tuple[float, float, float]
 ) -> NDArray[np.uint8]:
-    """The picture behind the objects.
+    """The picture behind the objects: uint8 [H, W, 3], or [1, 1, 3] for a plain one.
 
-    Args:
-        kind: a word of `BACKGROUND_KINDS`.
-        colour: its colour; `colour_to` is the far colour of a gradient.
-        height, width: size of the canvas.
-        seed: three numbers in [0, 1) that place, turn and scale the texture.
-    Returns:
-        [H, W, 3] uint8, or [1, 1, 3] for a plain one.
+    `colour_to` is the far colour of a gradient; `seed`, three numbers in [0, 1), places, turns and scales a texture.
     """
     first = np.array(BACKGROUNDS[colour], dtype=np.float32)
     if kind == "plain":

@@ -15,6 +15,7 @@ from vgen.training.data.sprites.bodies import (
     draw_background,
     looks,
     set_moving,
+    shared_room,
     sides_of,
     tones,
 )
@@ -50,31 +51,21 @@ def draw_scene(split: str, tier: int, index: int, num_frames: int, height: int, 
 
 def moved(scene: Scene, x: float, y: float, height: int, width: int) -> Scene:
     """A picture's scene with its objects elsewhere: `x` and `y` go from 0 to 1 over the room that they share."""
-    canvas = canvas_units(height, width)
-    first = np.array(scene.bodies[0].start)
-    low, high = np.full(2, -np.inf), np.full(2, np.inf)
-    for item, body in zip(scene.key.objects, scene.bodies, strict=True):
-        # Where the first object can be so that this one, which keeps its place next to it, is inside.
-        offset = np.array(body.start) - first
-        sides = sides_of(item.shape, body.radius)
-        low = np.maximum(low, (sides.left, sides.up) - offset)
-        high = np.minimum(high, (canvas[0] - sides.right, canvas[1] - sides.down) - offset)
+    sides = [sides_of(item.shape, body.radius) for item, body in zip(scene.key.objects, scene.bodies, strict=True)]
+    offsets = [np.array(body.start) - scene.bodies[0].start for body in scene.bodies]
+    low, high = shared_room(sides, [offset[None] for offset in offsets], canvas_units(height, width))
     place = low + np.array((x, y)) * (high - low)
-    bodies = []
-    for body in scene.bodies:
-        across, down = place + (np.array(body.start) - first)
-        bodies.append(replace(body, start=(float(across), float(down))))
-    return replace(scene, bodies=tuple(bodies))
+    starts = [(float(across), float(down)) for across, down in (place + offset for offset in offsets)]
+    return replace(scene, bodies=tuple(replace(body, start=at) for body, at in zip(scene.bodies, starts, strict=True)))
 
 
 def turned(scene: Scene, turn: int, way: str, pace: float, height: int, width: int) -> Scene:
-    """The scene as a stretch of a longer one: up to frame `turn` its object goes another way, then as its key says.
+    """A scene of one object as a part of a longer one: up to frame `turn` it goes another way, then as its key says.
 
     Args:
-        scene: of a clip of one object.
-        turn: the frame at which its own motion begins; what no longer fits into the clip is left out.
-        way: a direction, or "still".
-        pace: units a frame, lowered until the object comes from inside the canvas.
+        scene, turn: what no longer fits into the clip is left out.
+        way, pace: a direction or "still"; units per frame, lowered until the object comes from inside the canvas.
+        height, width: of the canvas, in pixels.
     """
     body, steps = scene.bodies[0], np.arange(turn, 0, -1.0)
     path = body.path

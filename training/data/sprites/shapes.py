@@ -27,12 +27,7 @@ class Extent(NamedTuple):
 
 
 def _box(half_width: float, half_height: float) -> list[tuple[float, float]]:
-    return [
-        (-half_width, -half_height),
-        (half_width, -half_height),
-        (half_width, half_height),
-        (-half_width, half_height),
-    ]
+    return [(x * half_width, y * half_height) for x, y in ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))]
 
 
 def _half_planes(vertices: list[tuple[float, float]]) -> NDArray[np.float64]:
@@ -64,14 +59,9 @@ EXTENTS: Final[dict[str, Extent]] = {
 
 
 def far_edge(shape: str, direction: tuple[float, float], lanes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far a shape of radius 1 reaches along a direction, lane by lane.
+    """How far a shape of radius 1 reaches along a unit vector, per lane; -inf in lanes that miss it.
 
-    Args:
-        shape: a word of `SHAPES`.
-        direction: a unit vector.
-        lanes: distances from the line through the centre, towards (-y, x) of the direction.
-    Returns:
-        -inf in lanes that miss the shape.
+    A lane is the distance from the line through the centre, towards (-y, x) of the direction.
     """
     if shape == "circle":
         return np.where(np.abs(lanes) < 1.0, np.sqrt(np.maximum(1.0 - lanes**2, 0.0)), -np.inf)

@@ -80,16 +80,6 @@ class SpriteClip:
     index: int
 
     @cached_property
-    def brief_caption(self) -> str:
-        """Colour, shape and motion only."""
-        return caption(self.key, stream("brief", self.split, self.tier, self.index), form="plain", detail="brief")
-
-    @cached_property
-    def detailed_caption(self) -> str:
-        """Everything that the key knows."""
-        return caption(self.key, stream("detailed", self.split, self.tier, self.index), form="plain", detail="detailed")
-
-    @cached_property
     def flow(self) -> NDArray[np.float32]:
         """Exact forward optical flow: float32 [F - 1, H, W, 2] as (x, y) pixels a frame.
 
