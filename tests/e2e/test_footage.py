@@ -157,14 +157,14 @@ def test_refusals_name_file_and_reason(run_cli, footage, data, tmp_path, tiny_pi
     empty = tmp_path / "other"
     _fine(run_cli("data", "ingest", footage, "-o", empty))
     cases = [
-        (["data", "caption", tmp_path, "--from", "sidecar"], "is no data set"),
+        (["data", "caption", tmp_path, "--from", "sidecar"], "is not a data set"),
         (["data", "caption", empty, "--from", "guess"], "use sidecar, text, trigger or model"),
         (["data", "caption", empty, "--from", "text"], "--text"),
         (["data", "caption", empty, "--from", "model", "--model", tmp_path], "has no config.json"),
         (["data", "cache", empty, "--model", model], "2 clips without a caption"),
         (["data", "cache", data, "--model", model, "--num-frames", "6"], "num_frames=6"),
         (["data", "cache", data, "--model", model, "--size", "640x640"], "too small: 64 x 64 pixels"),
-        (["train", "lora", data, "--model", "sprites", "-o", tmp_path / "x"], "holds nothing for model 'sprites'"),
+        (["train", "lora", data, "--model", "sprites", "-o", tmp_path / "x"], "has no cache for model 'sprites'"),
         (_train(data, model, tmp_path / "x", "--targets", "attn9"), "'attn9' is no linear layer"),
         (_train(data, model, tmp_path / "y", "--weights", "none=2"), "no sample lies in the folder 'none'"),
         (_train(data, model, tmp_path / "z", "--small-buckets", "refuse", "--batch", 9), "fewer samples than a batch"),

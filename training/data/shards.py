@@ -169,10 +169,7 @@ class ShardCache(ABC, Generic[Group]):
         """
         for shard in self.missing_shards(process, processes):
             say(shard.title)
-            shard.path.parent.mkdir(parents=True, exist_ok=True)
-            made = {name: value.contiguous() for name, value in self.make(shard.group, shard.places, control).items()}
-            with part_of(shard.path, overwrite=True) as part:
-                save_file(made, part)
+            write_tensors(shard.path, self.make(shard.group, shard.places, control))
 
     def load(self) -> None:
         """Read all shards; they must have been made."""
@@ -195,6 +192,13 @@ class ShardCache(ABC, Generic[Group]):
     def nbytes(self) -> int:
         """What all of it takes in memory once it is read."""
         return sum(value.nbytes for group in self.loaded.values() for value in group.values())
+
+
+def write_tensors(path: Path, tensors: Tensors) -> None:
+    """Write a safetensors file atomically; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with part_of(path, overwrite=True) as part:
+        save_file({name: value.contiguous().cpu() for name, value in tensors.items()}, part)
 
 
 Cache = TypeVar("Cache", bound=ShardCache[Any])

@@ -40,7 +40,7 @@ def ingest(
     from pathlib import Path
 
     starting(f"looking through {footage}")
-    from vgen.training.data.footage.ingest import IngestSettings, summary
+    from vgen.training.data.footage.ingest import IngestSettings
     from vgen.training.data.footage.ingest import ingest as run
 
     settings = IngestSettings(cut_threshold, min_frames, static_below, black_below, duplicate_below, crop_bars)
@@ -48,13 +48,12 @@ def ingest(
     for entry in made.data.dropped:
         if entry.id:
             typer.echo(f"dropped {entry.id} ({counted(entry.num_frames, 'frame')}): {entry.reason}")
-    counts = summary(made)
-    kept = f"{counted(counts['clips'], 'clip')}, {counted(counts['frames'], 'frame')}"
-    lost = f"{counted(counts['dropped'], 'shot')} dropped"
-    typer.echo(f"{kept}; {lost}.")
-    others = ", ".join(f"{count} {kind}" for kind, count in counts["others"].items())
+    kept, frames = made.data.clips, sum(clip.num_frames for clip in made.data.clips)
+    shots = counted(len(made.data.dropped) - len(made.failed), "shot")
+    typer.echo(f"{counted(len(kept), 'clip')}, {counted(frames, 'frame')}; {shots} dropped.")
+    others = ", ".join(f"{count} {kind}" for kind, count in made.others.items())
     typer.echo(
-        f"{counted(counts['used'], 'file')} used, {counts['failed']} skipped, {sum(counts['others'].values())} not "
+        f"{counted(made.used, 'file')} used, {len(made.failed)} skipped, {sum(made.others.values())} not "
         f"footage{f' ({others})' if others else ''}."
     )
     typer.echo(f"{'See' if made.changed else 'Nothing new; see'} {output}/report.html.")

@@ -6,9 +6,9 @@ A bucket is a size, a length and a frame rate; a batch is of one bucket. Nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vgen.errors import RequestError, counted
 from vgen.training.data.footage.records import Clip, Dropped, content_key
@@ -36,10 +36,8 @@ class Sample:
 
     Attributes:
         key: changes with the frames, their crop and their size.
-        clip: id.
-        folder: of the clip, for weights.
-        bucket: see there.
-        frames: of the clip's source, in the source's own counting.
+        clip, folder: id and folder of the clip; weights go by the folder.
+        frames: of the clip's source, as numbered there.
         mask: hash of the clip's mask; "" without one.
     """
 
@@ -73,13 +71,6 @@ class Geometry:
     windows: int = 0
     allow_upscale: bool = False
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Geometry:
-        """The reverse of `dataclasses.asdict` and JSON."""
-        sizes = content["sizes"] and tuple((int(height), int(width)) for height, width in content["sizes"])
-        found = {"strides": Strides(*content["strides"]), "lengths": tuple(content["lengths"]), "sizes": sizes}
-        return cls(**{**content, **found})
-
     def check(self) -> None:
         """Refuse sizes and lengths that the model cannot have.
 
@@ -108,21 +99,17 @@ def default_lengths(num_frames: int, stride: int) -> tuple[int, ...]:
 
 
 def choose_size(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
-    """The size nearest to a picture's: least change of aspect ratio, then of area.
+    """The size nearest to a picture's: least |log(aspect ratio of the size / of the picture)|.
 
-    Least |log(aspect ratio of the size / of the picture)| + 0.25 log(area / area of the size).
+    Where sizes are not given, 0.25 log(area / area of the size) is added.
     """
-    sizes = geometry.sizes or tuple(_sizes(geometry))
     wanted = math.log(width / height)
 
     def cost(size: tuple[int, int]) -> float:
-        return abs(math.log(size[1] / size[0]) - wanted) + 0.25 * math.log(geometry.area / (size[0] * size[1]))
+        stretch = abs(math.log(size[1] / size[0]) - wanted)
+        return stretch if geometry.sizes else stretch + 0.25 * math.log(geometry.area / (size[0] * size[1]))
 
-    return (
-        min(sizes, key=cost)
-        if geometry.sizes is None
-        else min(sizes, key=lambda s: abs(math.log(s[1] / s[0]) - wanted))
-    )
+    return min(geometry.sizes or _sizes(geometry), key=cost)
 
 
 def _sizes(geometry: Geometry) -> Iterable[tuple[int, int]]:
@@ -140,15 +127,16 @@ def plan_samples(clips: Sequence[Clip], geometry: Geometry) -> tuple[list[Sample
     for clip in clips:
         height, width = choose_size(clip.crop[2], clip.crop[3], geometry)
         if not geometry.allow_upscale and (clip.crop[2] < height or clip.crop[3] < width):
-            reason = f"too small: {clip.crop[3]} x {clip.crop[2]} pixels for a size of {width} x {height}"
-            dropped.append(Dropped(clip.source, reason, clip.id, clip.start, clip.num_frames))
+            dropped.append(
+                clip.dropped(f"too small: {clip.crop[3]} x {clip.crop[2]} pixels for a size of {width} x {height}")
+            )
             continue
         rate, frames = _resampled(clip, geometry.frame_rate)
         fitting = [length for length in geometry.lengths if length <= len(frames)]
         if not fitting or (clip.kind == "video" and max(fitting) == 1 < max(geometry.lengths)):
             shortest = min(length for length in geometry.lengths if length > 1 or max(geometry.lengths) == 1)
-            reason = f"too short: {counted(len(frames), 'frame')} at {rate:g} a second, and {shortest} are the fewest"
-            dropped.append(Dropped(clip.source, reason, clip.id, clip.start, clip.num_frames))
+            length = f"{counted(len(frames), 'frame')} at {rate:g} per second"
+            dropped.append(clip.dropped(f"too short: {length}, and at least {shortest} are needed"))
             continue
         bucket = Bucket(max(fitting), height, width, rate)
         for window in _windows(frames, bucket.num_frames, geometry.windows):

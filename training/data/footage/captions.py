@@ -7,27 +7,24 @@ from pathlib import Path
 
 from vgen.errors import RequestError
 from vgen.io.files import write_text
-from vgen.training.data.footage.records import Clip, DataSet
-
-NO_CAPTION = (
-    "{clips} without a caption, the first is {first}: run `vgen data caption {data} --from "
-    "sidecar|text|trigger|model` first, or write them into {data}/captions, one text file a clip, one caption a line."
-)
+from vgen.training.data.footage.records import Clip, DataSet, read_texts
 
 Describe = Callable[[Clip], Sequence[str]]
 """Captions of a clip; none is an error of the caller's choice."""
 
 
-def caption(data: DataSet, describe: Describe, say: Callable[[str], None], overwrite: bool = False) -> tuple[int, int]:
-    """Write captions/ID.txt for the clips that have none.
+def caption(
+    data: DataSet, describe: Describe, on_line: Callable[[str], None], overwrite: bool = False
+) -> tuple[int, int]:
+    """Write captions/ID.txt for the clips that have none, or for all.
 
     Args:
         data: the data set.
         describe: gives a clip's captions.
-        say: called for every clip without one, with the reason.
-        overwrite: also replace captions that are there.
+        on_line: called with a line for every clip that `describe` has no caption for.
+        overwrite: also replace existing captions.
     Returns:
-        How many clips got captions now, and how many still have none.
+        The numbers of clips captioned now, and of clips still without a caption.
     """
     written = missing = 0
     for clip in data.clips:
@@ -36,7 +33,7 @@ def caption(data: DataSet, describe: Describe, say: Callable[[str], None], overw
         try:
             texts = [" ".join(text.split()) for text in describe(clip)]
         except RequestError as error:
-            say(f"no caption: {error}")
+            on_line(f"no caption: {error}")
             missing += not data.captions(clip)
             continue
         written += write_text(data.caption_file(clip), "".join(f"{text}\n" for text in texts))
@@ -50,15 +47,11 @@ def sidecar(clip: Clip) -> list[str]:
         RequestError: no such file, or nothing in it.
     """
     path = Path(clip.source).with_suffix(".txt")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except FileNotFoundError:
-        raise RequestError(f"{path} is missing; it should hold the captions of {clip.source}, one per line.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+    lines = read_texts(path)
     if not lines:
-        raise RequestError(f"{path} is empty; it should hold the captions of {clip.source}, one per line.")
-    return lines
+        fault = "is empty" if path.exists() else "is missing"
+        raise RequestError(f"{path} {fault}; it should hold the captions of {clip.source}, one per line.")
+    return list(lines)
 
 
 def same_text(text: str) -> Describe:
@@ -69,14 +62,9 @@ def same_text(text: str) -> Describe:
 
 
 def with_trigger(word: str, others: Describe) -> Describe:
-    """A trigger word, before a clip's own captions where it has some.
-
-    Args:
-        word: put first.
-        others: the clip's own captions; a RequestError of theirs leaves the word alone.
-    """
+    """A trigger word, followed by what `others` gives for the clip; alone where that raises a RequestError."""
     if not word.strip():
-        raise RequestError("trigger='' is empty: give a word that nothing else is called by, with --trigger.")
+        raise RequestError("trigger='' is empty: give a rare word with --trigger.")
 
     def describe(clip: Clip) -> list[str]:
         try:

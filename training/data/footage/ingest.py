@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from vgen.errors import OutputError, RequestError, VgenError, counted
 from vgen.io.content_hash import content_hash
@@ -67,15 +67,8 @@ WHOLE = IngestSettings(0.0, 1, 0.0, 0.0, 0.0, False)
 
 @dataclass(frozen=True)
 class Ingested:
-    """What came of it.
-
-    Attributes:
-        data: the data set.
-        failed: files that look like footage and could not be used, with the reason.
-        used: number of files that were.
-        others: numbers of files that are not footage, by kind.
-        changed: whether anything was written.
-    """
+    """The data set, the files of footage that could not be used, the number of used and the kinds of other files, and
+    whether anything was written."""
 
     data: DataSet
     failed: tuple[Dropped, ...]
@@ -92,39 +85,39 @@ class _Found:
     scan: Scan
 
 
-def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[[str], None]) -> Ingested:
-    """Scan what is new, decide over all of it, and write the records and the report.
+def ingest(footage: Path, folder: Path, settings: IngestSettings, on_line: Callable[[str], None]) -> Ingested:
+    """Scan new files, decide which shots are kept, and write the records and the report.
 
     Args:
         footage: a folder, or one file.
-        folder: of the data set; made if it is not there. A file that was scanned before is not decoded again.
-        settings: what decides.
-        say: called with what is being done, line by line.
+        folder: of the data set; made if missing. A file that was scanned before is not decoded again.
+        settings: which shots are kept.
+        on_line: called with a line of progress.
     Raises:
-        RequestError: no footage, or `folder` is something else.
-        OutputError: it cannot be written.
-        VgenError: something that is needed is not installed.
+        RequestError: no footage.
+        OutputError: `folder` is something else, or cannot be written.
+        VgenError: a package that is needed is not installed.
     """
     met = find_footage(footage, folder)
     root = met.root
     if not met.files:
-        raise RequestError(f"{footage} holds no video and no picture ({', '.join(sorted(VIDEOS | IMAGES))}).")
+        raise RequestError(f"{footage} has no videos or pictures ({', '.join(sorted(VIDEOS | IMAGES))}).")
     if not all(_is_still(path) for path in met.files):
         check_detector(settings.cut_threshold)
     _prepare(folder)
     changed, found, skipped = False, [], list(met.skipped)
     for entry in skipped:
-        say(f"skipped: {entry.reason}")
+        on_line(f"skipped: {entry.reason}")
     for path in met.files:
         try:
-            scanned, fresh = _scan_once(path, root, folder, settings, say)
+            scanned, fresh = _scan_once(path, root, folder, settings, on_line)
         except OutputError:
             raise
         except VgenError as error:
             if error.exit_code != 2:
                 raise
             skipped.append(Dropped(str(path), str(error)))
-            say(f"skipped: {error}")
+            on_line(f"skipped: {error}")
         else:
             found.append(scanned)
             changed |= fresh
@@ -134,7 +127,7 @@ def ingest(footage: Path, folder: Path, settings: IngestSettings, say: Callable[
     changed |= write_json(folder / ABOUT, about)
     changed |= write_rows(folder / CLIPS, data.clips, root)
     changed |= write_rows(folder / DROPPED, data.dropped, root)
-    changed |= write_report(data, [note for entry in found for note in _notes(entry)])
+    changed |= write_report(data, [f"{entry.path}: {note}" for entry in found for note in entry.scan.notes])
     return Ingested(data, tuple(skipped), len(found), met.others, changed)
 
 
@@ -142,7 +135,7 @@ def _prepare(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; give a folder for the data set.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file() and not (folder / "scans").is_dir():
-        raise OutputError(f"{folder} is not empty and is no data set; give a new folder, so that nothing is mixed up.")
+        raise OutputError(f"{folder} is not empty and is not a data set; give a new folder.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,7 +144,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _scan_once(
-    path: Path, root: Path, folder: Path, settings: IngestSettings, say: Callable[[str], None]
+    path: Path, root: Path, folder: Path, settings: IngestSettings, on_line: Callable[[str], None]
 ) -> tuple[_Found, bool]:
     """A file's scan, from the data set if it is there; and whether it was made now."""
     try:
@@ -160,13 +153,10 @@ def _scan_once(
         raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from None
     place = folder / "scans" / f"{content_key(digest, settings.cut_threshold, SCAN_VERSION, path.name)}.json"
     inside = path.relative_to(root).parent.as_posix()
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # not scanned yet, or damaged
-        return _Found(path, digest, inside, Scan.from_json(json.loads(place.read_text(encoding="utf-8")))), False
-    say(f"scanning {path}")
-    if _is_still(path):
-        scan, thumbnails = scan_image(path)
-    else:
-        scan, thumbnails = scan_video(path, settings.cut_threshold)
+    with contextlib.suppress(OSError, ValueError):  # not scanned yet, or damaged
+        return _Found(path, digest, inside, TypeAdapter(Scan).validate_json(place.read_bytes())), False
+    on_line(f"scanning {path}")
+    scan, thumbnails = scan_image(path) if _is_still(path) else scan_video(path, settings.cut_threshold)
     for shot, pictures in zip(scan.shots, thumbnails, strict=True):
         save_thumbnails(folder, clip_id(path, digest, shot), pictures)
     write_text(place, json.dumps(asdict(scan)) + "\n")  # last: what it speaks of is there
@@ -198,37 +188,23 @@ def decide(found: list[_Found], settings: IngestSettings) -> tuple[list[Clip], l
     dropped: list[Dropped] = []
     prints: list[np.ndarray] = []
     taken: set[str] = set()
-    for entry in found:
-        for shot in entry.scan.shots:
-            name = _free_name(entry, shot, taken)
-            reason = _fault(entry.scan, shot, settings)
-            if reason is None:
-                look = decode_print(shot.print)
-                twin = _twin(look, prints, settings.duplicate_below)
-                if twin is not None:
-                    reason = f"duplicate of {clips[twin].id}"
-                else:
-                    prints.append(look)
-                    clips.append(_clip(entry, shot, name, settings))
-            if reason is not None:
-                dropped.append(Dropped(str(entry.path), reason, name, shot.start, shot.num_frames))
+    for entry, shot in ((file, shot) for file in found for shot in file.scan.shots):
+        scan, look = entry.scan, decode_print(shot.print)
+        crop = shot.crop if settings.crop_bars else (0, 0, *scan.size)
+        clip = Clip(
+            _free_name(entry, shot, taken), str(entry.path), entry.hash, scan.kind, shot.start, shot.num_frames,
+            scan.frame_rate, crop, entry.folder, scan.resampled,
+        )  # fmt: skip
+        reason = _fault(scan, shot, settings)
+        twin = None if reason else _twin(look, prints, settings.duplicate_below)
+        if twin is not None:
+            reason = f"duplicate of {clips[twin].id}"
+        if reason is not None:
+            dropped.append(clip.dropped(reason))
+        else:
+            prints.append(look)
+            clips.append(clip)
     return clips, dropped
-
-
-def _clip(entry: _Found, shot: Shot, name: str, settings: IngestSettings) -> Clip:
-    crop = shot.crop if settings.crop_bars else (0, 0, *entry.scan.size)
-    return Clip(
-        name,
-        str(entry.path),
-        entry.hash,
-        entry.scan.kind,
-        shot.start,
-        shot.num_frames,
-        entry.scan.frame_rate,
-        crop,
-        entry.folder,
-        entry.scan.resampled,
-    )
 
 
 def _fault(scan: Scan, shot: Shot, settings: IngestSettings) -> str | None:
@@ -252,21 +228,3 @@ def _twin(look: np.ndarray, others: list[np.ndarray], below: float) -> int | Non
     distance = np.sqrt(np.square(table - look).mean(axis=1)) / contrast
     same = np.flatnonzero(distance < below)
     return int(same[0]) if len(same) else None
-
-
-def _notes(entry: _Found) -> Iterator[str]:
-    for note in entry.scan.notes:
-        yield f"{entry.path}: {note}"
-
-
-def summary(made: Ingested) -> dict[str, Any]:
-    """Counts for the last lines of the command."""
-    data = made.data
-    return {
-        "used": made.used,
-        "others": made.others,
-        "clips": len(data.clips),
-        "frames": sum(clip.num_frames for clip in data.clips),
-        "dropped": len(data.dropped) - len(made.failed),
-        "failed": len(made.failed),
-    }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from functools import cached_property
 
 import torch
 
 from vgen.errors import RequestError
+from vgen.training.data.footage.records import content_key
 from vgen.training.data.footage.samples import FootageSamples
 from vgen.training.data.plan import Batch, Draw
 
@@ -22,12 +21,8 @@ class FootageClips(FootageSamples):
     @cached_property
     def fingerprint(self) -> str:
         """Changes with any sample or weight."""
-        described = [[sample.key, weight] for sample, weight in zip(self.samples, self.weights.tolist(), strict=True)]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
-
-    def size(self, num_frames: int) -> int:
-        """Number of samples that are long enough."""
-        return sum(sample.bucket.num_frames >= num_frames for sample in self.samples)
+        keys = [sample.key for sample in self.samples]
+        return content_key(*zip(keys, self.weights.tolist(), strict=True))
 
     def fits(self, length: int, num_frames: int) -> bool:
         """Whether a sample of `length` frames serves `num_frames`."""
@@ -40,7 +35,7 @@ class FootageClips(FootageSamples):
         return self._clips(draw.indices, draw.num_frames)
 
     def stack(self, indices: list[int], num_frames: int) -> Batch:
-        """Clips of the commonest size, counted round and round, for measurements."""
+        """Clips of the commonest size, repeated in order, for measurements."""
         long_enough = [place for place, sample in enumerate(self.samples) if sample.bucket.num_frames >= num_frames]
         if not long_enough:
             raise RequestError(f"num_frames={num_frames}: the cache has no sample of that length.")

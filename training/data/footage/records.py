@@ -1,11 +1,11 @@
-"""What is known of a folder of footage, on disk: one JSON object a line, replaced whole or not at all.
+"""The records of a data set of footage: one JSON object per line, each file replaced whole or not at all.
 
 A data set is a folder with
-    dataset.json       where the footage lies, also as seen from here, and the settings of `vgen data ingest`
-    scans/HASH.json    what going through one file found, by the file's content
-    clips.jsonl        a kept clip a line
-    dropped.jsonl      a dropped shot or skipped file a line, with its reason
-    refused.jsonl      a clip a line that `vgen data filter` refused, with its reason
+    dataset.json       the folder of the footage, absolute and relative to here, and the settings of `vgen data ingest`
+    scans/HASH.json    the scan of one file, by the file's content
+    clips.jsonl        the clips that are kept
+    dropped.jsonl      dropped shots and skipped files, with the reasons
+    refused.jsonl      clips that `vgen data filter` refused, with the reasons
     captions/ID.txt    captions of a clip, one per line; may be edited
     thumbnails/ID.jpg  and report.html, report.png
     cache/KEY/         what `vgen data cache` made for one model
@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vgen.errors import RequestError
+from vgen.errors import RequestError, counted
 from vgen.io.files import write_text
 
 CLIPS, DROPPED, REFUSED, ABOUT = "clips.jsonl", "dropped.jsonl", "refused.jsonl", "dataset.json"
@@ -30,19 +30,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of a file that is trained on.
+    """A part of a file that is trained on.
 
     Attributes:
         id: names the clip in every file of the data set.
-        source: the file, by the name that was found; in clips.jsonl below the footage's folder.
-        source_hash: sha256 of the file, hexadecimal.
+        source, source_hash: the file, in clips.jsonl relative to the footage's folder, and its SHA-256.
         kind: "video" or "image".
-        start: first frame, counted in the file's own (resampled, if its rate varies) frames.
-        num_frames: exact.
+        start, num_frames: in the file's own frames, or those that it is resampled to if its rate varies (`resampled`).
         frame_rate: frames per second; 1 for an image.
         crop: (top, left, height, width) of the picture without black bars, upright pixels.
         folder: of the source under the footage's folder, "." at its top; weights go by it.
-        resampled: the file's frame rate varies.
     """
 
     id: str
@@ -55,6 +52,10 @@ class Clip:
     crop: tuple[int, int, int, int]
     folder: str = "."
     resampled: bool = False
+
+    def dropped(self, reason: str) -> Dropped:
+        """The record that this clip is not trained on."""
+        return Dropped(self.source, reason, self.id, self.start, self.num_frames)
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class DataSet:
-    """The records of a data set's folder.
-
-    Attributes:
-        folder: the data set's.
-        about: dataset.json.
-        clips: kept, in the order of the footage.
-        dropped: the rest.
-    """
+    """The records in a data set's folder: dataset.json, and the kept and the dropped clips in the footage's order."""
 
     folder: Path
     about: Mapping[str, Any]
@@ -86,13 +80,10 @@ class DataSet:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], refused: bool = False) -> DataSet:
-        """Read the records.
+        """Read the records; clips that `vgen data filter` refused are among the dropped unless `refused` is set.
 
-        Args:
-            folder: the data set's.
-            refused: keep the clips that `vgen data filter` refused; else they are among the dropped.
         Raises:
-            RequestError: no data set, or one that cannot be read.
+            RequestError: not a data set, or one that cannot be read.
         """
         root = Path(folder)
         try:
@@ -106,7 +97,7 @@ class DataSet:
                 clips = tuple(clip for clip in clips if clip.id not in out)
         except FileNotFoundError:
             raise RequestError(
-                f"{root} is no data set: it has no {ABOUT} and {CLIPS}. Make one with `vgen data ingest FOOTAGE "
+                f"{root} is not a data set: it has no {ABOUT} and {CLIPS}. Make one with `vgen data ingest FOOTAGE "
                 f"-o {root}`."
             ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
@@ -115,27 +106,42 @@ class DataSet:
 
     def captions(self, clip: Clip) -> tuple[str, ...]:
         """The captions of a clip; empty if it has none yet."""
-        try:
-            text = self.caption_file(clip).read_text(encoding="utf-8-sig")
-        except FileNotFoundError:
-            return ()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"{self.caption_file(clip)} cannot be read as UTF-8 text: {error}.") from None
-        return tuple(line.strip() for line in text.split("\n") if line.strip())
+        return read_texts(self.caption_file(clip))
+
+    def all_captions(self) -> dict[str, tuple[str, ...]]:
+        """The captions of every clip, by id.
+
+        Raises:
+            RequestError: a clip has none.
+        """
+        captions = {clip.id: self.captions(clip) for clip in self.clips}
+        empty = [name for name, texts in captions.items() if not texts]
+        if empty:
+            raise RequestError(
+                f"{counted(len(empty), 'clip')} without a caption, the first is {empty[0]}: run `vgen data caption "
+                f"{self.folder} --from sidecar|text|trigger|model` first, or write them into {self.folder}/captions, "
+                "one text file per clip, one caption per line."
+            )
+        return captions
 
     def caption_file(self, clip: Clip) -> Path:
-        """Where the captions of a clip lie."""
+        """The text file of a clip's captions."""
         return self.folder / "captions" / f"{clip.id}.txt"
 
 
-def about_footage(footage: Path, folder: Path, settings: Any) -> dict[str, Any]:
-    """What dataset.json says.
+def read_texts(path: Path) -> tuple[str, ...]:
+    """The lines of a UTF-8 text file, without blank ones; none where there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as UTF-8 text: {error}.") from None
+    return tuple(line.strip() for line in lines if line.strip())
 
-    Args:
-        footage: the folder of the footage.
-        folder: of the data set.
-        settings: a dataclass.
-    """
+
+def about_footage(footage: Path, folder: Path, settings: Any) -> dict[str, Any]:
+    """The content of dataset.json, for a data set in `folder` made with `settings` (a dataclass)."""
     seen = os.path.relpath(os.path.realpath(footage), os.path.realpath(folder))
     return {"version": VERSION, "footage": str(footage), "seen_from_here": seen, "settings": asdict(settings)}
 
@@ -145,13 +151,12 @@ def _placed(row: dict[str, Any], footage: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of records, as they stand there."""
+    """The rows of a file of records, unchanged."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def _footage_root(folder: Path, about: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Where the footage lies now: where it did as seen from the data set, if the two were moved or copied together."""
-    # Records of earlier versions name whole paths, which stay what they are below any folder.
+    """The footage's folder: relative to the data set, if both were moved together, else the recorded absolute one."""
     near = Path(os.path.normpath(folder.resolve() / about.get("seen_from_here", "")))
     return near if any(os.path.lexists(near / row["source"]) for row in rows) else Path(about["footage"])
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vgen.errors import RequestError
-from vgen.training.data.footage.buckets import Bucket, Geometry, Sample, plan_samples
+from vgen.training.data.footage.buckets import Bucket, Sample, plan_samples
 from vgen.training.data.footage.cache import CacheIndex
 from vgen.training.data.footage.pixels import read_samples
 from vgen.training.data.footage.records import DataSet
@@ -39,7 +39,7 @@ class FootageSamples:
         """Refuse samples that the data set would not give any more: other footage, another crop, a clip refused."""
         cached = {sample.clip for sample in self.samples}
         present = [clip for name, clip in self.clips.items() if name in cached]
-        planned, _ = plan_samples(present, Geometry.from_json(self.index.geometry))
+        planned, _ = plan_samples(present, self.index.geometry)
         keys = {(sample.clip, sample.key) for sample in planned}
         for sample in self.samples:
             if (sample.clip, sample.key) not in keys:
@@ -55,8 +55,8 @@ class FootageSamples:
         return largest.height, largest.width
 
     def size(self, num_frames: int) -> int:
-        """Number of samples of that length."""
-        return sum(sample.bucket.num_frames == num_frames for sample in self.samples)
+        """Number of samples that serve that length."""
+        return sum(self.fits(sample.bucket.num_frames, num_frames) for sample in self.samples)
 
     def fits(self, length: int, num_frames: int) -> bool:
         """Whether a sample of `length` frames serves `num_frames`."""
@@ -89,7 +89,7 @@ class FootageSamples:
         return self.samples[int(indices[0])].bucket.frame_rate
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """uint8 [B, F, H, W, 3]: decoded again where they are not remembered."""
+        """uint8 [B, F, H, W, 3]: decoded again where they are not cached."""
         missing = [place for place in dict.fromkeys(indices) if place not in self._pixels]
         by_key = {self.samples[place].key: place for place in missing}
         wanted = [self.samples[place] for place in missing]
@@ -103,13 +103,13 @@ class FootageSamples:
 
 def _weights(samples: Sequence[Sample], by_folder: Mapping[str, float]) -> Tensor:
     """How often each sample is drawn, relative to the others: the weight of the deepest folder that names it."""
-    unknown = [folder for folder in by_folder if not any(_lies_in(s.folder, folder) for s in samples)]
+    unknown = [folder for folder in by_folder if not any(_is_in(s.folder, folder) for s in samples)]
     if unknown:
         have = ", ".join(sorted({sample.folder for sample in samples}))
-        raise RequestError(f"weights: no sample lies in the folder {unknown[0]!r}; there are {have}.")
+        raise RequestError(f"weights: no sample is in the folder {unknown[0]!r}; there are {have}.")
     deepest = sorted(by_folder, key=len)
     values = [
-        next((by_folder[folder] for folder in reversed(deepest) if _lies_in(sample.folder, folder)), 1.0)
+        next((by_folder[folder] for folder in reversed(deepest) if _is_in(sample.folder, folder)), 1.0)
         for sample in samples
     ]
     if not any(values):
@@ -117,5 +117,5 @@ def _weights(samples: Sequence[Sample], by_folder: Mapping[str, float]) -> Tenso
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _lies_in(place: str, folder: str) -> bool:
+def _is_in(place: str, folder: str) -> bool:
     return folder == "." or place == folder or place.startswith(f"{folder}/")

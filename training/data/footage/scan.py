@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +31,7 @@ _STRAIGHT = 0.4
 
 @dataclass(frozen=True)
 class Shot:
-    """A stretch without a cut.
+    """Consecutive frames without a cut.
 
     Attributes:
         start, num_frames: in the file's (resampled) frames, black ends trimmed off.
@@ -58,12 +57,10 @@ class Scan:
 
     Attributes:
         kind: "video" or "image".
-        num_frames: of the whole file, decoded (and resampled, if its rate varies).
-        frame_rate: frames per second.
+        num_frames, frame_rate: of the whole file; `resampled` if its rate varies, else as decoded.
         size: (height, width), upright.
         shots: in order.
         notes: what reading changes, one sentence each.
-        resampled: the frame rate varies, so that frames are not the decoded ones.
     """
 
     kind: str
@@ -74,23 +71,13 @@ class Scan:
     notes: tuple[str, ...]
     resampled: bool = False
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Scan:
-        """The reverse of `dataclasses.asdict` and JSON."""
-        shots = tuple(Shot(**{**shot, "crop": tuple(shot["crop"])}) for shot in content["shots"])
-        return cls(**{**content, "shots": shots, "size": tuple(content["size"]), "notes": tuple(content["notes"])})
-
 
 Thumbnails = list[np.ndarray]
 """Of one shot: uint8 [72, W, 3] each."""
 
 
 def scan_image(path: Path) -> tuple[Scan, list[Thumbnails]]:
-    """A picture is one shot of one frame.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
+    """A picture is one shot of one frame; raises MediaError where it cannot be read."""
     picture = np.asarray(read_image(path))
     measured = _Measured()
     measured.add(picture)
@@ -99,11 +86,7 @@ def scan_image(path: Path) -> tuple[Scan, list[Thumbnails]]:
 
 
 def check_detector(cut_threshold: float) -> None:
-    """Refuse to cut where what finds cuts is not installed.
-
-    Raises:
-        VgenError: PySceneDetect is not installed, and `cut_threshold` is above 0.
-    """
+    """Raise a VgenError where `cut_threshold` is above 0 and PySceneDetect is not installed."""
     if cut_threshold > 0 and importlib.util.find_spec("scenedetect") is None:
         raise VgenError("Cutting into shots needs PySceneDetect: pip install 'vgen[train]', or use --cut-threshold 0.")
 
@@ -119,12 +102,12 @@ def scan_video(path: Path, cut_threshold: float) -> tuple[Scan, list[Thumbnails]
         VgenError: PySceneDetect is not installed.
     """
     stream, measured = FootageStream(path), _Measured()
-    cuts = _Cuts(cut_threshold)
+    find_cuts, cuts = _cut_finder(cut_threshold), set[int]()
     for place, picture in enumerate(stream):
-        cuts.add(place, measured.add(picture))
+        cuts.update(find_cuts(place, measured.add(picture)))
     timeline = stream.timeline
     shots, thumbnails = [], []
-    for begin, end in cuts.stretches(len(measured)):
+    for begin, end in pairwise([0, *sorted(cut for cut in cuts if 0 < cut < len(measured)), len(measured)]):
         first, last = measured.without_black_ends(begin, end)
         start, stop = _shown(timeline, first), _shown(timeline, last)
         if stop > start:
@@ -142,29 +125,22 @@ def _shown(timeline: Timeline, decoded: int) -> int:
     return int(np.searchsorted(np.asarray(timeline.chosen), decoded, side="left"))
 
 
-class _Cuts:
-    """PySceneDetect's detector, fed frame by frame."""
+def _cut_finder(threshold: float) -> Callable[[int, np.ndarray], list[int]]:
+    """PySceneDetect's detector: takes a frame's number and the small frame, and returns the cuts found by then."""
+    if threshold <= 0:
+        return lambda place, small: []
+    check_detector(threshold)
+    from scenedetect import AdaptiveDetector, FrameTimecode
 
-    def __init__(self, threshold: float) -> None:
-        self._detector: Any = None
-        self._cuts: set[int] = set()
-        if threshold > 0:
-            check_detector(threshold)
-            from scenedetect import AdaptiveDetector, FrameTimecode
+    # The detector counts frames; the rate only has to be some number. Short shots are dropped with a reason later, not
+    # merged into their neighbours here.
+    detector = AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=2)
 
-            # The detector counts frames; the rate only has to be some number. Short shots are dropped with a reason
-            # later, not merged into their neighbours here.
-            self._detector = AdaptiveDetector(adaptive_threshold=threshold, min_scene_len=2)
-            self._timecode = lambda place: FrameTimecode(place, 25.0)
+    def cuts_at(place: int, small: np.ndarray) -> list[int]:
+        cuts = detector.process_frame(FrameTimecode(place, 25.0), np.ascontiguousarray(small[..., ::-1]))
+        return [int(cut.frame_num) for cut in cuts]
 
-    def add(self, place: int, small: np.ndarray) -> None:
-        if self._detector is not None:
-            found = self._detector.process_frame(self._timecode(place), np.ascontiguousarray(small[..., ::-1]))
-            self._cuts.update(int(cut.frame_num) for cut in found)
-
-    def stretches(self, count: int) -> Iterator[tuple[int, int]]:
-        edges = [0, *sorted(cut for cut in self._cuts if 0 < cut < count), count]
-        return pairwise(edges)
+    return cuts_at
 
 
 @dataclass
@@ -194,7 +170,7 @@ class _Measured:
             lit = picture[::2, ::2].max(axis=-1) >= BARS_BELOW
             self.rows[place], self.columns[place] = lit.mean(axis=1), lit.mean(axis=0)
             height, width = self.size
-            self.thumbs[place] = _shrink(picture, _THUMB_HEIGHT, max(1, round(width * _THUMB_HEIGHT / height)), True)
+            self.thumbs[place] = _shrink(picture, _THUMB_HEIGHT, round(width * _THUMB_HEIGHT / height))
         return small
 
     def without_black_ends(self, begin: int, end: int, below: float = 24.0) -> tuple[int, int]:
@@ -248,11 +224,10 @@ def _content(lit: np.ndarray, side: int) -> tuple[int, int]:
     return first, last - first
 
 
-def _shrink(picture: np.ndarray, height: int, width: int, smooth: bool = True) -> np.ndarray:
+def _shrink(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     from PIL import Image
 
-    method = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(picture).resize((max(1, width), max(1, height)), method))
+    return np.asarray(Image.fromarray(picture).resize((max(1, width), max(1, height)), Image.Resampling.BOX))
 
 
 def decode_print(text: str) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,21 +20,6 @@ FRAMES = 4
 
 FRAME_PIXELS = 336
 """Their shorter side, at most."""
-
-
-class ClipScorer(Protocol):
-    """Gives a clip a number, higher is better: text-video similarity here; an aesthetic score would be another."""
-
-    name: str
-
-    def score(self, frames: np.ndarray, captions: Sequence[str]) -> float:
-        """The score of a clip.
-
-        Args:
-            frames: uint8 [F, H, W, 3], a few of it.
-            captions: its captions, perhaps none.
-        """
-        ...
 
 
 class TextVideoSimilarity:
@@ -57,7 +41,12 @@ class TextVideoSimilarity:
 
     @torch.no_grad()
     def score(self, frames: np.ndarray, captions: Sequence[str]) -> float:
-        """See `ClipScorer`; -1 without a caption."""
+        """The score of a clip, higher is better; -1 without a caption.
+
+        Args:
+            frames: uint8 [F, H, W, 3], a few of the clip.
+            captions: of the clip.
+        """
         if not captions:
             return -1.0
         pictures = [Image.fromarray(frame) for frame in frames]
@@ -71,17 +60,12 @@ class TextVideoSimilarity:
 
 
 def refuse_low_scores(
-    folder: Path, scorer: ClipScorer, at_least: float, say: Callable[[str], None]
+    folder: Path, scorer: TextVideoSimilarity, at_least: float, on_line: Callable[[str], None]
 ) -> tuple[Dropped, ...]:
-    """Score every clip of a data set, and keep a list of those below a limit; it replaces an earlier list.
+    """Score every clip of a data set, and replace its list of refused clips by those that score below a limit.
 
-    Args:
-        folder: of the data set.
-        scorer: of clips.
-        at_least: the limit.
-        say: called with every score.
     Returns:
-        The refused clips, with their scores as reasons.
+        The refused clips, with their scores as reasons; each score also goes to `on_line`.
     Raises:
         RequestError: every clip is below.
         MediaError: a source is gone.
@@ -92,10 +76,9 @@ def refuse_low_scores(
     for sample, frames in read_samples([_few_frames(clip) for clip in data.clips], clips):
         clip = clips[sample.clip]
         score = scorer.score(frames, data.captions(clip))
-        say(f"{clip.id}: {score:.3f}")
+        on_line(f"{clip.id}: {score:.3f}")
         if score < at_least:
-            reason = f"{scorer.name} of {score:.3f}, below {at_least:g}"
-            refused.append(Dropped(clip.source, reason, clip.id, clip.start, clip.num_frames))
+            refused.append(clip.dropped(f"{scorer.name} of {score:.3f}, below {at_least:g}"))
     if len(refused) == len(clips):
         raise RequestError(f"at_least={at_least:g} leaves no clip of {folder}; nothing was changed. Use a lower limit.")
     write_rows(folder / REFUSED, refused, Path(data.about["footage"]))

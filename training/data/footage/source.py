@@ -1,9 +1,7 @@
-"""Cached samples as the training loop's source: weighted, captioned, one bucket a batch."""
+"""Cached samples as the training loop's source: weighted, captioned, one bucket per batch."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vgen.errors import CheckpointError, RequestError, counted
+from vgen.errors import CheckpointError, RequestError
 from vgen.pipelines.text.cache import DeferredText
 from vgen.training.config.data import FootageConfig
 from vgen.training.data.captioned import NULL_TEXT
 from vgen.training.data.footage.buckets import Sample
 from vgen.training.data.footage.cache import CacheIndex
-from vgen.training.data.footage.captions import NO_CAPTION
 from vgen.training.data.footage.pixels import mask_hashes
+from vgen.training.data.footage.records import content_key
 from vgen.training.data.footage.samples import FootageSamples
 from vgen.training.data.plan import Batch, Draw
 
@@ -55,16 +53,8 @@ class FootageLatents(FootageSamples):
         super().__init__(index, config.weights)
         self.encoding = encoding
         self.text_drop = text_drop
-        self.captions = self._read_captions()
+        self.captions = self.data.all_captions()
         self._check_masks()
-
-    def _read_captions(self) -> dict[str, tuple[str, ...]]:
-        captions = {name: self.data.captions(clip) for name, clip in self.clips.items()}
-        empty = [name for name, texts in captions.items() if not texts]
-        if empty:
-            clips = counted(len(empty), "clip")
-            raise RequestError(NO_CAPTION.format(clips=clips, first=empty[0], data=self.index.data))
-        return captions
 
     def _check_masks(self) -> None:
         """Refuse latents of another mask than a clip has now; without the footage, the mask of the cache holds."""
@@ -81,13 +71,10 @@ class FootageLatents(FootageSamples):
     def fingerprint(self) -> str:
         """Changes with any sample, caption, mask or weight."""
         described = [
-            [sample.key, sample.mask, list(self.captions[sample.clip]), weight] for sample, weight in self._weighted()
+            [sample.key, sample.mask, self.captions[sample.clip], weight]
+            for sample, weight in zip(self.samples, self.weights.tolist(), strict=True)
         ]
-        parts = [self.index.vae_hash, self.index.dtype, described]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-    def _weighted(self) -> list[tuple[Sample, float]]:
-        return list(zip(self.samples, self.weights.tolist(), strict=True))
+        return content_key(self.index.vae_hash, self.index.dtype, described)
 
     def texts(self, draw: Draw) -> list[str]:
         """One caption for each sample of a draw, some dropped: a function of the draw alone."""

@@ -70,7 +70,7 @@ def test_the_key_changes_with_what_is_seen_and_with_nothing_else() -> None:
 
 def test_every_dropped_clip_has_a_reason() -> None:
     samples, dropped = _plan(replace(CLIP, num_frames=7))
-    assert not samples and dropped[0].reason == "too short: 4 frames at 8 a second, and 5 are the fewest"
+    assert not samples and dropped[0].reason == "too short: 4 frames at 8 per second, and at least 5 are needed"
     samples, dropped = _plan(replace(CLIP, crop=(0, 0, 40, 64)))
     assert not samples and dropped[0].reason.startswith("too small: 64 x 40 pixels for a size of")
     assert _plan(replace(CLIP, crop=(0, 0, 40, 64)), allow_upscale=True)[0]

@@ -144,7 +144,7 @@ def test_models_that_share_a_vae_have_caches_of_their_own(project: Project, tmp_
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(RequestError, match=r"holds nothing for model .*tuned"):
+    with pytest.raises(RequestError, match=r"has no cache for model .*tuned"):
         find_index(project.folder, str(tuned))
     project.parts = ModelParts.find(tuned)
     other, _, written = project.cache()

@@ -86,12 +86,12 @@ def test_a_second_run_writes_nothing_and_new_settings_decode_nothing(footage, ma
 def test_nothing_is_mixed_with_what_is_there(footage, tmp_path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(OutputError, match="is not empty and is no data set"):
+    with pytest.raises(OutputError, match="is not empty and is not a data set"):
         _ingest(footage, tmp_path / "mine")
     with pytest.raises(RequestError, match="does not exist"):
         _ingest(tmp_path / "none", tmp_path / "ds")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RequestError, match="holds no video"):
+    with pytest.raises(RequestError, match="has no videos"):
         _ingest(tmp_path / "empty", tmp_path / "ds")
 
 
