@@ -140,7 +140,7 @@ def test_an_interrupted_story_goes_on(run_cli, words, story, tmp_path, monkeypat
     assert run_cli("story", story, *words, "-o", f"{tmp_path}/out/").code == 130
     assert take_folder(f"{tmp_path}/out/").is_dir() and not (tmp_path / "out").exists()
     done = run_cli("story", story, *words, "-o", f"{tmp_path}/out/")
-    assert done.code == 0 and "Went on from frame" in done.out
+    assert done.code == 0 and "Resumed at frame" in done.out
     windows = len(plan_windows([20, 14], 17, 5, 4))
     assert len(calls) == windows + 1
     assert np.array_equal(read_video(tmp_path / "out").frames, read_video(tmp_path / "whole").frames)

@@ -26,9 +26,11 @@ def open_take(job: Job, clip: LongClip) -> tuple[Take, list[str]]:
     shape, notes = (clip.num_frames, request.height, request.width), []
     take = _shared_take(take_folder(job.output), _identity(job, clip), shape, request.seed)
     if take.replaced:
-        notes.append("The interrupted clip there was of other inputs or settings; this one was begun from its start.")
+        notes.append(
+            "The interrupted clip there was of other inputs or settings; this one starts from its first frame."
+        )
     if take.windows_done:
-        notes.append(f"Went on from frame {take.frames_done} of {shape[0]}, which an earlier run had reached.")
+        notes.append(f"Resumed at frame {take.frames_done} of {shape[0]}, where an earlier run had stopped.")
     elif clip.start is not None:
         take.append(clip.start)
     return take, notes

@@ -110,7 +110,8 @@ class Runner:
             previews: whether `on_event` is given a `Preview` of every step.
             prompts: of jobs to come with the same model, encoded while its text encoder is loaded.
         Raises:
-            Cancelled: `cancelled` was true; no file was left, and the runner can be used further.
+            Cancelled: `cancelled` was true; no clip was left, and the runner can be used further. Windows of a long
+                clip are kept: the same job resumes after the last one.
             OutOfMemoryError: names what would help.
             VgenError: the model cannot be loaded, or the clip not be made or written.
         """
@@ -264,7 +265,7 @@ def _watched(pipe: Any, observer: Observer, cancelled: Callable[[], bool] | None
 
 def _check(cancelled: Callable[[], bool] | None) -> None:
     if cancelled is not None and cancelled():
-        raise Cancelled("cancelled; no file was left.")
+        raise Cancelled("cancelled; no unfinished clip was left.")
 
 
 def _write(job: Job, frames: Any, emit: Observer, cancelled: Callable[[], bool] | None) -> Path:

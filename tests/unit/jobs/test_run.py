@@ -78,6 +78,26 @@ def test_windows_are_one_sequence_of_steps(tiny_pipeline_folder: Path, tmp_path:
     assert parts == [events.Part("window", number, count) for number in range(1, count + 1)]
 
 
+def test_a_long_clip_that_was_cancelled_is_resumed(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    fields = {"task": "story", "segments": [{"prompt": "a", "num_frames": 20}], "draft_steps": None}
+    request = _request(tiny_pipeline_folder, prompt="", **fields)
+    seen: list[events.Event] = []
+
+    def in_second_window() -> bool:
+        return events.Part("window", 2, 3) in seen
+
+    with pytest.raises(Cancelled):
+        run(plan(request, tmp_path / "clip"), seen.append, in_second_window)
+    assert not (tmp_path / "clip").exists()
+    resumed = run(plan(request, tmp_path / "clip"), seen.append, previews=True)
+    assert resumed.notes[-1].startswith("Resumed at frame 7 of 20") and _of(seen, events.Part)[-2].number == 2
+    previews = _of(seen, events.Preview)
+    assert [(preview.step, preview.num_steps) for preview in previews] == [(step, 6) for step in range(1, 7)]
+    whole = run(plan(request, tmp_path / "whole"))
+    assert np.array_equal(read_video(resumed.path).frames, read_video(whole.path).frames)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip", "whole"]
+
+
 def test_a_runner_keeps_what_was_used_last(
     tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
