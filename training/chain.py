@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import yaml
 from torch import nn
 
+from vgen.engine.device import release_memory
 from vgen.errors import RequestError, bytes_text, counted, duration
 from vgen.training.control import Control
 from vgen.training.estimate.dry_run import Estimate, dry_run, exports_of
@@ -114,7 +114,7 @@ def run_chain(links: Sequence[Link], say: Callable[[str], None], resume: bool = 
         if not link.is_done:
             say(f"stopped in {title}; the same command goes on")
             return False
-        _release()
+        release_memory()
     return True
 
 
@@ -150,7 +150,7 @@ def dry_run_chain(links: Sequence[Link], say: Callable[[str], None], measure: bo
             if measure and link is not links[-1] and not link.export.is_dir():
                 stand_ins[link.export] = _stand_in(link, [*link.changes, *replaced], Path(name))
             if measure:
-                _release()
+                release_memory()
     if estimates:
         peak = max(estimate.peak for estimate in estimates)
         seconds = sum(estimate.seconds for estimate in estimates)
@@ -220,9 +220,3 @@ def _stand_in(link: Link, changes: list[str], folder: Path) -> Path:
     with torch.no_grad():
         objective.finish(export, torch.float32, control)
     return export
-
-
-def _release() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -159,7 +159,7 @@ def write(
             store.describe(partial, step, fingerprint, about)
     else:
         accelerator.wait_for_everyone()
-        _save(tensors, store.path(step).with_name(f"step-{step:08d}.tmp"))
+        _save(tensors, store.part(step))
     accelerator.wait_for_everyone()
 
 

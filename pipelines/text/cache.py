@@ -7,7 +7,6 @@ its length, how the encoder masks, and the content of encoder and tokenizer, so 
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import logging
@@ -22,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vgen.engine.device import release_memory
 from vgen.engine.lossy.quantize import quantize_text_encoder
 from vgen.engine.memory.offload import offload_blocks
 from vgen.errors import OutputError
@@ -199,9 +199,7 @@ class DeferredText:
             return [EncodedText(*row) for row in zip(embeds.cpu(), mask.cpu(), notes, strict=True)]
         finally:
             del encoder
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
 
     def _key(self, text: str, max_sequence_length: int, masked: bool, device: torch.device | str) -> str:
         kind = "cpu" if self.way == "host" else torch.device(device).type

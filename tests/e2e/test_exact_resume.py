@@ -241,7 +241,7 @@ def _assert_goes_on(folder: Path, uninterrupted: TrainingState) -> None:
     _assert_same(state, uninterrupted)
     kept = CheckpointStore(folder / "checkpoints").all()
     assert [path.name for path in kept][-1] == "step-00000006" and len(kept) >= 2
-    assert not list((folder / "checkpoints").glob("*.tmp"))
+    assert not list((folder / "checkpoints").glob("*.part"))
     steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
 

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from vgen.errors import CheckpointError, OutputError
 from vgen.io.content_hash import read_hash
-from vgen.io.files import follow_umask, sync
+from vgen.io.files import publish
 from vgen.training.checkpoint.optimizer_state import read_optimizer_state, write_optimizer_state
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -84,6 +84,10 @@ class CheckpointStore:
         """Where the checkpoint of `step` lies, or would."""
         return self.folder / f"step-{step:08d}"
 
+    def part(self, step: int) -> Path:
+        """Where the files of the checkpoint of `step` are until it is whole."""
+        return self.folder / f"step-{step:08d}.part"
+
     @contextmanager
     def writing(self, step: int, needed: int) -> Iterator[Path]:
         """A folder to write a checkpoint's files to; when the block ends well it becomes the checkpoint of `step`.
@@ -94,11 +98,11 @@ class CheckpointStore:
         Raises:
             OutputError: the block, or making its files durable, failed for want of space or rights.
         """
-        partial = self.path(step).with_name(f"step-{step:08d}.tmp")
+        partial = self.part(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("step-*.tmp"):
-                shutil.rmtree(left)
+            for left in (*self.folder.glob("*.part"), *self.folder.glob("step-*.tmp")):  # .tmp: of earlier versions
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
             partial.mkdir()
             yield partial
             self._publish(partial, self.path(step))
@@ -112,16 +116,9 @@ class CheckpointStore:
         (partial / "state.json").write_text(json.dumps(described, indent=1))
 
     def _publish(self, partial: Path, final: Path) -> None:
-        follow_umask(partial)
         manifest = {path.name: read_hash(path) for path in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in partial.iterdir():
-            sync(path)
-        sync(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        sync(self.folder)
+        publish(partial, final, overwrite=True)
         self._damaged.discard(final)
         self._prune()
 

@@ -46,11 +46,7 @@ def part_of(path: Path, *, overwrite: bool, folder: bool = False, bytes_needed: 
         if folder:
             part.mkdir()
         yield part
-        follow_umask(part)
-        for file in (*part.rglob("*"), part):
-            sync(file)
-        _publish(part, path, overwrite)
-        sync(path.parent)
+        publish(part, path, overwrite=overwrite)
     except OSError as error:
         raise _output_error(path, error, bytes_needed) from None
     finally:
@@ -163,7 +159,20 @@ def _output_error(path: Path, error: OSError, bytes_needed: int) -> OutputError:
     return OutputError(f"{path} could not be written: {error.strerror or error}.")
 
 
-def sync(path: Path) -> None:
+def publish(part: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a finished file or folder its name, once all of it is on the disk; see `part_of`.
+
+    Raises:
+        OSError: `path` exists, or the place cannot be written.
+    """
+    follow_umask(part)
+    for file in (*part.rglob("*"), part):
+        _sync(file)
+    _rename(part, path, overwrite)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
     """Put the content of a file or folder on the disk, so that a loss of power cannot take it."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -175,9 +184,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _publish(part: Path, path: Path, overwrite: bool) -> None:
+def _rename(part: Path, path: Path, overwrite: bool) -> None:
     if part.is_dir():
-        _publish_folder(part, path, overwrite)
+        _rename_folder(part, path, overwrite)
     elif overwrite:
         os.replace(part, path)
     else:
@@ -190,7 +199,7 @@ def _publish(part: Path, path: Path, overwrite: bool) -> None:
             os.replace(part, path)
 
 
-def _publish_folder(part: Path, path: Path, overwrite: bool) -> None:
+def _rename_folder(part: Path, path: Path, overwrite: bool) -> None:
     """Rename onto nothing or onto an empty folder; a full one is put aside first if it may be replaced."""
     if not overwrite or not path.exists():
         os.rename(part, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections import OrderedDict
@@ -203,11 +202,9 @@ class Runner:
             return
         while len(self._pipelines) > most:
             self._pipelines.popitem(last=False)
-        gc.collect()
-        import torch
+        from vgen.engine.device import release_memory
 
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
 
 
 def _identity(job: Job) -> Any:

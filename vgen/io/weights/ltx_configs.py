@@ -18,7 +18,12 @@ from vgen.io.weights.ltx_keys import CONV_BLOCK, SPACE_TO_DEPTH_BLOCK, VAE_DEFAU
 Config = dict[str, Any]
 
 _REDUCTIONS = {"compress_space_res": "spatial", "compress_time_res": "temporal", "compress_all_res": "spatiotemporal"}
-_BASE_CHANNELS = 128
+BASE_CHANNELS = 128
+"""Width of the VAE's first and last convolution where a config does not say it."""
+ORIGINAL_VAE: Mapping[str, Any] = {
+    "dims": 3, "norm_layer": "pixel_norm", "latent_log_var": "uniform", "use_quant_conv": False
+}  # fmt: skip
+"""What the original's config of every VAE of LTX-Video says."""
 _SHIFT_BY_TOKENS = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024, "max_image_seq_len": 4096}
 _SAME_TRANSFORMER_KEYS = (
     "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "cross_attention_dim",
@@ -164,12 +169,10 @@ def vae_from_original(config: Mapping[str, Any]) -> Config:
     Raises:
         CheckpointError: a block that is not known, or a setting that LTX-Video's VAEs do not have.
     """
-    needed = {"dims": 3, "norm_layer": "pixel_norm", "latent_log_var": "uniform", "use_quant_conv": False}
-    needed |= {"normalize_latent_channels": False, "spatial_padding_mode": "zeros"}
-    _demand("VAE", config, needed)
-    base = int(config.get("encoder_base_channels", _BASE_CHANNELS))
+    _demand("VAE", config, {**ORIGINAL_VAE, "normalize_latent_channels": False, "spatial_padding_mode": "zeros"})
+    base = int(config.get("encoder_base_channels", BASE_CHANNELS))
     (*down, middle), end = _encoder_stages(_read_blocks(config, "encoder_blocks"), base)
-    base = int(config.get("decoder_base_channels", _BASE_CHANNELS))
+    base = int(config.get("decoder_base_channels", BASE_CHANNELS))
     (*up, bottom), _ = _decoder_stages(_read_blocks(config, "decoder_blocks"), base)
     kinds = [CONV_BLOCK if stage.change in (None, "conv") else SPACE_TO_DEPTH_BLOCK for stage in down]
     patch = int(config.get("patch_size", 1))
@@ -228,7 +231,7 @@ def vae_to_original(config: Mapping[str, Any]) -> Config:
         "use_quant_conv": False,
         "causal_decoder": full["decoder_causal"],
         "timestep_conditioning": full["timestep_conditioning"],
-        **{key: width for key, width in bases.items() if width != _BASE_CHANNELS},
+        **{key: width for key, width in bases.items() if width != BASE_CHANNELS},
     }
 
 

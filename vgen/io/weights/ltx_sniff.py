@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vgen.errors import CheckpointError
+from vgen.io.weights.ltx_configs import BASE_CHANNELS, ORIGINAL_VAE, transformer_to_original
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes by original key, without the component's prefix."""
@@ -30,8 +31,7 @@ def sniff_transformer(shapes: Shapes) -> dict[str, Any]:
             f"a hidden size of {hidden} is no multiple of the {NUM_HEADS} heads of public LTX-Video transformers, and "
             "the file has no config in its metadata: the number of heads is unknown."
         )
-    return {
-        "_class_name": "Transformer3DModel",
+    return transformer_to_original({
         "num_attention_heads": NUM_HEADS,
         "attention_head_dim": hidden // NUM_HEADS,
         "in_channels": in_channels,
@@ -40,17 +40,7 @@ def sniff_transformer(shapes: Shapes) -> dict[str, Any]:
         "cross_attention_dim": hidden,
         "caption_channels": _shape(shapes, "caption_projection.linear_1.weight", 2)[1],
         "attention_bias": "transformer_blocks.0.attn1.to_q.bias" in shapes,
-        "activation_fn": "gelu-approximate",
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-6,
-        "attention_type": "default",
-        "qk_norm": "rms_norm",
-        "standardization_norm": "rms_norm",
-        "positional_embedding_type": "rope",
-        "positional_embedding_theta": 10000.0,
-        "positional_embedding_max_pos": [20, 2048, 2048],
-        "timestep_scale_multiplier": 1000,
-    }
+    })  # fmt: skip
 
 
 def sniff_vae(shapes: Shapes) -> dict[str, Any]:
@@ -66,23 +56,19 @@ def sniff_vae(shapes: Shapes) -> dict[str, Any]:
     out_patched, decoder_base = _shape(shapes, "decoder.conv_out.conv.weight", 5)[:2]
     side = round((patched / 3) ** 0.5)
     found: dict[str, Any] = {
-        "_class_name": "CausalVideoAutoencoder",
-        "dims": 3,
+        **ORIGINAL_VAE,
         "in_channels": patched // side**2,
         "out_channels": out_patched // side**2,
         "latent_channels": bottom[1],
         "encoder_blocks": encoder_blocks,
         "decoder_blocks": decoder_blocks,
         "scaling_factor": 1.0,
-        "norm_layer": "pixel_norm",
         "patch_size": side,
-        "latent_log_var": "uniform",
-        "use_quant_conv": False,
         "causal_decoder": False,
         "timestep_conditioning": "decoder.last_scale_shift_table" in shapes,
     }
     widths = {"encoder_base_channels": base, "decoder_base_channels": decoder_base}
-    return {**found, **{key: width for key, width in widths.items() if width != 128}}
+    return {**found, **{key: width for key, width in widths.items() if width != BASE_CHANNELS}}
 
 
 def sniff_scheduler(generation: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_a_crash_while_writing_leaves_the_old_ones(tmp_path: Path, monkeypatch: 
     assert store.newest() == good
     store.save(_state(2))
     assert [path.name for path in store.all()] == ["step-00000001", "step-00000002"]
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
