@@ -125,12 +125,12 @@ BAD = {
     "block": ({"stg_scale": 1.0, "stg_blocks": [2]}, r"stg_blocks=\[2\] are not there: the transformer has 0 to 1"),
     "residual": ({"stg_scale": 1.0, "stg_blocks": [1], "stg_mode": "residual"}, "stg_mode='residual'"),
     "no blocks": ({"stg_scale": 1.0}, "needs stg_blocks"),
-    "batching": ({"guidance_batching": "both"}, "guidance_batching='both' must be 'batched' or 'separate'"),
+    "batching": ({"guidance_batching": "both"}, "guidance_batching='both' is not known: use batched or separate"),
     "sigmas": ({"sigmas": [0.5, 0.9]}, "descend"),
     "both": ({"sigmas": [1.0], "timesteps": [1000]}, "both given"),
     "steps and sigmas": ({"sigmas": [1.0, 0.5], "num_inference_steps": 3}, "contradict"),
     "strength": ({"denoise_strength": 0.5}, r"denoise_strength=0\.5 needs a clip .*VideoToVideoPipeline"),
-    "strength 0": ({"denoise_strength": 0.0}, "must be above 0"),
+    "strength 0": ({"denoise_strength": 0.0}, "is outside 0.001 to 1; the nearest is 0.001"),
 }
 
 
@@ -231,7 +231,7 @@ def test_the_size_is_that_of_the_clip(video_to_video):
         ({"video": _clip(5), "num_frames": 9}, "video has 5 frames and num_frames=9"),
         ({"video": _clip(9), "height": 64}, "32x32 and the clip 64x32"),
         ({"video": [_clip(9)] * 2}, "2 clips for 1 prompt"),
-        ({"video": _clip(9), "denoise_strength": 1.5}, r"denoise_strength=1\.5 must be above 0 and at most 1"),
+        ({"video": _clip(9), "denoise_strength": 1.5}, r"denoise_strength=1\.5 is outside 0\.001 to 1"),
         ({"video": _clip(9), "denoise_strength": 0.1}, r"denoise_strength=0\.1 of 3 steps leaves none"),
         ({"video": _clip(9), "guidance_scale": [3.0] * 3}, "guidance_scale holds 3 values for 1 step"),
     ],
