@@ -190,7 +190,7 @@ def _work(name: str, numbers: list[Tensor], mask: Tensor | None) -> Callable[[],
 
 
 def _error(found: Tensor, truth: Tensor) -> float:
-    """The largest difference; infinite where there is no number."""
+    """The largest difference; infinite where it is not a number."""
     error = float((found[:, :_ROWS].float() - truth).abs().max())
     return error if error == error else float("inf")
 

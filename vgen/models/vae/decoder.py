@@ -66,9 +66,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        widths, layers, noise = (
-            config.decoder_block_out_channels, config.decoder_layers_per_block, config.decoder_inject_noise,
-        )  # fmt: skip
+        widths, layers = config.decoder_block_out_channels, config.decoder_layers_per_block
+        noise = config.decoder_inject_noise
         eps, causal, conditioned = config.resnet_norm_eps, config.decoder_causal, config.timestep_conditioning
         kinds = config.decoder_upsample_type
         by_stage = ["decoder_spatio_temporal_scaling", "upsample_residual", "upsample_factor"]
