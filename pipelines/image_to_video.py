@@ -6,7 +6,7 @@ from typing import Any
 
 from vgen.errors import RequestError
 from vgen.pipelines.base import BasePipeline, VideoPipelineOutput
-from vgen.pipelines.call.settings import with_settings
+from vgen.pipelines.call.settings import count_prompts, with_settings
 from vgen.pipelines.coding.given_pixels import per_prompt
 from vgen.types import FitMode
 
@@ -36,5 +36,5 @@ class ImageToVideoPipeline(BasePipeline):
         if image is None:
             raise RequestError("image is not given: pass the first frame, or use TextToVideoPipeline.")
         given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
-        first = per_prompt(image, self.fill_settings(given).num_prompts, "image", fit=fit)
+        first = per_prompt(image, count_prompts(prompt, settings.get("prompt_embeds")), "image", fit=fit)
         return self._generate(given, first if len(first) == 1 else [[entry] for entry in first])

@@ -6,7 +6,7 @@ from typing import Any
 
 from vgen.errors import RequestError
 from vgen.pipelines.base import BasePipeline, VideoPipelineOutput
-from vgen.pipelines.call.settings import with_settings
+from vgen.pipelines.call.settings import count_prompts, with_settings
 from vgen.pipelines.coding.given_pixels import per_prompt
 from vgen.types import FitMode
 
@@ -42,12 +42,12 @@ class InterpolationPipeline(BasePipeline):
         if prompt is None and settings.get("prompt_embeds") is None:
             prompt = ""
         given = {"prompt": prompt, "negative_prompt": negative_prompt, **settings}
-        filled = self.fill_settings(given)
+        num_prompts = count_prompts(prompt, settings.get("prompt_embeds"))
         firsts, lasts = (
-            per_prompt(images, filled.num_prompts, name, frame_index=index, fit=fit)
+            per_prompt(images, num_prompts, name, frame_index=index, fit=fit)
             for images, index, name in ((first, 0, "first"), (last, -1, "last"))
         )
         if len(firsts) == len(lasts) == 1:
             return self._generate(given, [firsts[0], lasts[0]])
-        firsts, lasts = (ends * filled.num_prompts if len(ends) == 1 else ends for ends in (firsts, lasts))
+        firsts, lasts = (ends * num_prompts if len(ends) == 1 else ends for ends in (firsts, lasts))
         return self._generate(given, [list(pair) for pair in zip(firsts, lasts, strict=True)])

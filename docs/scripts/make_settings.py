@@ -19,6 +19,7 @@ HEAD = """# Settings of a clip
 Each is a field of `GenerateRequest` and of the JSON in an output's metadata (`vgen info`); those with an option are
 taken by the commands, and those of sampling and coding by every pipeline's call in Python. What is left out comes from
 the memory plan, the LoRAs, the model, its scheduler and its convention, in this order.
+`GenerateRequest.model_json_schema()` says the same as a JSON schema.
 """
 
 

@@ -98,9 +98,7 @@ class GenerationSettings(Settings):
     @property
     def num_prompts(self) -> int:
         """P, the number of prompts."""
-        if self.prompt_embeds is not None:
-            return self.prompt_embeds.shape[0]
-        return len(self.prompt) if isinstance(self.prompt, list) else 1
+        return count_prompts(self.prompt, self.prompt_embeds)
 
     @property
     def shape(self) -> VideoShape:
@@ -111,6 +109,13 @@ class GenerationSettings(Settings):
     def batch_size(self) -> int:
         """B, the number of clips: prompts times clips for each."""
         return self.num_prompts * self.num_videos_per_prompt
+
+
+def count_prompts(prompt: str | list[str] | None, prompt_embeds: Tensor | None = None) -> int:
+    """The number of prompts of a call that is not filled in yet."""
+    if prompt_embeds is not None:
+        return prompt_embeds.shape[0]
+    return len(prompt) if isinstance(prompt, list) else 1
 
 
 _RETURNS = (
