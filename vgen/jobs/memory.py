@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vgen.hub.model import Model
+from vgen.request.fields import split_lora
 
 if TYPE_CHECKING:
     from vgen.request.request import ResolvedRequest
@@ -51,11 +52,5 @@ def plan_memory(request: ResolvedRequest, model: Model, *, keep_text: bool) -> A
         encodes=request.task != "generate",
     )
     assert request.memory is not None
-    adapters = sum(Path(_file(entry)).stat().st_size for entry in request.lora or ())
+    adapters = sum(Path(split_lora(entry)[0]).stat().st_size for entry in request.lora or ())
     return plan_call(sizes, work, request.memory - adapters, request.device)
-
-
-def _file(entry: str) -> str:
-    from vgen.request.fields import split_lora
-
-    return split_lora(entry)[0]
