@@ -118,8 +118,8 @@ class ShardCache(ABC, Generic[Group]):
         if not count:
             lengths = sorted({self.length(group) for group in self.groups})
             raise CheckpointError(
-                f"num_frames={num_frames} is trained on but not cached: add it to {self.setting}, which has "
-                f"{', '.join(map(str, lengths))}."
+                f"num_frames={num_frames} is trained on, and {self.setting} has {', '.join(map(str, lengths))}: change "
+                "that, or the lengths of the stages."
             )
         return count
 

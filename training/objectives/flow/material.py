@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,52 +34,6 @@ Given = tuple[Tensor, list[KnownLatents]]
 """Latents [B, C, f, h, w] to learn, and what of them, or next to them, is given."""
 
 
-class Material(Protocol):
-    """What a flow learns from besides the latents of its batches."""
-
-    @property
-    def tasks(self) -> Sequence[str]:
-        """Those that it has material for."""
-        ...
-
-    @property
-    def canvas(self) -> tuple[int, int]:
-        """Rows and columns of the largest clips."""
-        ...
-
-    def frame_rate(self, batch: Batch) -> float:
-        """Of a batch's clips."""
-        ...
-
-    def prepare(self, task: str, batch: Batch, keys: Keys) -> Batch:
-        """The batch with what a task needs rendered."""
-        ...
-
-    def given(self, task: str, batch: Batch, keys: Keys, encode: Encode) -> Given:
-        """What a task gives of a prepared batch."""
-        ...
-
-    def held_out(self, patch_size: int) -> list[Batch]:
-        """Batches to validate with, each with its "noise" [B, N, C]."""
-        ...
-
-    def samples(self) -> list[dict[str, Any]]:
-        """Calls of a pipeline that make the clips of a sample sheet; each has a "prompt" or several."""
-        ...
-
-    def validation_forwards(self, defaults: Mapping[str, Any]) -> dict[int, float]:
-        """See `Costs.validation`; `defaults` are those of the pipeline."""
-        ...
-
-    def codings(self, vae: CausalVideoVAE, stages: Sequence[Stage], in_step: bool) -> list[Coding]:
-        """See `Costs.codings`; `in_step`: some task encodes in the step."""
-        ...
-
-    def rendering(self, num_frames: int) -> Callable[[], object] | None:
-        """Renders one clip for a task."""
-        ...
-
-
 class SpriteMaterial:
     """Clips of SpriteWorld, rendered again for tasks whose material no cached latent can lend.
 
@@ -91,7 +45,8 @@ class SpriteMaterial:
         vae: encodes the held-out clips.
     """
 
-    tasks = TASKS
+    tasks: Sequence[str] = TASKS
+    """Those that it has material for."""
 
     def __init__(
         self,
@@ -119,21 +74,21 @@ class SpriteMaterial:
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """See Material."""
+        """Rows and columns of the largest clips."""
         return self.clips.canvas
 
     def frame_rate(self, batch: Batch) -> float:
-        """See Material."""
+        """Of a batch's clips."""
         return self.data.frame_rate
 
     def prepare(self, task: str, batch: Batch, keys: Keys) -> Batch:
-        """See Material: "rendered" uint8 [B, F, H, W, 3]."""
+        """The batch with what a task needs rendered: "rendered" uint8 [B, F, H, W, 3]."""
         if task in CACHED_TASKS:
             return batch
         return {**batch, RENDERED: self._rendered(task, batch["indices"].tolist(), batch["latents"].shape[2], keys)}
 
     def given(self, task: str, batch: Batch, keys: Keys, encode: Encode) -> Given:
-        """See Material: out of the cached latents where that is right, else rendered and encoded apart."""
+        """What a task gives of a prepared batch: cached latents where that is right, else rendered clips."""
         latents = batch["latents"].float()
         if task in CACHED_TASKS:
             return latents, known_latents(task, latents, batch.get("last"), self.strides, keys)
@@ -165,7 +120,7 @@ class SpriteMaterial:
         return self.clips.stack(indices, num_frames)["frames"]
 
     def held_out(self, patch_size: int) -> list[Batch]:
-        """See Material."""
+        """Batches to validate with, each with its "noise" [B, N, C]."""
         clips, length = self.held_out_clips, self.config.validation_frames
         chunks = [
             list(range(begin, min(begin + _CHUNK, self.config.validation_clips)))
@@ -180,7 +135,7 @@ class SpriteMaterial:
         return [{name: value[indices] for name, value in whole.items()} for indices in chunks]
 
     def samples(self) -> list[dict[str, Any]]:
-        """See Material: all clips in one call."""
+        """The call of a pipeline that makes the clips of a sample sheet, from a "prompt" or several."""
         tier = self.data.tier if isinstance(self.data.tier, int) else tuple(self.data.tier)
         prompts = [prompt for prompt, _ in answer_prompts("validation", tier, self.config.sample_clips)]
         sources = [generator(0, "samples", index) for index in range(len(prompts))]
@@ -188,13 +143,13 @@ class SpriteMaterial:
         return [{"prompt": prompts, "num_frames": length, "num_inference_steps": steps, "generator": sources}]
 
     def validation_forwards(self, defaults: Mapping[str, Any]) -> dict[int, float]:
-        """See Material."""
+        """See `Costs.validation`; `defaults` are those of the pipeline."""
         config = self.config
         sampled = _branches(config.guidance_scale) * config.sample_steps * config.sample_clips
         return {config.validation_frames: len(QUANTILES) * config.validation_clips + sampled}
 
     def codings(self, vae: CausalVideoVAE, stages: Sequence[Stage], in_step: bool) -> list[Coding]:
-        """See Material: those of the latent cache, of a step, and of a sample sheet."""
+        """See `Costs`: those of the latent cache, of a step if some task encodes in it, and of a sample sheet."""
         config, canvas = self.config, self.canvas
         encoded = [(frames, config.latents.batch) for frames in config.latents.groups]
         encoded += [kind for stage in stages for kind in stage.batch.items()] if in_step else []
@@ -203,7 +158,7 @@ class SpriteMaterial:
         return [Coding(vae, "encode", largest[0], canvas, largest[1], in_step), *([sheet] if sheet.batch else [])]
 
     def rendering(self, num_frames: int) -> Callable[[], object] | None:
-        """See Material."""
+        """Renders one clip for a task."""
         return partial(self.clips.stack, [0], num_frames)
 
 
@@ -216,7 +171,7 @@ class FootageMaterial:
         strides: pixels per latent.
     """
 
-    tasks = FOOTAGE_TASKS
+    tasks: Sequence[str] = FOOTAGE_TASKS
 
     def __init__(self, config: FineTuneObjectiveConfig, source: FootageLatents, strides: Strides) -> None:
         self.config = config
@@ -225,19 +180,19 @@ class FootageMaterial:
 
     @property
     def canvas(self) -> tuple[int, int]:
-        """See Material."""
+        """See SpriteMaterial."""
         return self.source.canvas
 
     def frame_rate(self, batch: Batch) -> float:
-        """See Material."""
+        """See SpriteMaterial."""
         return self.source.frame_rate(batch["indices"].tolist())
 
     def prepare(self, task: str, batch: Batch, keys: Keys) -> Batch:
-        """See Material: nothing is rendered."""
+        """Nothing is rendered."""
         return batch
 
     def given(self, task: str, batch: Batch, keys: Keys, encode: Encode) -> Given:
-        """See Material."""
+        """See SpriteMaterial."""
         latents = batch["latents"].float()
         if task in CACHED_TASKS:
             return latents, known_latents(task, latents, batch.get("last"), self.strides, keys)
@@ -248,7 +203,7 @@ class FootageMaterial:
         return latents, encoded_material(task, video, encode, self.strides, keys)
 
     def held_out(self, patch_size: int) -> list[Batch]:
-        """See Material: samples spread over the data set, each with noise of its own."""
+        """Samples spread over the data set, each with noise of its own."""
         source, count = self.source, min(self.config.validation_samples, len(self.source.samples))
         batches = []
         for place in (round(number * (len(source.samples) - 1) / max(1, count - 1)) for number in range(count)):
@@ -259,7 +214,7 @@ class FootageMaterial:
         return batches
 
     def samples(self) -> list[dict[str, Any]]:
-        """See Material: one call for each of the first captions."""
+        """One call for each of the first captions."""
         return [self.sample(prompt) for prompt in self.source.prompts()[: self.config.sample_clips]]
 
     def sample(self, prompt: str, seed: int = 0) -> dict[str, Any]:
@@ -269,14 +224,14 @@ class FootageMaterial:
         return {"prompt": prompt, **bucket._asdict(), "generator": torch.Generator().manual_seed(seed)}
 
     def validation_forwards(self, defaults: Mapping[str, Any]) -> dict[int, float]:
-        """See Material."""
+        """See SpriteMaterial."""
         clips = min(self.config.sample_clips, len(self.source.prompts()))
         sampled = _branches(defaults.get("guidance_scale", 1)) * defaults.get("num_inference_steps", 1) * clips
         measured = len(QUANTILES) * min(self.config.validation_samples, len(self.source.samples))
         return {self._longest: measured + sampled}
 
     def codings(self, vae: CausalVideoVAE, stages: Sequence[Stage], in_step: bool) -> list[Coding]:
-        """See Material: those of a step, and of one clip of a sample sheet."""
+        """Those of a step, and of one clip of a sample sheet."""
         found = [Coding(vae, "decode", self._longest, self.canvas, 1)] if self.config.sample_clips else []
         kinds = [kind for stage in stages for kind in stage.batch.items()] if in_step else []
         for frames, batch in sorted(kinds, key=lambda kind: kind[0] * kind[1])[-1:]:
@@ -284,7 +239,7 @@ class FootageMaterial:
         return found
 
     def rendering(self, num_frames: int) -> Callable[[], object] | None:
-        """See Material: pixels are remembered once they have been read."""
+        """Nothing: pixels are remembered once they have been read."""
         return None
 
     @property
@@ -294,3 +249,7 @@ class FootageMaterial:
 
 def _branches(guidance_scale: float | list[float]) -> int:
     return 1 if guidance_scale == 1 else 2
+
+
+Material = SpriteMaterial | FootageMaterial
+"""What a flow learns from besides the latents of its batches."""

@@ -36,7 +36,7 @@ def mean_colour() -> Iterator[None]:
 def _recipe(folder: Path, **changes: Any) -> Path:
     content = {
         "name": "colour", "device": "cpu", "data": DATA, "export_dtype": "float32",
-        "objective": {"kind": "mean_colour"}, "optimizer": {"lr": 0.1, "weight_decay": 0.0}, "ema": {"limit": 0.5},
+        "objective": {"kind": "mean_colour"}, "optimizer": {"lr": 0.03, "weight_decay": 0.0}, "ema": {"limit": 0.9},
         "schedule": {"name": "constant"},
         "stages": [{"steps": 60, "frames": {1: 0.5, 5: 0.5}, "batch": {1: 4, 5: 4}}],
         "every": {"log": 20, "checkpoint": 20, "validate": 30}, **changes,
@@ -55,7 +55,8 @@ def test_an_objective_of_one_file_is_trained_and_resumed(run_cli: Callable[..., 
     whole = load_file(run / "export" / "colour.safetensors")["colour"]
     clips = SpriteClips(SpritesConfig.model_validate(DATA))
     expected = to_pixels(clips.stack(list(range(8)), 5)["frames"]).mean(dim=(0, 2, 3, 4))
-    assert torch.allclose(whole, expected, atol=0.1), (whole, expected)
+    assert torch.allclose(whole, expected, atol=0.15), "from -1 on"
+    assert (expected > -0.8).all()
 
     parts = tmp_path / "parts"
     assert run_cli("train", "run", path, f"output_dir={parts}", "stages.0.steps=20").code == 0
