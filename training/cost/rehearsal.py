@@ -1,7 +1,7 @@
-"""What training costs, before it starts: floating-point operations and memory, by a rehearsal without content.
+"""What training costs, before it starts: a rehearsal without content.
 
 The rehearsal runs the real forward and backward on tensors that have sizes but no values (torch's FakeTensorMode) and
-counts operations and what is alive at the same time. Gradient checkpointing, frozen weights, LoRA and autocast are
+counts what is alive at the same time. Gradient checkpointing, frozen weights, LoRA and autocast are
 therefore counted as they are, not by formulas that could go stale.
 """
 
@@ -15,27 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from vgen.engine.memory.offload import resident_bytes, weight_bytes
 from vgen.engine.memory.rehearsal import LiveBytes
-
-_aten = torch.ops.aten
-
-
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))
-
-
-CPU_ATTENTION = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
-"""torch's own counter does not know them."""
 
 Inputs = Mapping[str, Tensor]
 Loss = Callable[[dict[str, Tensor]], Tensor]
@@ -72,23 +54,11 @@ class _Rehearsed(nn.Module):
         made.backward()
 
 
-def count_flops(module: nn.Module, loss: Loss, inputs: Inputs) -> int:
-    """Floating-point operations of a micro-batch, forward and backward; what gradient checkpointing repeats counts.
-
-    Args:
-        module: holds the weights.
-        loss: makes a scalar of `inputs`, through `module`; must not look at values.
-        inputs: only their shapes and dtypes matter.
-    """
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counted, _eager():
-        run_on_meta(module, loss, inputs)
-    return int(counted.get_total_flops())
-
-
 def run_on_meta(module: nn.Module, loss: Loss, inputs: Inputs) -> None:
-    """A micro-batch, forward and backward, on the meta device; arguments as for `count_flops`."""
+    """A micro-batch, forward and backward, on the meta device; arguments as for `peak_bytes`."""
     weights, empty = _without_content(module, inputs, "meta")
-    functional_call(_Rehearsed(module, loss), weights, (empty, nullcontext()))
+    with _eager():
+        functional_call(_Rehearsed(module, loss), weights, (empty, nullcontext()))
 
 
 def peak_bytes(module: nn.Module, loss: Loss, inputs: Inputs, device: str = "cpu", bfloat16: bool = False) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from vgen.training.cost.rehearsal import count_flops
+from vgen.training.cost.work import count_work
 from vgen.training.data.plan import RENDERED, Batch, BatchPlan, Source
 from vgen.training.objectives.base import Objective
 
@@ -143,6 +143,6 @@ def flops_by_shape(objective: Objective, plan: BatchPlan, source: Source) -> dic
     Text counts with the length that one caption has, since captions vary from step to step.
     """
     return {
-        shape_key(batch): count_flops(objective, objective.rehearse, batch)
+        shape_key(batch): count_work(objective, objective.rehearse, batch).total_flops
         for batch in example_batches(plan, source).values()
     }

@@ -1,6 +1,6 @@
 """Seconds of micro-batches, of an optimiser's step and of filling a cache, from shapes alone: nothing of it is done.
 
-Work is counted on the meta device (`vgen.training.estimate.work`). What was counted once is scaled for other recipes of
+Work is counted on the meta device (`vgen.training.cost.work`). What was counted once is scaled for other recipes of
 the same models; kinds of batches that are few cost per frame what the nearest others do.
 """
 
@@ -14,11 +14,11 @@ import torch
 
 from vgen.models import CausalVideoVAE
 from vgen.models.empty import empty_model
-from vgen.training.cost.rehearsal import run_on_meta
 from vgen.training.cost.throughput import PLANAR, Kind
+from vgen.training.cost.work import Work, WorkCounter, count_work
 from vgen.training.data.plan import Batch, BatchPlan, Source
 from vgen.training.data.shards import ShardCache
-from vgen.training.estimate.work import Machine, Work, WorkCounter
+from vgen.training.estimate.machine import Machine
 from vgen.training.objectives.base import Objective
 
 _MINOR: Final = 0.1
@@ -135,9 +135,8 @@ class CountedTime:
         batch = self.examples[kind]
         key = f"{given}|{described(self.objective, batch, self._settings)}"
         if key not in _counted:
-            with WorkCounter() as counter:
-                run_on_meta(self.objective, lambda inputs: self.objective.rehearse(inputs, given), batch)
-            _counted[key] = (kind.rows, counter.work)
+            loss = lambda inputs: self.objective.rehearse(inputs, given)  # noqa: E731
+            _counted[key] = (kind.rows, count_work(self.objective, loss, batch))
         rows, work = _counted[key]
         return work.times(kind.rows / rows)
 

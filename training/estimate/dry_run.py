@@ -31,8 +31,8 @@ from vgen.training.cost.throughput import Kind, example_batches, peak_memory
 from vgen.training.data.plan import PREFETCHED, Batch, BatchPlan, Source, workers_of
 from vgen.training.data.shards import CachedBatches, ShardCache
 from vgen.training.estimate.counted_time import CountedTime, described
+from vgen.training.estimate.machine import Machine
 from vgen.training.estimate.timing import MeasuredTime
-from vgen.training.estimate.work import Machine
 from vgen.training.model_sources import LOADED, ConfigSource, ModelSource
 from vgen.training.objectives.base import Coding, Costs, Objective
 from vgen.training.objectives.registry import Setup, build

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vgen.engine.memory.rehearsal import LiveBytes
 from vgen.models import VideoDiT
-from vgen.training.cost.rehearsal import MemoryEstimate, count_flops, memory_of, peak_bytes, transformer_memory
+from vgen.training.cost.rehearsal import MemoryEstimate, memory_of, peak_bytes, transformer_memory
+from vgen.training.cost.work import count_work
 
 CONFIG: dict[str, Any] = {
     "in_channels": 16, "out_channels": 16, "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 3,
@@ -62,20 +63,24 @@ def test_the_rehearsal_counts_what_a_real_step_holds(bfloat16: bool, checkpointi
     assert all(value.device.type == "cpu" for value in model.parameters())
 
 
+def _flops(*arguments: Any) -> int:
+    return count_work(*arguments).total_flops
+
+
 def test_operations_of_a_transformer_are_six_a_weight_and_token_and_its_attention() -> None:
     model, inputs = _model(), _inputs(4)
-    told = count_flops(model, lambda given: _loss(model, given), inputs)
+    flops = _flops(model, lambda given: _loss(model, given), inputs)
     block = sum(value.numel() for value in model.transformer_blocks.parameters() if value.ndim == 2)
     attention = 3 * 3 * 4 * 2 * 2 * TOKENS * (TOKENS + 7) * 24
-    assert told == pytest.approx(6 * block * 4 * TOKENS + attention, rel=0.25)
-    assert count_flops(model, lambda given: _loss(model, given), _inputs(8)) == pytest.approx(2 * told, rel=0.05)
+    assert flops == pytest.approx(6 * block * 4 * TOKENS + attention, rel=0.25)
+    assert _flops(model, lambda given: _loss(model, given), _inputs(8)) == pytest.approx(2 * flops, rel=0.05)
 
 
 def test_checkpointing_repeats_the_forward_and_holds_less() -> None:
     model, inputs = _model(), _inputs(8)
-    plain = [f(model, lambda given: _loss(model, given), inputs) for f in (count_flops, peak_bytes)]
+    plain = [f(model, lambda given: _loss(model, given), inputs) for f in (_flops, peak_bytes)]
     model.enable_gradient_checkpointing()
-    less = [f(model, lambda given: _loss(model, given), inputs) for f in (count_flops, peak_bytes)]
+    less = [f(model, lambda given: _loss(model, given), inputs) for f in (_flops, peak_bytes)]
     assert less[0] == pytest.approx(plain[0] * 4 / 3, rel=0.1)
     assert less[1] < 0.6 * plain[1]
 

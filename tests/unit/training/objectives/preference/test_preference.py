@@ -99,7 +99,7 @@ def test_pairs_are_kept_and_no_pair_is_an_error(pipeline: TextToVideoPipeline, t
     cache.fill(Control(tmp_path), lambda text: None)
     cache.load()
     assert len(cache) == 2 and cache.size(9) == 2
-    with pytest.raises(CheckpointError, match="num_frames=17 is trained on, and objective.pairs.num_frames has 9"):
+    with pytest.raises(CheckpointError, match=r"num_frames=17 is trained on, and objective\.pairs\.num_frames has 9"):
         cache.size(17)
     batch = cache.rows([0, 1, 2])
     assert torch.equal(batch["chosen"][0], batch["chosen"][2]) and batch["indices"].tolist() == [0, 1, 0]

@@ -1,25 +1,20 @@
-"""How long work will take: operations and memory traffic are counted on shapes alone, and the machine is timed for a
-fraction of a second on the heaviest operation of each kind.
+"""How long counted work will take: the machine is timed for a fraction of a second on the heaviest of each kind.
 
-    seconds = sum over kinds of operations (flops / rate of the kind) + bytes of everything else / bandwidth
+seconds = sum over kinds of operations (flops / rate of the kind) + bytes of everything else / bandwidth
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
 
 from vgen.engine.device import synchronize
-from vgen.training.cost.rehearsal import CPU_ATTENTION
+from vgen.training.cost.work import Operation, Work, WorkCounter
 
 _PROBE_ROWS = 4096
 _PROBE_SECONDS = 0.04
@@ -28,71 +23,6 @@ _LARGEST_PROBE = 3e8
 """Operations: of a larger one, fewer rows are timed."""
 _SMALLEST_PROBE = 1e5
 """Operations of this size and fewer are not timed: they do not matter."""
-
-
-class Operation(NamedTuple):
-    """An operation and what it is called with; tensors are on the meta device."""
-
-    name: str
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-    flops: int
-
-
-@dataclass
-class Work:
-    """What a forward and a backward do.
-
-    Attributes:
-        flops: of each kind of operation that has any.
-        heaviest: of each kind, the operation with the most.
-        traffic: bytes that all other operations read and write.
-    """
-
-    flops: dict[str, int] = field(default_factory=dict)
-    heaviest: dict[str, Operation] = field(default_factory=dict)
-    traffic: int = 0
-
-    def times(self, factor: float) -> Work:
-        """The same `factor` times."""
-        flops = {name: int(count * factor) for name, count in self.flops.items()}
-        return Work(flops, self.heaviest, int(self.traffic * factor))
-
-
-class WorkCounter(TorchDispatchMode):
-    """Counts what is done inside it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.work = Work()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation and count it."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        counting: Any = CPU_ATTENTION.get(func._overloadpacket) or flop_registry.get(func._overloadpacket)
-        if counting is not None:
-            count = int(counting(*args, **kwargs, out_val=result))
-            name = str(func._overloadpacket)
-            self.work.flops[name] = self.work.flops.get(name, 0) + count
-            if name not in self.work.heaviest or count > self.work.heaviest[name].flops:
-                arguments, keywords = tree_map(_shape_of, (args, kwargs))
-                self.work.heaviest[name] = Operation(name, func, arguments, keywords, count)
-        elif not func.is_view:
-            tensors = {id(leaf): leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)}
-            self.work.traffic += sum(_touched(tensor) for tensor in tensors.values())
-        return result
-
-
-def _shape_of(value: Any) -> Any:
-    return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, Tensor) else value
-
-
-def _touched(tensor: Tensor) -> int:
-    """Bytes of a tensor, what is broadcast counted once."""
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    return math.prod(size for size, stride in sizes if stride != 0) * tensor.element_size()
 
 
 _rates: dict[tuple[Any, ...], dict[Any, float]] = {}
