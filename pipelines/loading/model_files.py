@@ -20,6 +20,7 @@ from vgen.models import CausalVideoVAE
 from vgen.pipelines.call.conventions import Convention, convention_named, from_model_index
 from vgen.pipelines.loading.load import convention_of, load_component
 from vgen.pipelines.text.cache import DeferredText, TextCache
+from vgen.request.settings import Settings
 
 
 def lasting_name(name: str | os.PathLike[str]) -> str:
@@ -40,8 +41,9 @@ class ModelParts(Model):
 
     @cached_property
     def call_defaults(self) -> dict[str, Any]:
-        """`defaults`, and the convention's where the model has none: max_sequence_length among them."""
-        return {**self.convention.defaults, **self.defaults}
+        """`defaults`; where the model has none the convention's, then those of every call (max_sequence_length)."""
+        last = {name: about.last for name, about in Settings.knobs().items() if about.last is not None}
+        return {**last, **self.convention.defaults, **self.defaults}
 
     @cached_property
     def convention(self) -> Convention:

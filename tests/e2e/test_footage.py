@@ -166,7 +166,7 @@ def test_refusals_name_file_and_reason(run_cli, footage, data, tmp_path, tiny_pi
         (["data", "cache", data, "--model", model, "--size", "640x640"], "too small: 64 x 64 pixels"),
         (["train", "lora", data, "--model", "sprites", "-o", tmp_path / "x"], "has no cache for model 'sprites'"),
         (_train(data, model, tmp_path / "x", "--targets", "attn9"), "'attn9' is no linear layer"),
-        (_train(data, model, tmp_path / "y", "--weights", "none=2"), "no sample lies in the folder 'none'"),
+        (_train(data, model, tmp_path / "y", "--weights", "none=2"), "no sample is in the folder 'none'"),
         (_train(data, model, tmp_path / "z", "--small-buckets", "refuse", "--batch", 9), "fewer samples than a batch"),
         (["train", "resume", tmp_path], "holds no recipe.yaml"),
         (["evaluate", tmp_path], "holds no recipe.yaml"),

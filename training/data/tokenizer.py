@@ -19,17 +19,11 @@ _CORPUS_CAPTIONS = 20_000
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int = 1024, max_length: int = 64) -> PreTrainedTokenizerFast:
-    """Fit a tokenizer to captions.
+    """Fit a tokenizer of at most `vocabulary` pieces to captions; it truncates to `max_length` tokens if asked to.
 
     The pieces are the captions' own words by frequency, then Unigram's sub-words, then every printable ASCII character,
-    so other English text falls apart but never into unknowns. Letters beyond ASCII are folded to it where Unicode knows
-    how (accents dropped, lower case) and are <unk> where not. Ids 0, 1, 2 are <pad>, </s>, <unk> and </s> ends a text,
-    as in T5.
-
-    Args:
-        captions: the texts.
-        vocabulary: most pieces, the special ones included.
-        max_length: what the tokenizer truncates to when asked to.
+    so other English text is split but never unknown. Accents and upper case are dropped; other letters beyond ASCII are
+    <unk>. Ids 0, 1, 2 are <pad>, </s>, <unk> and </s> ends a text, as in T5.
     """
     captions = list(captions)
     normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()])
@@ -66,12 +60,9 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int = 1024, max_length:
 def sprite_tokenizer(
     vocabulary: int = 1024, max_length: int = 64, tiers: Collection[int] = (1, 2)
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer fitted to captions of SpriteWorld, the same in every run on the same tiers.
+    """A tokenizer fitted to captions of SpriteWorld, the same in every run on the same tiers: see `train_tokenizer`.
 
-    Args:
-        vocabulary, max_length: see `train_tokenizer`.
-        tiers: of the data. Captions of tiers 1 and 2 are always among the texts, so a run on either of them has the
-            tokenizer of the embedded model.
+    Captions of tiers 1 and 2 are always among the texts, so a run on either has the embedded model's tokenizer.
     """
     corpus = vocabulary_corpus(_CORPUS_CAPTIONS, tiers=tuple(sorted({1, 2, *tiers})))
     return train_tokenizer(corpus, vocabulary, max_length)

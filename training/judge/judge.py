@@ -98,13 +98,7 @@ class PairVerdict:
 
 
 def judge(frames: NDArray[np.uint8]) -> Verdict:
-    """Read a clip.
-
-    Args:
-        frames: uint8 [F, H, W, 3]; F = 1 for a picture.
-    Raises:
-        ShapeError: another layout or type.
-    """
+    """Read a clip, uint8 [F, H, W, 3]; F = 1 for a picture. Another layout or type is a ShapeError."""
     _check(frames)
     seen = observe(frames)
     if not len(seen.times):
@@ -116,13 +110,7 @@ def judge(frames: NDArray[np.uint8]) -> Verdict:
 
 
 def judge_pair(frames: NDArray[np.uint8]) -> PairVerdict | None:
-    """Read a clip of two objects of different colours; None where there are not two.
-
-    Args:
-        frames: uint8 [F, H, W, 3]; F = 1 for a picture.
-    Raises:
-        ShapeError: another layout or type.
-    """
+    """As `judge`, a clip of two objects of different colours; None where there are not two."""
     _check(frames)
     seen = observe_pair(frames)
     if seen is None:
@@ -193,7 +181,7 @@ def centres_of(frames: NDArray[np.uint8], key: AnswerKey) -> NDArray[np.float32]
 
     Args:
         frames: uint8 [F, H, W, 3].
-        key: tells which object is which.
+        key: which object is which.
     """
     if len(key.objects) == 1:
         return judge(frames).centres[:, None]

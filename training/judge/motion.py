@@ -49,27 +49,18 @@ def read_travel(times: NDArray[np.int64], centres: Array) -> Travel:
     extent = float(np.ptp(centres, axis=0).max())
     if extent <= min(REST_EXTENT, REST_PACE * duration):
         return Travel("still")
+    pace = float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum() / duration)
     if len(times) >= 5:
-        if _is_circle(centres):
-            return Travel("circle", pace=_mean_pace(times, centres))
-        if _is_bounce(times, centres):
-            return Travel("bounce", pace=_mean_pace(times, centres))
-        if _is_zigzag(centres):
-            return Travel("zigzag", pace=_mean_pace(times, centres))
-    straight = _read_phases(times.astype(np.float64), centres, extent)
-    if straight is not None:
-        return straight
-    return Travel("other", pace=_mean_pace(times, centres))
+        curves = {"circle": _is_circle, "bounce": _is_bounce, "zigzag": _is_zigzag}
+        for motion, follows in curves.items():
+            if follows(times, centres):
+                return Travel(motion, pace=pace)
+    return _read_phases(times.astype(np.float64), centres, extent) or Travel("other", pace=pace)
 
 
 def direction_of(step: Array) -> str:
     """The nearest of the eight directions."""
     return max(DIRECTIONS, key=lambda word: float(np.dot(DIRECTIONS[word], step)))
-
-
-def _mean_pace(times: NDArray[np.int64], centres: Array) -> float:
-    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
-    return float(steps.sum() / (times[-1] - times[0]))
 
 
 def _read_phases(times: Array, centres: Array, extent: float) -> Travel | None:
@@ -106,7 +97,7 @@ def _one_way(times: Array, centres: Array, limit: float) -> Travel | None:
     return Travel(direction_of(slope), pace=float(np.linalg.norm(slope))) if error <= limit else None
 
 
-def _is_circle(centres: Array) -> bool:
+def _is_circle(times: NDArray[np.int64], centres: Array) -> bool:
     basis = np.column_stack([2.0 * centres, np.ones(len(centres))])
     found = np.linalg.lstsq(basis, (centres**2).sum(axis=1), rcond=None)[0]
     middle = found[:2]
@@ -133,7 +124,7 @@ def _is_bounce(times: NDArray[np.int64], centres: Array) -> bool:
     )
 
 
-def _is_zigzag(centres: Array) -> bool:
+def _is_zigzag(times: NDArray[np.int64], centres: Array) -> bool:
     """Advances along one axis while it swings across it at least twice."""
     for along in (0, 1):
         forward, swing = centres[:, along], centres[:, 1 - along]

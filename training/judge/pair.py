@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from vgen.training.data.sprites.palette import COLOURS, rgb_to_lab
 from vgen.training.judge.pixels import (
     MIN_AREA,
-    SECOND_AREA,
     Flags,
     Floats,
     Foreground,
     Observation,
     components,
     find_foreground,
+    largest_parts,
     measure,
     nearest_colours,
     widened,
@@ -92,10 +92,8 @@ def _two_colours(front: Foreground, labels: NDArray[np.int64], inner: Flags) -> 
     """[2, 3] Lab of the colours that the inner pixels of most parts have, each part counted by its frame."""
     frames_of: dict[int, set[int]] = {}
     pixels_of: dict[int, list[NDArray[np.uint8]]] = {}
-    for frame in range(len(labels)):
+    for frame in np.flatnonzero(inner.any(axis=(1, 2))):
         pixels, parts = front.smooth[frame][inner[frame]], labels[frame][inner[frame]]
-        if not len(pixels):
-            continue
         nearest = nearest_colours(pixels)
         for part in np.unique(parts):
             mine = parts == part
@@ -138,7 +136,7 @@ def _name_pixels(
 
 
 def _spread(named: NDArray[np.int8], part: Flags) -> None:
-    """Name the unnamed pixels of a part, in place, as those beside them."""
+    """Name the unnamed pixels of a part, in place, as those next to them."""
     while True:
         open_pixels = part & (named < 0)
         if not open_pixels.any():
@@ -149,19 +147,12 @@ def _spread(named: NDArray[np.int8], part: Flags) -> None:
 
 def _largest(named: NDArray[np.int8], labels: NDArray[np.int64], divided: Flags, unit: float) -> tuple[Flags, Flags]:
     """[2, F, H, W], the largest connected pixels of each object; [2, F], whether nothing else is nearly as large."""
-    places, alone = np.zeros((2, *named.shape), np.bool_), np.ones((2, len(named)), np.bool_)
+    found = []
     for number in (0, 1):
-        mine = named == number
-        parts = labels.copy()
+        mine, parts = named == number, labels.copy()
         parts[divided] = components(mine[divided])
-        for frame in np.flatnonzero(mine.any(axis=(1, 2))):
-            counts = np.bincount(parts[frame][mine[frame]])
-            largest = int(counts.argmax())
-            others = np.delete(counts, largest)
-            alone[number, frame] = not len(others) or others.max() < SECOND_AREA * counts[largest]
-            if counts[largest] >= MIN_AREA * unit**2:
-                places[number, frame] = mine[frame] & (parts[frame] == largest)
-    return places, alone
+        found.append(largest_parts(mine, parts, unit))
+    return np.stack([places for places, _ in found]), np.stack([alone for _, alone in found])
 
 
 def _hidden(mine: Flags, other: Flags, unit: float) -> Flags:

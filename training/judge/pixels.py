@@ -90,7 +90,9 @@ def find_foreground(frames: NDArray[np.uint8]) -> Foreground:
     _, height, width, _ = frames.shape
     unit = min(height, width) / 64.0
     smooth = _smoothed(frames)
-    ring = _ring(height, width, max(2, round(RING_UNITS * unit)))
+    thickness = max(2, round(RING_UNITS * unit))
+    ring = np.ones((height, width), np.bool_)
+    ring[thickness:-thickness, thickness:-thickness] = False
     behind = _background(smooth, ring)
     distance = np.linalg.norm(rgb_to_lab(smooth) - rgb_to_lab(behind), axis=-1)
     spread = BORDER_SPREAD * float(np.percentile(distance[:, ring], 98))
@@ -107,17 +109,27 @@ def observe(frames: NDArray[np.uint8]) -> Observation:
         frames: uint8 [F, H, W, 3].
     """
     front = find_foreground(frames)
-    seen, labels = front.seen, components(front.seen)
+    return measure(front, *largest_parts(front.seen, components(front.seen), front.unit))
+
+
+def largest_parts(seen: Flags, labels: NDArray[np.int64], unit: float) -> tuple[Flags, Flags]:
+    """The largest of the labelled parts of every frame.
+
+    Args:
+        seen, labels: [F, H, W], the pixels that count, and the part of each.
+        unit: pixels per unit of length.
+    Returns:
+        [F, H, W], its pixels, none where it is too small; [F], whether no other part is nearly as large.
+    """
     parts, alone = np.zeros_like(seen), np.ones(len(seen), np.bool_)
-    for frame in range(len(seen)):
-        counts = np.bincount(labels[frame][seen[frame]]) if seen[frame].any() else np.zeros(1, np.int64)
+    for frame in np.flatnonzero(seen.any(axis=(1, 2))):
+        counts = np.bincount(labels[frame][seen[frame]])
         largest = int(counts.argmax())
-        if counts[largest] < MIN_AREA * front.unit**2:
-            continue
         others = np.delete(counts, largest)
         alone[frame] = not len(others) or others.max() < SECOND_AREA * counts[largest]
-        parts[frame] = seen[frame] & (labels[frame] == largest)
-    return measure(front, parts, alone)
+        if counts[largest] >= MIN_AREA * unit**2:
+            parts[frame] = seen[frame] & (labels[frame] == largest)
+    return parts, alone
 
 
 def measure(front: Foreground, parts: Flags, alone: Flags, others: Flags | None = None) -> Observation:
@@ -161,12 +173,6 @@ def _smoothed(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     rows = padded[:, :-2] + 2.0 * padded[:, 1:-1] + padded[:, 2:]
     both = rows[:, :, :-2] + 2.0 * rows[:, :, 1:-1] + rows[:, :, 2:]
     return (both / 16.0 + 0.5).astype(np.uint8)
-
-
-def _ring(height: int, width: int, thickness: int) -> Flags:
-    ring = np.ones((height, width), np.bool_)
-    ring[thickness:-thickness, thickness:-thickness] = False
-    return ring
 
 
 def _background(frames: NDArray[np.uint8], ring: Flags) -> NDArray[np.uint8]:

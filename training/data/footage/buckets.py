@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from vgen.errors import RequestError, counted
 from vgen.training.data.footage.records import Clip, Dropped, content_key
 from vgen.types import Strides, VideoShape
@@ -47,6 +49,13 @@ class Sample:
     bucket: Bucket
     frames: tuple[int, ...]
     mask: str = ""
+
+
+def thumbnail_sample(clip: Clip, count: int, scale: float) -> Sample:
+    """`count` evenly spaced frames of a clip, scaled by `scale` or 1, the smaller: for models that look at it."""
+    places = np.rint(np.linspace(clip.start, clip.start + clip.num_frames - 1, count))
+    height, width = (max(1, round(length * min(1.0, scale))) for length in clip.crop[2:])
+    return Sample(clip.id, clip.id, clip.folder, Bucket(count, height, width, 1.0), tuple(map(int, places)))
 
 
 @dataclass(frozen=True)

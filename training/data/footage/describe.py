@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from vgen.errors import CheckpointError, RequestError, VgenError
 from vgen.pipelines.text.encoder import quietly
-from vgen.training.data.footage.buckets import Bucket, Sample
+from vgen.training.data.footage.buckets import thumbnail_sample
 from vgen.training.data.footage.captions import Describe
 from vgen.training.data.footage.pixels import read_samples
 from vgen.training.data.footage.records import Clip
@@ -30,19 +29,14 @@ MAX_NEW_TOKENS = 160
 
 
 def describer(folder: str, question: str, device: str) -> Describe:
-    """Captions by a model folder of transformers (any that `AutoModelForImageTextToText` loads).
+    """Captions by a model folder of transformers, any that `AutoModelForImageTextToText` loads: see `load_local`.
 
-    Args:
-        folder: with config.json, safetensors weights and a processor; nothing is fetched, no code in it is run.
-        question: what the model is asked about the grid.
-        device: where it runs.
     Raises:
-        RequestError: no folder is given.
-        CheckpointError: it cannot be loaded.
+        RequestError: `folder` is empty, or the model answers `question` about a clip's grid with nothing.
     """
     if not folder:
         raise RequestError("--model is missing: give the folder of a vision-language model of transformers.")
-    model, processor = load_vision_language(Path(folder), device)
+    model, processor = load_local(Path(folder), "AutoModelForImageTextToText", "vision-language model", device)
 
     def describe(clip: Clip) -> list[str]:
         text = answer(model, processor, frame_grid(clip), question)
@@ -53,21 +47,16 @@ def describer(folder: str, question: str, device: str) -> Describe:
     return describe
 
 
-def load_vision_language(folder: Path, device: str) -> tuple[Any, Any]:
-    """A model that answers questions about pictures, and its processor; raises as `load_local`."""
-    return load_local(folder, "AutoModelForImageTextToText", "vision-language model", device)
-
-
 def load_local(folder: Path, loader: str, kind: str, device: str) -> tuple[Any, Any]:
-    """A model of transformers and its processor, out of a folder: nothing is fetched, no code in it is run.
+    """A model of transformers and its processor, from a local folder: nothing is fetched, no code in it is run.
 
     Args:
         folder: with config.json, safetensors weights and a processor.
         loader: name of the transformers class that reads the weights.
-        kind: what the model is, for messages.
-        device: where it goes.
+        kind: of model, for messages.
+        device: of the model.
     Raises:
-        CheckpointError: they are not there or cannot be loaded.
+        CheckpointError: they are missing or cannot be loaded.
     """
     import transformers
 
@@ -82,7 +71,7 @@ def load_local(folder: Path, loader: str, kind: str, device: str) -> tuple[Any, 
                 folder, local_files_only=True, trust_remote_code=False
             )
     except ImportError as error:
-        raise VgenError(f"The processor in {folder} needs a package that is not here: {error}") from error
+        raise VgenError(f"The processor in {folder} needs a package that is not installed: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"The {kind} in {folder} cannot be loaded: {error}") from error
     return model.to(device).eval(), processor
@@ -112,12 +101,10 @@ def answer(model: Any, processor: Any, picture: Image.Image, question: str) -> s
 def frame_grid(clip: Clip, side: int = SIDE) -> Image.Image:
     """side x side frames of a clip, evenly spaced, in reading order; of a picture the picture."""
     count = 1 if clip.kind == "image" else side * side
-    places = np.rint(np.linspace(clip.start, clip.start + clip.num_frames - 1, count)).astype(int)
-    scale = min(1.0, FRAME_PIXELS / max(clip.crop[2:]))
-    height, width = (max(1, round(length * scale)) for length in clip.crop[2:])
-    sample = Sample("grid", clip.id, clip.folder, Bucket(count, height, width, 1.0), tuple(int(p) for p in places))
+    sample = thumbnail_sample(clip, count, FRAME_PIXELS / max(clip.crop[2:]))
     _, frames = next(iter(read_samples([sample], {clip.id: clip})))
     if count == 1:
         return Image.fromarray(frames[0])
+    _, height, width, _ = sample.bucket
     rows = frames.reshape(side, side, height, width, 3).transpose(0, 2, 1, 3, 4)
     return Image.fromarray(rows.reshape(side * height, side * width, 3))

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from vgen.errors import CheckpointError, RequestError
-from vgen.training.data.footage.buckets import Bucket, Sample
+from vgen.training.data.footage.buckets import thumbnail_sample
 from vgen.training.data.footage.describe import load_local
 from vgen.training.data.footage.pixels import read_samples
-from vgen.training.data.footage.records import REFUSED, Clip, DataSet, Dropped, write_rows
+from vgen.training.data.footage.records import REFUSED, DataSet, Dropped, write_rows
 
 FRAMES = 4
 """Frames of a clip that are looked at, evenly spaced."""
@@ -73,7 +73,10 @@ def refuse_low_scores(
     data = DataSet.open(folder, refused=True)
     clips = {clip.id: clip for clip in data.clips}
     refused = []
-    for sample, frames in read_samples([_few_frames(clip) for clip in data.clips], clips):
+    samples = [
+        thumbnail_sample(clip, min(FRAMES, clip.num_frames), FRAME_PIXELS / min(clip.crop[2:])) for clip in data.clips
+    ]
+    for sample, frames in read_samples(samples, clips):
         clip = clips[sample.clip]
         score = scorer.score(frames, data.captions(clip))
         on_line(f"{clip.id}: {score:.3f}")
@@ -83,11 +86,3 @@ def refuse_low_scores(
         raise RequestError(f"at_least={at_least:g} leaves no clip of {folder}; nothing was changed. Use a lower limit.")
     write_rows(folder / REFUSED, refused, Path(data.about["footage"]))
     return tuple(refused)
-
-
-def _few_frames(clip: Clip) -> Sample:
-    places = np.rint(np.linspace(clip.start, clip.start + clip.num_frames - 1, min(FRAMES, clip.num_frames)))
-    scale = min(1.0, FRAME_PIXELS / min(clip.crop[2:]))
-    height, width = (max(1, round(length * scale)) for length in clip.crop[2:])
-    frames = tuple(int(place) for place in places)
-    return Sample(f"score {clip.id}", clip.id, clip.folder, Bucket(len(frames), height, width, 1.0), frames)

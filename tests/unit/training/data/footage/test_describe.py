@@ -102,4 +102,4 @@ def test_the_grid_shows_frames_in_reading_order(data, scene) -> None:
 def test_folders_that_are_no_such_model(tmp_path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        module.load_vision_language(tmp_path, "cpu")
+        module.describer(str(tmp_path), "what is it?", "cpu")
