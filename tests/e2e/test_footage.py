@@ -179,7 +179,7 @@ def test_refusals_name_file_and_reason(run_cli, footage, data, tmp_path, tiny_pi
     lines = (data / "clips.jsonl").read_text().replace(source, str(tmp_path / "gone.mp4"))
     (data / "clips.jsonl").write_text(lines)
     done = run_cli("data", "cache", data, "--model", model, "--num-frames", "5")
-    assert done.code == 2 and "gone.mp4 is gone" in " ".join(done.err.split())
+    assert done.code == 2 and "gone.mp4 is missing" in " ".join(done.err.split())
 
 
 def test_a_trigger_word_weights_and_several_captions(run_cli, data, tmp_path, tiny_pipeline_folder) -> None:

@@ -23,7 +23,7 @@ from vgen.training.randomness import Keys, generator
 Batch = dict[str, Tensor]
 
 RENDERED: Final = "rendered"
-"""What a batch holds in addition to its samples where an objective had clips rendered for the step: see `Prepare`."""
+"""Key of the clips that an objective had rendered for the step, see `Prepare`."""
 
 PREFETCHED: Final = 4
 """Batches that each worker makes ahead."""
@@ -40,11 +40,6 @@ class Draw(NamedTuple):
 
 Prepare = Callable[[Batch, Keys], Batch]
 """Adds to a batch what an objective draws or renders for it on the CPU: a function of both arguments alone."""
-
-
-def as_it_is(batch: Batch, keys: Keys) -> Batch:
-    """Adds nothing."""
-    return batch
 
 
 class Source(Protocol):
@@ -135,7 +130,7 @@ class BatchPlan:
 class StepDataset(Dataset[Batch]):
     """Batches addressed by micro-step number, so that workers can render ahead without changing anything."""
 
-    def __init__(self, plan: BatchPlan, source: Source, accumulation: int, prepare: Prepare = as_it_is) -> None:
+    def __init__(self, plan: BatchPlan, source: Source, accumulation: int, prepare: Prepare | None = None) -> None:
         self.plan = plan
         self.source = source
         self.accumulation = accumulation
@@ -147,7 +142,8 @@ class StepDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         step, micro = divmod(index, self.accumulation)
         draw = self.plan.draw(step, micro, self.source)
-        return self.prepare(self.source.load(draw), draw.keys)
+        batch = self.source.load(draw)
+        return self.prepare(batch, draw.keys) if self.prepare else batch
 
 
 def batches(
@@ -156,7 +152,7 @@ def batches(
     start_step: int,
     accumulation: int,
     workers: int,
-    prepare: Prepare = as_it_is,
+    prepare: Prepare | None = None,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """All micro-batches from `start_step` on, in order.
@@ -165,7 +161,7 @@ def batches(
         plan: what each step gets.
         source: where the samples come from.
         start_step: first optimiser step to serve.
-        accumulation: micro-batches a step.
+        accumulation: micro-batches per step.
         workers: processes that load ahead; 0 loads in the calling process.
         prepare: of the objective; done by the workers, too.
         pin_memory: put batches where a GPU can fetch them while it computes.

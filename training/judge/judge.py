@@ -41,8 +41,8 @@ class Verdict:
         motion: base word, "other" where no known motion fits, None in a picture.
         phases: of a "then" motion; colour_to: of a colour change.
         background: nearest plain colour of the border.
-        pace: units of 1/64 of the short side a frame; speed: "slow" or "quick", of straight ways only.
-        acceleration: mean length of the track's second difference, pixels a frame squared.
+        pace: units of 1/64 of the short side per frame; speed: "slow" or "quick", of straight ways only.
+        acceleration: mean length of the track's second difference, pixels per frame squared.
         flicker: mean absolute change of the background from frame to frame, 0..255.
         centres: [F, 2] float32 pixels as (x, y), NaN where nothing was seen.
         overlap: of the best template, 0..1.
@@ -86,12 +86,7 @@ class Score:
 
 @dataclass(frozen=True)
 class PairVerdict:
-    """What the judge saw of two objects.
-
-    Attributes:
-        objects: one verdict each, in no order that means anything.
-        relations: what the first is to the second, and the second to the first, as words of `RELATIONS`.
-    """
+    """What the judge saw of two objects, in any order: a verdict on each, and the `RELATIONS` of each to the other."""
 
     objects: tuple[Verdict, Verdict]
     relations: tuple[frozenset[str], frozenset[str]]
@@ -158,12 +153,7 @@ def _read(seen: Observation, coming: str | None, present: bool) -> Verdict:
 
 
 def score(frames: NDArray[np.uint8], key: AnswerKey) -> Score:
-    """Judge a clip against its key.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-        key: what was asked; one object or two. Speed, size and background are not scored.
-    """
+    """Judge a clip, uint8 [F, H, W, 3], against its key; speed, size and background are not scored."""
     if len(key.objects) == 2:
         return _score_pair(frames, key)
     seen = judge(frames)
@@ -177,11 +167,10 @@ def _agreement(seen: Verdict, item: ObjectKey, picture: bool) -> tuple[bool, boo
 
 
 def centres_of(frames: NDArray[np.uint8], key: AnswerKey) -> NDArray[np.float32]:
-    """Where the objects of a key are: [F, objects, 2] pixels as (x, y), NaN where one is not seen whole.
+    """Where the objects of a key are in frames, uint8 [F, H, W, 3].
 
-    Args:
-        frames: uint8 [F, H, W, 3].
-        key: which object is which.
+    Returns:
+        [F, objects, 2] pixels as (x, y), NaN where one is not seen whole.
     """
     if len(key.objects) == 1:
         return judge(frames).centres[:, None]
@@ -221,7 +210,7 @@ def _matched(seen: PairVerdict, key: AnswerKey, picture: bool) -> tuple[tuple[in
 
 
 def _outline(seen: Observation) -> Outline:
-    """The shape where it is large enough to be told."""
+    """The shape where it is large enough to be seen."""
     solid = np.flatnonzero(seen.solid)
     times = solid[seen.areas[solid] >= SHAPE_FRAMES * seen.areas[solid].max()]
     return read_outline(seen.alphas[times], seen.areas[times] * seen.unit**2, seen.centres[times] * seen.unit)

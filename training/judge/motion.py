@@ -11,9 +11,9 @@ from vgen.training.data.sprites.keys import DIRECTIONS
 
 Array = NDArray[np.float64]
 
-# Frozen thresholds; see `judge_pixels`. Lengths in units of 1/64 of the short side, paces in units a frame.
+# Frozen thresholds; see `judge_pixels`. Lengths in units of 1/64 of the short side, paces in units per frame.
 REST_EXTENT: Final = 2.5  # whatever stays within this is at rest ...
-REST_PACE: Final = 0.42  # ... or within this many units a frame of the clip, if that is less
+REST_PACE: Final = 0.42  # ... or within this many units per frame of the clip, if that is less
 PATH_ERROR: Final = (0.7, 0.035, 1.5)  # of a straight path or two: a constant, a share of the extent, the most
 SAME_DIRECTION: Final = 0.82  # cosine, about 35 degrees
 STOP_SHARE: Final = 0.4  # of the faster phase: below it the slower phase is a stop
@@ -21,7 +21,7 @@ BREAKS: Final = (0.35, 0.65)  # where the second phase may begin, share of the c
 SWEEP: Final = 3.6  # radians around the middle of a circle
 ROUNDNESS: Final = 0.2  # radial error, share of the radius
 MIN_RADIUS: Final = 3.0
-GRAVITY: Final = 0.35  # median downward acceleration of a bounce, units a frame squared
+GRAVITY: Final = 0.35  # median downward acceleration of a bounce, units per frame squared
 MIN_HEIGHT: Final = 5.0  # of a bounce
 SWING: Final = 4.0  # across a zigzag
 MIN_REVERSALS: Final = 2  # of a zigzag

@@ -1,4 +1,4 @@
-"""What the judge sees of two objects: each one's pixels in every frame, told apart by colour and followed over time.
+"""What the judge sees of two objects: each one's pixels in every frame, separated by colour and followed over time.
 
 Where one covers the other neither is measured: places, shapes and sizes come from the frames that show both whole.
 """
@@ -33,9 +33,8 @@ MIXED_SHARE: Final = 0.05  # of a part's inner pixels in the other colour: from 
 BEFORE: Final = 3.0  # between the centres along an axis, from which on one object is before the other ...
 BEFORE_SHARE: Final = 0.9  # ... in that share of the frames
 MEETING: Final = 3.0  # between two objects that meet, at the most
-COVERED_AREA: Final = (
-    0.6  # of its usual area: an object that shows no more, and loses more than the other, is behind it
-)
+# Of its usual area: an object that shows no more, and loses more than the other, is behind it.
+COVERED_AREA: Final = 0.6
 WHOLE_AREA: Final = 0.8  # of its usual area, that each of two that meet shows all the time
 TOUCHING_AREA: Final = 0.9  # of its usual area, that each must show where they touch, to be measured there
 HIDDEN_REACH: Final = 2.0  # around an object, within which another one is hidden by it
@@ -57,11 +56,7 @@ class PairObservation:
 
 
 def observe_pair(frames: NDArray[np.uint8]) -> PairObservation | None:
-    """Find two objects of different colours; None where there are not two, apart from each other in some frame.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-    """
+    """Find two objects of different colours in uint8 [F, H, W, 3]; None unless some frame shows two apart."""
     front = find_foreground(frames)
     labels = components(front.seen)
     inner = front.seen & ~widened(~front.seen, max(1, round(EDGE * front.unit)))

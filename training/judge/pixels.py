@@ -32,7 +32,7 @@ class Observation:
     """One thing in front of the background, frame by frame.
 
     Attributes:
-        unit: pixels a unit of length.
+        unit: pixels per unit of length.
         alphas: [F, H, W] float32, how far each pixel is from the background to the object, 0..1, zero outside it.
         visible: [F] bool.
         areas: [F] square units; centres: [F, 2] units as (x, y); both NaN where nothing is visible.
@@ -65,7 +65,7 @@ class Foreground(NamedTuple):
 
     Attributes:
         frames: uint8 [F, H, W, 3]; smooth: the same, slightly blurred.
-        unit: pixels a unit of length.
+        unit: pixels per unit of length.
         behind: uint8 [H, W, 3], the background; background: its nearest plain colour.
         distance: [F, H, W] Lab distance from the background; seen: [F, H, W] where something is in front of it.
         flicker: see `Observation`.
@@ -82,11 +82,7 @@ class Foreground(NamedTuple):
 
 
 def find_foreground(frames: NDArray[np.uint8]) -> Foreground:
-    """Tell what is in front of the background from the background.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-    """
+    """Separate what is in front of the background of frames, uint8 [F, H, W, 3], from it."""
     _, height, width, _ = frames.shape
     unit = min(height, width) / 64.0
     smooth = _smoothed(frames)
@@ -103,11 +99,7 @@ def find_foreground(frames: NDArray[np.uint8]) -> Foreground:
 
 
 def observe(frames: NDArray[np.uint8]) -> Observation:
-    """Find the largest object in every frame.
-
-    Args:
-        frames: uint8 [F, H, W, 3].
-    """
+    """Find the largest object in every frame of uint8 [F, H, W, 3]."""
     front = find_foreground(frames)
     return measure(front, *largest_parts(front.seen, components(front.seen), front.unit))
 
@@ -212,7 +204,7 @@ def components(seen: Flags) -> NDArray[np.int64]:
 
 
 def widened(component: Flags, pixels: int = 2) -> Flags:
-    """A component [..., H, W] and some pixels around it: two of them are where its soft edge lies."""
+    """A component [..., H, W] and some pixels around it: two of them are its soft edge."""
     for _ in range(pixels):
         wide = component.copy()
         wide[..., 1:, :] |= component[..., :-1, :]

@@ -13,7 +13,7 @@ from vgen.training.data.sprites.shapes import EXTENTS, POLYGONS, SHAPES
 Floats = NDArray[np.float32]
 
 # Frozen thresholds; see `judge_pixels`.
-GRID: Final = 32  # cells a side of the normalised picture
+GRID: Final = 32  # cells per side of the normalised picture
 REACH: Final = 1.15  # half its side, in square roots of the outline's area
 ANGLE_STEP: Final = 7.5  # degrees between templates
 UPRIGHT: Final = 7.5  # degrees by which an upright shape may lean
@@ -51,7 +51,7 @@ def _templates() -> _Templates:
 
 
 def _picture(shape: str, angle: float) -> Floats:
-    """A shape of area 1 on the grid, 4 x 4 samples a cell."""
+    """A shape of area 1 on the grid, 4 x 4 samples per cell."""
     fine = GRID * 4
     line = (np.arange(fine) + 0.5) / fine * 2.0 * REACH - REACH
     across, down = np.meshgrid(line * EXTENTS[shape].area ** 0.5, line * EXTENTS[shape].area ** 0.5)

@@ -113,16 +113,14 @@ def fill_cache(
     """Encode what is missing.
 
     Args:
-        data: with captions.
-        parts: of the model.
-        geometry: of the samples.
-        device: encodes.
+        data, parts, geometry: the captioned data set, the model, and its samples.
+        device: of the encoders.
         on_line: called with a line of progress.
         bfloat16: encode in bfloat16 where that is safe.
     Returns:
-        The index file, the index, and how many samples were encoded now.
+        The index file, the index, and the number of samples encoded now.
     Raises:
-        RequestError: clips without a caption, or not one sample.
+        RequestError: clips without a caption, or no sample.
         MediaError: a source is gone or was changed.
     """
     captions = data.all_captions()

@@ -1,4 +1,4 @@
-"""From the words of `vgen data` and `vgen train` to settings."""
+"""The arguments of `vgen data` and `vgen train` as settings."""
 
 from __future__ import annotations
 
@@ -17,38 +17,33 @@ def geometry_for(
     windows: int = 0,
     allow_upscale: bool = False,
 ) -> Geometry:
-    """The samples of a model, by its own size, length and frame rate where nothing else is asked for.
+    """The samples of a model, by default of its own size, length and frame rate; see `Geometry`.
 
     Args:
         parts: of the model.
         num_frames: "17,9,1"; None: the model's, half, a quarter ... of it.
         size: "64x64" or several, WIDTHxHEIGHT; None: as many pixels as the model's own size.
         frame_rate: a number or "keep".
-        windows, allow_upscale: see `Geometry`.
     Raises:
-        RequestError: a word that is not a number, or a size or length that the model cannot have.
+        RequestError: not a number, or a size or length that the model cannot have.
     """
     defaults, strides = parts.call_defaults, parts.strides
-    lengths = (
-        _numbers("num_frames", num_frames)
-        if num_frames
-        else default_lengths(int(defaults["num_frames"]), strides.temporal)
-    )
+    lengths = _numbers(num_frames) if num_frames else default_lengths(int(defaults["num_frames"]), strides.temporal)
     sizes = tuple(_size(text) for text in size.split(",")) if size else None
     area = max(h * w for h, w in sizes) if sizes else int(defaults["height"]) * int(defaults["width"])
-    rate: float | None = float(defaults["frame_rate"])
-    if frame_rate is not None:
-        rate = None if frame_rate == "keep" else _rate(frame_rate)
+    rate = None if frame_rate == "keep" else _rate(frame_rate or str(defaults["frame_rate"]))
     geometry = Geometry(strides, tuple(sorted(set(lengths))), area, sizes, rate, windows, allow_upscale)
     geometry.check()
     return geometry
 
 
-def _numbers(field: str, text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise RequestError(f"{field}={text!r} is no list of whole numbers; use something like 17,9,1.") from None
+        raise RequestError(
+            f"num_frames={text!r} is not a comma-separated list of whole numbers; use for example 17,9,1."
+        ) from None
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -69,11 +64,7 @@ def _rate(text: str) -> float:
 
 
 def shares(field: str, text: str) -> dict[str, float]:
-    """ "a=1,b=0.5" as a table.
-
-    Raises:
-        RequestError: not of that form.
-    """
+    """ "a=1,b=0.5" as a table; another form is a RequestError."""
     table = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.rpartition("=")

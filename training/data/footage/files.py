@@ -16,19 +16,13 @@ VIDEOS = {".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif"}
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 SOUNDS = {".mp3", ".wav", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
 MASK_ENDING = ".mask"
-"""`NAME.mask.png` (or any other picture or video) next to `NAME.mp4` says where the loss counts; it is no footage."""
+"""`NAME.mask.png` (or any other picture or video) next to `NAME.mp4` says where the loss counts; it is not footage."""
 
 
 @dataclass(frozen=True)
 class FootageFiles:
-    """What a folder holds.
-
-    Attributes:
-        root: the folder; links in its own path are resolved, names below it are those that were found.
-        files: footage, in the order of names.
-        skipped: what looks like footage or like a mask and cannot be used, with the reason.
-        others: numbers of files that are not footage, by kind.
-    """
+    """The resolved folder, its footage by name, files of footage or masks that cannot be used, and how many others of
+    each kind it has."""
 
     root: Path
     files: tuple[Path, ...]
@@ -37,13 +31,13 @@ class FootageFiles:
 
 
 def find_footage(footage: Path, data: Path) -> FootageFiles:
-    """Go through a folder, linked folders included, each once.
+    """The footage in a folder, linked folders included, each once.
 
     Args:
         footage: a folder, or one file.
-        data: folder of the data set to be made; like every other data set, it is not footage where it lies inside.
+        data: folder of the data set to be made; like every other data set, it is not footage where it is inside.
     Raises:
-        RequestError: there is no such folder, or it cannot be listed.
+        RequestError: the folder does not exist, or cannot be listed.
     """
     if not footage.exists():
         raise RequestError(f"{footage} does not exist; give a folder of videos and pictures, or one file.")
@@ -100,13 +94,18 @@ def _kind(path: Path, root: Path, stems: set[Path]) -> str:
     return path.suffix.lower() or "without an ending"
 
 
+def _masked(path: Path) -> Path:
+    """The footage that a mask is of, without its ending."""
+    return path.with_name(path.stem[: -len(MASK_ENDING)])
+
+
 def _fault_of_mask(path: Path, stems: set[Path]) -> str | None:
     if path.suffix.lower() not in VIDEOS | IMAGES:
         endings = ", ".join(sorted(VIDEOS | IMAGES))
         return f"{path} is called like a mask and cannot be one: use a picture or a video ({endings})."
-    if path.with_name(path.stem[: -len(MASK_ENDING)]) not in stems:
-        return f"{path} is the mask of no footage: no file {path.stem[: -len(MASK_ENDING)]} lies next to it."
-    return None
+    return (
+        None if _masked(path) in stems else f"{path} is a mask without footage: {_masked(path).name} is not next to it."
+    )
 
 
 def masks_in(folder: Path) -> dict[Path, list[Path]]:
@@ -114,7 +113,7 @@ def masks_in(folder: Path) -> dict[Path, list[Path]]:
     found: dict[Path, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if is_mask(path) and path.is_file():
-            found.setdefault(path.with_name(path.stem[: -len(MASK_ENDING)]), []).append(path)
+            found.setdefault(_masked(path), []).append(path)
     return found
 
 

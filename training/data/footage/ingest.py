@@ -42,7 +42,7 @@ from vgen.training.data.footage.scan import (
 
 @dataclass(frozen=True)
 class IngestSettings:
-    """What decides over shots.
+    """Which shots are kept.
 
     Attributes:
         cut_threshold: of PySceneDetect's AdaptiveDetector; 0 cuts nothing.

@@ -44,9 +44,7 @@ def _check_unchanged(source: Path, clip: Clip) -> None:
     try:
         now = content_hash(source)
     except OSError:
-        raise MediaError(
-            f"{source} is gone: the data set points to it. Put it back, or ingest the footage again."
-        ) from None
+        raise MediaError(f"{source} is missing. Put it back, or ingest the footage again.") from None
     if now != clip.source_hash:
         raise MediaError(f"{source} holds something else than when it was ingested; ingest the footage again.")
 
@@ -55,8 +53,12 @@ def _from_video(
     source: Path, wanted: Sequence[Sample], clips: Mapping[str, Clip]
 ) -> Iterator[tuple[Sample, np.ndarray]]:
     """Samples of one video, the earliest ending first; a variable frame rate needs its timeline first."""
-    stream = FootageStream(source)
-    chosen = _chosen(source) if clips[wanted[0].clip].resampled else None
+    stream, chosen = FootageStream(source), None
+    if clips[wanted[0].clip].resampled:
+        timing = FootageStream(source)
+        for _ in timing:  # the timeline is complete at the end; no picture is kept
+            pass
+        chosen = timing.timeline.chosen
     needed: dict[int, list[tuple[Sample, int]]] = defaultdict(list)
     for sample in wanted:
         for position, index in enumerate(sample.frames):
@@ -76,23 +78,10 @@ def _from_video(
     raise MediaError(f"{source} has fewer frames than when it was ingested; ingest the footage again.")
 
 
-def _chosen(source: Path) -> tuple[int, ...] | None:
-    """Which decoded frames a file of variable rate shows; found without keeping a picture."""
-    stream = FootageStream(source)
-    for _ in stream:
-        pass
-    return stream.timeline.chosen
-
-
 def fit(picture: np.ndarray, crop: tuple[int, int, int, int], sample: Sample) -> np.ndarray:
-    """Cut the largest centred part of the crop that has the sample's aspect ratio, and resize it.
+    """Resize the largest centred part of a crop (top, left, height, width) of the sample's aspect ratio to its size.
 
-    Args:
-        picture: uint8 [H, W, 3], or [H, W] of a mask.
-        crop: (top, left, height, width).
-        sample: for its size.
-    Returns:
-        uint8 [h, w, 3], or [h, w].
+    `picture` is uint8 [H, W, 3], or [H, W] of a mask, and so is the result.
     """
     top, left, height, width = crop
     tall, wide = sample.bucket.height, sample.bucket.width
@@ -104,7 +93,7 @@ def fit(picture: np.ndarray, crop: tuple[int, int, int, int], sample: Sample) ->
 
 
 def mask_hashes(clips: Iterable[Clip]) -> dict[str, str]:
-    """Name the content of clips' masks, by id; "" for a clip without one. Each folder is listed once.
+    """The content hashes of clips' masks, by id, "" for a clip without one; each folder is listed once.
 
     Raises:
         MediaError: a clip has several masks, or one that is not a picture or a video.
@@ -136,5 +125,5 @@ def read_mask(path: Path, clip: Clip, sample: Sample) -> np.ndarray:
         raise MediaError(f"{path} is {pictures.shape[2]} x {pictures.shape[1]}; it must be as large as {clip.source}.")
     mask = np.stack([fit(picture, clip.crop, sample) for picture in pictures]) / np.float32(255)
     if not (mask > 0.5).any():
-        raise MediaError(f"{path} has no white place in frames {sample.frames[0]} to {last}: nothing would be learnt.")
+        raise MediaError(f"{path} has no white place in frames {sample.frames[0]} to {last}: nothing would be learned.")
     return mask

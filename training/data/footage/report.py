@@ -32,7 +32,7 @@ def save_thumbnails(folder: Path, clip_id: str, pictures: Sequence[np.ndarray]) 
 
 
 def _thumbnail(folder: Path, clip_id: str) -> Path:
-    """Where a shot's thumbnails lie; a second file of the same name and content, named by its folder, has the same."""
+    """The file of a shot's thumbnails; a second file of the same name and content has the same ones."""
     return folder / "thumbnails" / f"{re.sub(_OF_FOLDER, '', clip_id)}.jpg"
 
 

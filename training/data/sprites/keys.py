@@ -66,7 +66,7 @@ class ObjectKey:
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the objects: `colour_to` is the far colour of a gradient."""
+    """What is behind the objects: `colour_to` is the far colour of a gradient."""
 
     kind: str
     colour: str

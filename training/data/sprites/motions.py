@@ -17,7 +17,7 @@ from vgen.training.data.sprites.keys import DIRECTIONS
 from vgen.training.data.sprites.splits import Draws
 
 SPEED_RANGE: Final = {"slow": (0.9, 1.3), "quick": (1.8, 2.4)}
-TURN_RANGE: Final = {"slow": (5.0, 8.0), "quick": (12.0, 18.0)}  # degrees a frame
+TURN_RANGE: Final = {"slow": (5.0, 8.0), "quick": (12.0, 18.0)}  # degrees per frame
 MIN_TURN: Final = 45.0  # degrees over a whole clip, however short
 # How much the area grows (or shrinks): the wide range where the object starts at the end of the scale that
 # leaves it room, the narrow one where it would become too large or too small to be distinguished.

@@ -51,7 +51,7 @@ def say_pair(key: AnswerKey, rng: Random, detail: str, require: frozenset[str]) 
     elif relation == "behind":
         found = _passage(about, other, rng, full)
     else:
-        found = _beside(about, other, rng, full)
+        found = _next_to(about, other, rng, full)
     return replace(found, background=words[0].background, bare_background=words[0].bare_background)
 
 
@@ -64,12 +64,18 @@ def _verbs(parts: Parts, finite: str, progressive: str, participle: str) -> Part
     return replace(parts, finite=finite, progressive=progressive, participle=participle)
 
 
-def _followed(parts: Parts, tail: str) -> Parts:
-    """All three forms of the verb with the same words after them."""
-    return _verbs(parts, *(f"{form}{tail}" for form in (parts.finite, parts.progressive, parts.participle)))
+def _forms(parts: Parts) -> tuple[str, str, str]:
+    return parts.finite, parts.progressive, parts.participle
 
 
-def _beside(about: _Said, other: _Said, rng: Random, full: bool) -> Parts:
+def _followed(parts: Parts, *tails: str) -> Parts:
+    """The three forms of the verb, each with its own words after it, or all with the same."""
+    return _verbs(
+        parts, *(f"{form}{tail}" for form, tail in zip(_forms(parts), tails * (3 // len(tails)), strict=True))
+    )
+
+
+def _next_to(about: _Said, other: _Said, rng: Random, full: bool) -> Parts:
     """Where the other object is, and what it does."""
     words, parts, noun = RELATIVE_PLACE[about.relation], other.parts, other.parts.new
     to, it = pick(rng, words.to), pick(rng, words.it)
@@ -80,12 +86,7 @@ def _beside(about: _Said, other: _Said, rng: Random, full: bool) -> Parts:
         verb_phrase = parts.finite if rng.random() < 0.6 else parts.progressive
         return _followed(about.parts, f" while {noun} {it} {verb_phrase}")
     if draw < 0.6:
-        return _verbs(
-            about.parts,
-            f"{about.parts.finite} and {noun} {it} {parts.finite}",
-            f"{about.parts.progressive} and {noun} {it} {parts.progressive}",
-            f"{about.parts.participle} and {noun} {it} {parts.participle}",
-        )
+        return _followed(about.parts, *(f" and {noun} {it} {form}" for form in _forms(parts)))
     if draw < 0.8:
         return _followed(about.parts, f", {to} {noun} that {parts.finite}")
     return _followed(about.parts, f", with {noun} {it} {parts.participle}")
@@ -102,12 +103,8 @@ def _passage(about: _Said, other: _Said, rng: Random, full: bool) -> Parts:
     if front or draw < 0.7:
         return _followed(about.parts, f" {place} {noun}{tail}")
     passes = pick(rng, PASSES)
-    return _verbs(
-        about.parts,
-        f"{about.parts.finite} and {passes.finite} {place} {noun}{tail}",
-        f"{about.parts.progressive} and {passes.participle} {place} {noun}{tail}",
-        f"{about.parts.participle} and {passes.participle} {place} {noun}{tail}",
-    )
+    forms = (passes.finite, passes.participle, passes.participle)
+    return _followed(about.parts, *(f" and {form} {place} {noun}{tail}" for form in forms))
 
 
 def _collision(about: _Said, other: _Said, rng: Random, full: bool) -> Parts:
@@ -124,21 +121,17 @@ def _collision(about: _Said, other: _Said, rng: Random, full: bool) -> Parts:
     if about.relation == "hit by":
         tail = f" until {noun} that {others[0]} {join(hits.finite, hits.rest)} it{after}"
         return _followed(_verbs(about.parts, *before), tail)
-    joint, way = ("until it", hits.finite) if rng.random() < 0.3 else ("and", "")
+    until = rng.random() < 0.3
     met = f"{noun} that {others[0]}" if full or rng.random() < 0.5 else noun
     found = _verbs(about.parts, *before)
-    if way:
-        return _followed(found, f" {joint} {join(way, hits.rest)} {met}{after}")
-    return _verbs(
-        found,
-        f"{found.finite} and {join(hits.finite, hits.rest)} {met}{after}",
-        f"{found.progressive} and {join(hits.participle, hits.rest)} {met}{after}",
-        f"{found.participle} and {join(hits.participle, hits.rest)} {met}{after}",
-    )
+    if until:
+        return _followed(found, f" until it {join(hits.finite, hits.rest)} {met}{after}")
+    forms = (hits.finite, hits.participle, hits.participle)
+    return _followed(found, *(f" and {join(form, hits.rest)} {met}{after}" for form in forms))
 
 
 def _both_collide(about: _Said, other: _Said, rng: Random) -> Parts:
-    """ "a red circle and a blue square collide": no word of who comes from where."""
+    """ "a red circle and a blue square collide", without where they come from."""
     found = replace(_nouns(about, "and", other), pronoun="they")
     apart = pick(rng, ("", "", " and bounce apart", " and bounce off each other"))
     if apart and "still" in (*about.item.phases, *other.item.phases):

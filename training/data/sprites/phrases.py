@@ -98,11 +98,9 @@ def say(key: AnswerKey, item: ObjectKey, rng: Random, still: bool, detail: str, 
             return attribute in require or bool(chances[attribute] < _KEPT[attribute])
         return detail == "detailed" or attribute in ("colour", "shape") or attribute in require
 
-    colour = item.colour if said("colour") else ""
     shape = item.shape if said("shape") else pick(rng, ANY_SHAPE)
-    if still:
-        finite = progressive = participle = ""
-    else:
+    finite = progressive = participle = ""
+    if not still:
         speed = pick(rng, SPEED_WORDS[item.speed]) if item.speed and said("speed") else ""
         finite, progressive, participle = motion_phrases(item, rng, speed)
     background = bare_background = ""
@@ -115,7 +113,7 @@ def say(key: AnswerKey, item: ObjectKey, rng: Random, still: bool, detail: str, 
         article=pick(rng, ["a", "a", "a", "a", "the", "one"]),
         size=pick(rng, SIZE_WORDS[item.size]) if said("size") else "",
         pattern=pick(rng, PATTERN_WORDS[item.pattern]) if item.pattern and said("pattern") else "",
-        colour=colour,
+        colour=item.colour if said("colour") else "",
         shape=shape,
         finite=finite,
         progressive=progressive,

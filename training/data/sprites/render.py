@@ -1,6 +1,6 @@
 """Pixels: how much of each pixel a shape covers, backgrounds, and surface patterns.
 
-Coverage is exact along rows and sampled at eight scan lines a row. Only the windows around the object are touched,
+Coverage is exact along rows and sampled at eight scan lines per row. Only the windows around the object are touched,
 all frames at once. Pixel (row, column) covers [row, row + 1) x [column, column + 1).
 """
 
@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 
 class Windows(NamedTuple):
-    """A square window a frame around the object: its first row and column, and the coverage in it."""
+    """Per frame a square window around the object: its first row and column, and the coverage in it."""
 
     rows: NDArray[np.int64]  # [F, n]
     columns: NDArray[np.int64]  # [F, m]

@@ -62,7 +62,7 @@ class SpriteClip:
         tracks: where its objects are.
         masks: bool [F, H, W], pixels that an object covers at least by half.
         object_masks: bool [N, F, H, W], those of each object that no nearer one covers.
-        frame_rate: frames a second.
+        frame_rate: frames per second.
         scene: what was painted.
         split, tier, index: where the clip stands.
     """
@@ -81,7 +81,7 @@ class SpriteClip:
 
     @cached_property
     def flow(self) -> NDArray[np.float32]:
-        """Exact forward optical flow: float32 [F - 1, H, W, 2] as (x, y) pixels a frame.
+        """Exact forward optical flow: float32 [F - 1, H, W, 2] as (x, y) pixels per frame.
 
         A pixel of an object moves as the point of the object in its middle; the background is at rest.
         """
@@ -122,9 +122,9 @@ class SpriteWorld:
     Args:
         split: "train", "validation" or "test".
         tier: 1, 2, 3, or a tuple of tiers, taken in turn; a tier named twice is taken twice.
-        num_frames: frames a clip; 1 = pictures.
+        num_frames: of a clip; 1 = pictures.
         height, width: size of the canvas, at least 16; positions scale with the short side.
-        frame_rate: frames a second; motions are defined per frame, so it changes no pixel.
+        frame_rate: frames per second; motions are defined per frame, so it changes no pixel.
         emphasis: how many times as often as it comes by itself a motion is shown, by its base word; clips of the other
             motions then stand for fewer. Only a tier of one object that has the motion changes.
         triples: "seen" or "withheld" keeps only clips of that kind; "all" mixes them. None: "seen" for training,

@@ -51,7 +51,7 @@ def test_every_file_is_counted_as_one_kind(tmp_path: Path) -> None:
     assert (_names(made, root), made.used) == (["a.png"], 1)
     reasons = {Path(entry.source).name: entry.reason for entry in made.failed}
     assert set(reasons) == {"lost.mask.png", "a.mask.npy", "gone.mp4", "empty.png"}
-    assert "is the mask of no footage: no file lost" in reasons["lost.mask.png"]
+    assert "is a mask without footage: lost is not next to it" in reasons["lost.mask.png"]
     assert "use a picture or a video (.avi" in reasons["a.mask.npy"]
     assert "a link to nothing" in reasons["gone.mp4"] and "0 bytes" in reasons["empty.png"]
     assert all(f"skipped: {reason}" in said for reason in reasons.values())
