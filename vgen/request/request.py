@@ -16,7 +16,7 @@ from vgen.errors import RequestError
 from vgen.request.fields import finding
 from vgen.request.lossy import LOSSY_FIELDS, spelled
 from vgen.request.messages import worded
-from vgen.request.resolve import check_amount, frames_to_keep, frames_to_restyle, settle
+from vgen.request.resolve import check_amount, check_lists, frames_to_keep, frames_to_restyle, settle
 from vgen.request.settings import AUTOMATIC, Inputs, Machine, Settings
 from vgen.request.steps import skipped_steps
 from vgen.request.two_pass_presets import PLAIN, preset_for, preset_named
@@ -103,11 +103,13 @@ class GenerateRequest(Settings, Machine, Inputs):
         if self.upscale is not None:
             values["upscale_preset"] = self.upscale_preset or preset_for(known)
             _refuse_settled(values["upscale_preset"], self)
-        if self.task == "restyle":
-            skipped_steps(values["num_inference_steps"], values["denoise_strength"])
         if self.task == "predict":
             values["keep_frames"] = frames_to_keep(self.keep_frames, shape.num_frames, strides.temporal, video_frames)
-        return ResolvedRequest.create(**values)
+        resolved, steps = ResolvedRequest.create(**values), values["num_inference_steps"]
+        steps -= skipped_steps(steps, values.get("denoise_strength", 1.0))
+        for num_steps in {steps, resolved.draft_steps or steps} if self.upscale is None else ():
+            check_lists(resolved, num_steps)
+        return resolved
 
 
 class ResolvedRequest(GenerateRequest):

@@ -71,6 +71,24 @@ def frames_to_restyle(asked: int | None, default: int | None, stride: int, video
     return asked if asked is not None else min(most, default or most)
 
 
+def check_lists(settings: Settings, num_steps: int) -> None:
+    """Refuse lists of a guidance that do not have one value per step, or per level of `guidance_sigmas`.
+
+    Raises:
+        RequestError: names both numbers.
+    """
+    levels = settings.guidance_sigmas
+    count, each = (num_steps, "step") if levels is None else (len(levels), "level")
+    for name in ("guidance_scale", "guidance_rescale", "stg_scale", "stg_blocks"):
+        value = getattr(settings, name)
+        listed = isinstance(value, tuple) and (name != "stg_blocks" or any(isinstance(one, tuple) for one in value))
+        if listed and len(value) != count:
+            raise RequestError(
+                f"{name} holds {counted(len(value), 'value')} for {counted(count, each)}: give one for each {each}, or "
+                "one for all."
+            )
+
+
 def preset_settings(name: str | None, defaults: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a preset says for a model: settings that go before its defaults.
 

@@ -243,6 +243,22 @@ def test_a_call_is_given_what_is_settled_and_no_length_or_inputs() -> None:
     assert "vae_memory" not in _resolve(memory="8GB").call_settings(), "as planned"
 
 
+def test_lists_have_one_value_per_step_or_level() -> None:
+    assert _resolve(num_inference_steps=2, guidance_scale=[1, 3]).guidance_scale == (1.0, 3.0)
+    assert _resolve(guidance_sigmas=[1, 0.5], stg_scale=[0, 1], stg_blocks=[[], [2]]).num_branches == 3
+    for fields, message in (
+        ({"guidance_scale": [1, 3]}, "guidance_scale holds 2 values for 20 steps: give one for each step"),
+        ({"stg_scale": 1, "stg_blocks": [[1], [2]]}, "stg_blocks holds 2 values for 20 steps"),
+        ({"guidance_scale": [1] * 20, "draft_steps": 5}, "guidance_scale holds 20 values for 5 steps"),
+        (
+            {"guidance_rescale": [0, 1], "guidance_sigmas": [1, 0.8, 0.5]},
+            "guidance_rescale holds 2 values for 3 levels",
+        ),
+    ):
+        with pytest.raises(RequestError, match=message):
+            _resolve(**fields)
+
+
 def test_metadata_of_earlier_versions_is_read() -> None:
     """As 9b83d58 wrote it; nothing is lost or added."""
     metadata = {
