@@ -107,7 +107,8 @@ class GenerateRequest(Settings, Machine, Inputs):
             values["keep_frames"] = frames_to_keep(self.keep_frames, shape.num_frames, strides.temporal, video_frames)
         resolved, steps = ResolvedRequest.create(**values), values["num_inference_steps"]
         steps -= skipped_steps(steps, values.get("denoise_strength", 1.0))
-        for num_steps in {steps, resolved.draft_steps or steps} if self.upscale is None else ():
+        drafted = resolved.draft_steps if shape.num_frames > 1 else None
+        for num_steps in {steps, drafted or steps} if self.upscale is None else ():  # two passes have their own
             check_lists(resolved, num_steps)
         return resolved
 

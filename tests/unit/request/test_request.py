@@ -245,6 +245,7 @@ def test_a_call_is_given_what_is_settled_and_no_length_or_inputs() -> None:
 
 def test_lists_have_one_value_per_step_or_level() -> None:
     assert _resolve(num_inference_steps=2, guidance_scale=[1, 3]).guidance_scale == (1.0, 3.0)
+    assert _resolve(num_inference_steps=2, guidance_scale=[1, 3], draft_steps=5, num_frames=1).draft_steps == 5
     assert _resolve(guidance_sigmas=[1, 0.5], stg_scale=[0, 1], stg_blocks=[[], [2]]).num_branches == 3
     for fields, message in (
         ({"guidance_scale": [1, 3]}, "guidance_scale holds 2 values for 20 steps: give one for each step"),
