@@ -103,7 +103,7 @@ def make_windows_left(
 
 
 def _shared_take(folder: Path, plan: Mapping[str, Any], shape: tuple[int, int, int], seed: int) -> Take:
-    """The take of a planned clip; of several processes the first opens it, and all go on from there."""
+    """The take of a planned clip; of several processes the first opens it, and all resume from there."""
     if processes.count() == 1:
         return Take(folder, plan, shape, seed)
     if processes.leads():
