@@ -1,4 +1,4 @@
-"""VBench's layout: PROMPT-INDEX.mp4, five a prompt, in a folder that holds nothing else."""
+"""VBench's layout: PROMPT-INDEX.mp4, five per prompt, in a folder that holds nothing else."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vgen.errors import MediaError, RequestError
-from vgen.io.files import write_json
+from vgen.errors import OutputError, RequestError
+from vgen.io.files import check_writable, write_json
 from vgen.training.data.sprites.world import answer_prompts
 
 SAMPLES = 5
-"""Clips a prompt that VBench looks for."""
+"""Clips per prompt that VBench looks for."""
 
 _LONGEST = 255 - len(".aaaaaaaaaaaa.part")
 """Bytes of a file name, with room for the name of an unfinished one."""
@@ -38,9 +38,9 @@ def vbench_clips(prompts: Sequence[str], seed: int, samples: int = SAMPLES) -> l
     in the table beside the folder (`--prompt_file`).
 
     Args:
-        prompts: no two alike.
+        prompts: all different.
         seed: of the first clip.
-        samples: clips a prompt.
+        samples: clips per prompt.
     Raises:
         RequestError: no prompt, an empty one, or one twice.
     """
@@ -71,17 +71,23 @@ def _stem(prompt: str, number: int, taken: set[str]) -> str:
     return stem.encode()[: room - len(mark)].decode(errors="ignore") + mark
 
 
-def read_prompt_file(path: Path) -> list[str]:
-    """The prompts of a file, one a line; blank lines are skipped.
+def check_export_folder(folder: Path, clips: Sequence[Clip]) -> None:
+    """Refuse a folder that VBench could not read: it takes every file in it for a clip.
 
     Raises:
-        MediaError: it cannot be read.
+        OutputError: not a folder, not writable, or with another file in it.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise MediaError(f"--prompts {str(path)!r} cannot be read: {error}; give a UTF-8 text file.") from None
-    return [line.strip() for line in lines if line.strip()]
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--export-vbench {folder} exists already and is not a folder.")
+    if not folder.absolute().parent.is_dir():
+        raise OutputError(f"the folder {folder.absolute().parent} does not exist; make it first.")
+    check_writable(folder if folder.is_dir() else folder.absolute().parent)
+    names = {clip.name for clip in clips}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in names:
+            raise OutputError(
+                f"--export-vbench {folder} holds {path.name!r}, which is not a clip of this export; use another."
+            )
 
 
 def sprite_prompts(tier: int, count: int) -> list[str]:
@@ -97,7 +103,7 @@ def sprite_prompts(tier: int, count: int) -> list[str]:
 def write_prompt_table(folder: Path, clips: Sequence[Clip]) -> Path:
     """Write FOLDER.prompts.json, {path of the clip: prompt}: what VBench takes as --prompt_file for custom prompts.
 
-    It lies beside the folder, since VBench takes every file in it for a clip.
+    Next to the folder, since VBench takes every file inside for a clip.
     """
     target = folder.with_name(f"{folder.name}.prompts.json")
     table = {os.fspath(folder / clip.name): clip.prompt for clip in clips}

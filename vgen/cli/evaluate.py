@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vgen.cli.display import showing, starting
+from vgen.cli.display import show, showing, starting
+from vgen.errors import OutputError, RequestError, VgenError, counted
+from vgen.io.files import check_writable, exists_message, write_text
+
+if TYPE_CHECKING:
+    from vgen.hub.model import Model
+    from vgen.jobs.plan import Job
+    from vgen.training.evaluate.vbench import Clip
 
 _GPU_BATCH = 128
+_OF_THE_MACHINE = ("device", "dtype", "versions", "model")
 _VBENCH = "For VBench"
 _FIELD = "The field's scores, from weights on this machine"
 _Tasks = Annotated[
@@ -69,20 +78,20 @@ def evaluate(
     prompts: Annotated[
         str | None,
         typer.Option(
-            "--prompts", metavar="FILE", help="Its prompts, one a line; else SpriteWorld's.", rich_help_panel=_VBENCH
+            "--prompts", metavar="FILE", help="Its prompts, one per line; else SpriteWorld's.", rich_help_panel=_VBENCH
         ),
     ] = None,
     num_prompts: Annotated[
         int | None,
-        typer.Option("--num-prompts", metavar="N", min=1, help="Of SpriteWorld's: a split (256; 32), or in all (64)."),
+        typer.Option("--num-prompts", metavar="N", min=1, help="SpriteWorld's: per split (256; 32), or in all (64)."),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", metavar="N", min=1, help="Clips a prompt, to be scored (3; quick 1).")
+        int | None, typer.Option("--seeds", metavar="N", min=1, help="Clips per prompt, to be scored (3; quick 1).")
     ] = None,
     batch_size: _BatchSize = None,
     workers: _Workers = None,
     samples: Annotated[
-        int, typer.Option("--samples", metavar="N", min=1, help="Clips a prompt.", rich_help_panel=_VBENCH)
+        int, typer.Option("--samples", metavar="N", min=1, help="Clips per prompt.", rich_help_panel=_VBENCH)
     ] = 5,
     clip_model: Annotated[
         str | None,
@@ -104,7 +113,6 @@ def evaluate(
 
         evaluate_run(Path(run), typer.echo, device=device or "auto")
         return
-    from vgen.errors import RequestError
     from vgen.training.evaluate.measures import read_measures
 
     read_measures(tasks)
@@ -115,45 +123,27 @@ def evaluate(
         scored = (output, report, choose_guidance, tiers, seeds, batch_size, workers, clip_model, fvd_model, lpips)
         if tasks != "basic" or quick or any(value is not None for value in scored):
             raise RequestError("--export-vbench makes clips and scores nothing: leave the options for scores out.")
-        from vgen.cli.vbench import export_vbench
-
         fields = {"model": model, "seed": seed, **({"device": device} if device is not None else {})}
         with showing():
-            return export_vbench(export, fields, prompts, num_prompts or 64, samples, overwrite)
+            return _export_vbench(export, fields, prompts, num_prompts or 64, samples, overwrite)
     if prompts is not None:
         raise RequestError("--prompts is for --export-vbench; scores are of SpriteWorld's prompts.")
     for name, target, ending in (("output", output, ".json"), ("report", report, ".md")):
         if target is not None:
             _check_target(name, target, ending, overwrite)
-    _score(
-        model, seed, device, tasks, quick, num_prompts, seeds, choose_guidance, tiers, batch_size, workers,
-        output=output, report=report, weights=(clip_model, fvd_model, lpips),
-    )  # fmt: skip
-
-
-def _score(
-    model: str,
-    seed: str,
-    device: str | None,
-    tasks: str,
-    quick: bool,
-    num_prompts: int | None,
-    seeds: int | None,
-    choose_guidance: str | None,
-    tiers: str | None,
-    batch_size: int | None,
-    workers: int | None,
-    *,
-    output: str | None,
-    report: str | None,
-    weights: tuple[str | None, str | None, str | None],
-) -> None:
+    repeated = {
+        "--num-prompts": num_prompts, "--seeds": seeds, "--choose-guidance": choose_guidance, "--tiers": tiers
+    }  # fmt: skip
+    words = ["vgen", "evaluate", "--model", model, "--tasks", tasks, "--seed", seed, *(["--quick"] if quick else [])]
+    words += [str(word) for pair in repeated.items() if pair[1] is not None for word in pair]
     from vgen.hub.model import Model
     from vgen.request.request import GenerateRequest
 
     request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
-    guidance = _scales(choose_guidance)
-    chosen: dict[str, Any] = {} if tiers is None else {"tiers": _tiers(tiers)}
+    chosen: dict[str, Any] = {
+        "guidance": _scales(choose_guidance),
+        **({} if tiers is None else {"tiers": _tiers(tiers)}),
+    }
     Model.find(request.model)
     starting(f"loading {request.model}")
     from vgen.engine.device import choose_device
@@ -170,33 +160,12 @@ def _score(
         workers = 0 if on_cpu else min(os.cpu_count() or 1, 16) - 1
     evaluate_model(
         request.model, output=output, device=device, seed=request.seed or 0, tasks=tasks, budget=budget, report=report,
-        guidance=guidance, command=_command(model, seed, tasks, quick, num_prompts, seeds, choose_guidance, tiers),
-        workers=workers, **chosen, **_field_weights(*weights),
+        command=shlex.join(words), workers=workers, **chosen, **_field_weights(clip_model, fvd_model, lpips),
     )  # fmt: skip
-
-
-def _command(
-    model: str,
-    seed: str,
-    tasks: str,
-    quick: bool,
-    num_prompts: int | None,
-    seeds: int | None,
-    guidance: str | None,
-    tiers: str | None,
-) -> str:
-    """What repeats the scores; files to write and the device do not matter to them."""
-    words = ["vgen", "evaluate", "--model", model, "--tasks", tasks, "--seed", seed, *(["--quick"] if quick else [])]
-    for name, value in (("--num-prompts", num_prompts), ("--seeds", seeds), ("--choose-guidance", guidance),
-                        ("--tiers", tiers)):  # fmt: skip
-        words += [] if value is None else [name, str(value)]
-    return shlex.join(words)
 
 
 def _scales(text: str | None) -> tuple[float, ...]:
     """Guidance scales from "2,3,4"."""
-    from vgen.errors import RequestError
-
     if text is None:
         return ()
     try:
@@ -204,26 +173,22 @@ def _scales(text: str | None) -> tuple[float, ...]:
     except ValueError:
         scales = ()
     if not scales or not all(0 <= scale < float("inf") for scale in scales):
-        raise RequestError(f"choose_guidance={text!r} must be guidance scales, parted by commas, such as 2,3,4.")
+        raise RequestError(f"choose_guidance={text!r} must be guidance scales, comma-separated, such as 2,3,4.")
     return scales
 
 
 def _tiers(text: str) -> tuple[int, ...]:
     """Tiers from "1,2,3"."""
-    from vgen.errors import RequestError
     from vgen.training.data.sprites.splits import TIERS
 
     known = {str(tier): tier for tier in TIERS}
     words = list(dict.fromkeys(part.strip() for part in text.split(",")))
     if any(word not in known for word in words):
-        raise RequestError(f"tiers={text!r} must be tiers of SpriteWorld, parted by commas: {','.join(known)}.")
+        raise RequestError(f"tiers={text!r} must be tiers of SpriteWorld, comma-separated: {','.join(known)}.")
     return tuple(known[word] for word in words)
 
 
 def _check_target(name: str, text: str, ending: str, overwrite: bool) -> None:
-    from vgen.errors import OutputError
-    from vgen.io.files import check_writable, exists_message
-
     target = Path(text)
     if target.suffix != ending:
         raise OutputError(f"{name}={text!r} must end in {ending}.")
@@ -238,7 +203,6 @@ def _report_again(scores: str, report: str | None, overwrite: bool) -> None:
     """The page of scores measured before, to a file or to the screen."""
     if report is not None:
         _check_target("report", report, ".md", overwrite)
-    from vgen.io.files import write_text
     from vgen.training.evaluate.evaluate import report_from
 
     page = report_from(scores)
@@ -258,3 +222,70 @@ def _field_weights(clip_model: str | None, fvd_model: str | None, lpips: str | N
     weights = FieldWeights(*(None if text is None else Path(text) for text in (clip_model, fvd_model, lpips)))
     weights.check()
     return {"field": weights}
+
+
+def _export_vbench(
+    folder: str, fields: dict[str, Any], prompts: str | None, num_prompts: int, samples: int, overwrite: bool
+) -> None:
+    """Make PROMPT-INDEX.mp4 for every prompt, of a file or of SpriteWorld; clips of the same request are kept."""
+    from vgen.hub.model import Model
+    from vgen.jobs.many_clips import read_prompts, run_clips
+    from vgen.request.request import GenerateRequest
+    from vgen.training.evaluate.vbench import check_export_folder, sprite_prompts, vbench_clips, write_prompt_table
+
+    target = Path(folder)
+    common = GenerateRequest.create(**{"prompt": "a prompt", **fields})
+    model = Model.find(common.model)
+    if prompts is None:
+        texts = sprite_prompts(1, num_prompts)
+    else:
+        lines = read_prompts(prompts)
+        for line in lines:
+            if line.fault is not None:
+                raise RequestError(f"--prompts {prompts}: line {line.number}: {line.fault}")
+        texts = [line.text for line in lines]
+    clips = vbench_clips(texts, common.seed if common.seed is not None else secrets.randbelow(2**31), samples)
+    check_export_folder(target, clips)
+    jobs = [_vbench_job(clip, target, fields, model) for clip in clips]
+    missing = [job for job in jobs if not _is_made(job, overwrite)]
+    if missing:
+        run_clips(missing, show)
+    table = write_prompt_table(target, clips)
+    kept = len(jobs) - len(missing)
+    made = f"{counted(len(jobs), 'clip')} of {counted(len(texts), 'prompt')} ({kept} were there)"
+    typer.echo(f"{target}: {made}; prompts in {table}")
+
+
+def _vbench_job(clip: Clip, folder: Path, fields: dict[str, Any], model: Model) -> Job:
+    from vgen.jobs.plan import prepare
+    from vgen.request.request import GenerateRequest
+
+    try:
+        request = GenerateRequest.create(**{**fields, "prompt": clip.prompt, "seed": clip.seed})
+        return prepare(request, model, str(folder / clip.name), overwrite=True)
+    except VgenError as error:
+        raise type(error)(f"prompt {clip.prompt[:60]!r}: {error}") from None
+
+
+def _is_made(job: Job, overwrite: bool) -> bool:
+    """Whether the clip is there from this very request; another's is refused, or replaced with `overwrite`."""
+    from vgen.io.media.codec.probe import read_metadata
+    from vgen.jobs.contents import contents
+
+    path, used = Path(job.output), contents(job.request, job.model.folder)
+    if not path.exists():
+        return False
+    try:
+        found = read_metadata(path) or {}
+    except VgenError:
+        found = {}
+    wanted = {
+        key: value
+        for key, value in job.request.to_metadata(job.model.model_hash, contents=used).items()
+        if key not in _OF_THE_MACHINE
+    }
+    if all(found.get(key) == value for key, value in wanted.items()):
+        return True
+    if overwrite:
+        return False
+    raise OutputError(f"{path} was made by another request. {exists_message(path)}")

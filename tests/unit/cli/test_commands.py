@@ -306,7 +306,7 @@ def test_evaluate_checks_first(tmp_path: Path, paper_model: Path, run_cli: Run) 
         (("--model", paper_model, "--choose-guidance", "2,x"), "choose_guidance='2,x' must be guidance scales"),
         (
             ("--model", paper_model, "--tiers", "1,4"),
-            "tiers='1,4' must be tiers of SpriteWorld, parted by commas: 1,2,3",
+            "tiers='1,4' must be tiers of SpriteWorld, comma-separated: 1,2,3",
         ),
         (("--report-from", tmp_path / "there.json"), "holds no scores"),
         (("--report-from", tmp_path / "there.json", "--report", tmp_path / "there.json"), "must end in .md"),

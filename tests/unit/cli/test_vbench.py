@@ -74,7 +74,7 @@ def test_an_export_can_go_on_and_keeps_its_requests(tiny_pipeline_folder: Path, 
 
 def test_what_an_export_refuses(paper_model: Path, tmp_path: Path, run_cli: Any) -> None:
     for words, message in (
-        (("--export-vbench", tmp_path / "a", "--prompts", tmp_path / "no.txt"), "cannot be read"),
+        (("--export-vbench", tmp_path / "a", "--prompts", tmp_path / "no.txt"), "there is no such file"),
         (("--export-vbench", tmp_path / "no" / "a"), "does not exist"),
         (("--export-vbench", tmp_path / "a", "-o", tmp_path / "scores.json"), "leave the options for scores out"),
         (("--prompts", tmp_path / "no.txt"), "--prompts is for --export-vbench"),
