@@ -45,7 +45,7 @@ def test_from_nothing_to_a_model_and_its_student(tmp_path: Path, run_cli: Callab
         "train", "run", recipe, f"objective.teacher={model}", f"output_dir={student}", "device=cpu", *fewer
     )
     assert trained.code == 0, trained.err
-    assert read_json(student / "export" / "model_index.json")["num_inference_steps"] == 4
+    assert read_json(student / "export" / "model_index.json")["defaults"]["num_inference_steps"] == 4
     record = read_record(student / "export")
     assert record is not None and record["from"]["teacher"]["recipe"] == "sprites"
     for folder in (model, student / "export"):

@@ -60,13 +60,13 @@ def read_optimizer_state(path: Path) -> dict[str, Any]:
 
     Raises:
         SafetensorError, OSError: it cannot be read.
-        CheckpointError: it is no optimiser's state.
+        CheckpointError: it is not an optimiser's state.
     """
     with safe_open(path, framework="pt") as file:
         about = json.loads((file.metadata() or {}).get(_ABOUT, "null"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     if about is None:
-        raise CheckpointError(f"{path} is not the state of an optimiser: its header says nothing of one.")
+        raise CheckpointError(f"{path} is not the state of an optimiser: its header does not mention one.")
     for name, facts in about["narrow"].items():
         tensors[name] = _narrow(*(tensors.pop(f"{name}/{part}") for part in _NARROW), *facts)
     members: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""Atomic checkpoints: written beside, hashed, made durable, then renamed; the newest valid one is found again.
+"""Atomic checkpoints: written, hashed and made durable, then renamed; the newest valid one is found again.
 
 A checkpoint is a folder `step-00001234` with
     model.safetensors      the trained weights
@@ -38,7 +38,7 @@ _MANIFEST = "manifest.json"
 
 @dataclass
 class TrainingState:
-    """Everything a run needs to go on as if it had never stopped."""
+    """Everything a run needs to continue as if it had never stopped."""
 
     step: int
     fingerprint: str
@@ -153,7 +153,7 @@ class CheckpointStore:
 
         Args:
             path: its folder.
-            fingerprint: of the data that training would go on with; None accepts any.
+            fingerprint: of the data that training would continue with; None accepts any.
 
         Raises:
             CheckpointError: damaged, or written while training on other data.
@@ -165,8 +165,8 @@ class CheckpointStore:
             )
         if (path / "optimizer.pt").exists():
             raise CheckpointError(
-                f"{path} was written by an earlier version, with a pickled optimizer.pt, which is not read: begin anew "
-                "from its weights (objective.init, after exporting them with that version)."
+                f"{path} was written by an earlier version, with a pickled optimizer.pt, which is not read: begin "
+                "again from its weights (objective.init, after exporting them with that version)."
             )
         return TrainingState(
             step=described["step"],

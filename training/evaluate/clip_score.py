@@ -27,7 +27,7 @@ class ClipScore:
         folder: a CLIP as transformers saves it: config.json, model.safetensors and a tokenizer.
         device: where to run.
     Raises:
-        CheckpointError: it is not there, or it is no CLIP.
+        CheckpointError: it is missing, or is not a CLIP.
     """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
@@ -40,8 +40,8 @@ class ClipScore:
             raise CheckpointError(f"clip_model={str(folder)!r} cannot be loaded: {error}") from None
         self.model = self.model.float().eval().to(device)
         self.side = self.model.config.vision_config.image_size
-        told = _preprocessor(folder)
-        self.mean, self.std = (torch.tensor(told.get(name, own)).view(3, 1, 1) for name, own in
+        settings = _preprocessor(folder)
+        self.mean, self.std = (torch.tensor(settings.get(name, own)).view(3, 1, 1) for name, own in
                                (("image_mean", _MEAN), ("image_std", _STD)))  # fmt: skip
 
     @torch.no_grad()
@@ -50,7 +50,7 @@ class ClipScore:
 
         Args:
             clips: uint8 [F, H, W, 3] each.
-            texts: one a clip; what does not fit in CLIP's context is cut off.
+            texts: one per clip; what does not fit in CLIP's context is cut off.
         Returns:
             [N], 0 to 100.
         """

@@ -35,7 +35,7 @@ def vbench_clips(prompts: Sequence[str], seed: int, samples: int = SAMPLES) -> l
 
     A prompt names its files word for word where that is a usable file name, which VBench's standard prompts are. Any
     other is made one: unusable characters become "_", and a long one is cut and numbered; VBench then finds the prompt
-    in the table beside the folder (`--prompt_file`).
+    in the table next to the folder (`--prompt_file`).
 
     Args:
         prompts: all different.

@@ -50,7 +50,7 @@ def evaluate_run(folder: Path, say: Callable[[str], None], clips: int = 4, devic
 
     Args:
         folder: of a run of `vgen train lora`.
-        say: told each result.
+        say: called with each result.
         clips: prompts to generate from, each with the same seed for base and LoRA.
         device: as in a recipe.
     Returns:

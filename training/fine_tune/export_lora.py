@@ -68,6 +68,6 @@ def _factors(state: dict[str, Tensor], source: Path) -> dict[str, tuple[Tensor, 
     for name, value in state.items():
         match = _FACTOR.fullmatch(name)
         if match is None:
-            raise CheckpointError(f"{source} holds {name!r}, which is no part of a LoRA.")
+            raise CheckpointError(f"{source} holds {name!r}, which is not part of a LoRA.")
         found.setdefault(match["module"], {})[match["side"]] = value
     return {module: (sides["A"], sides["B"]) for module, sides in found.items()}

@@ -1,4 +1,4 @@
-"""What a run on footage needs of a device's memory, told before it starts: for `--preset`."""
+"""What a run on footage needs of a device's memory, estimated before it starts: for `--preset`."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ class FineTune:
     Attributes:
         mode: lora or full.
         steps: optimiser steps.
-        batch: clips a micro-batch.
-        image_batch: pictures a micro-batch; None: as many as clips.
+        batch: clips per micro-batch.
+        image_batch: pictures per micro-batch; None: as many as clips.
         lr: learning rate; None: 2e-4 for a LoRA, 1e-5 for everything.
         rank, alpha, targets: of the LoRA.
         tasks: shares of what is given, see `TaskMix`.
@@ -73,7 +73,7 @@ _SAVINGS: tuple[tuple[str, Any], ...] = (
 """What saves memory, the cheapest in time and exactness first."""
 
 Measure = Callable[[FineTune], int]
-"""Bytes that a run with these choices needs, told beforehand."""
+"""Bytes that a run with these choices needs, estimated beforehand."""
 
 
 def fit_memory(asked: FineTune, preset: str, measure: Measure) -> FineTune:

@@ -94,7 +94,7 @@ def _read(folder: Path, name: str) -> dict[str, Tensor]:
 
 
 def conversion(published: Path) -> str:
-    """The command, for a shell, that writes the .safetensors of a .pth beside it."""
+    """The command, for a shell, that writes the .safetensors of a .pth next to it."""
     code = (
         "import sys, torch; from safetensors.torch import save_file; "
         "save_file({k: v.contiguous() for k, v in torch.load(sys.argv[1], weights_only=True).items()}, sys.argv[2])"

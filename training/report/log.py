@@ -36,7 +36,7 @@ class Journal:
         total_steps: steps of the whole run.
         silent: write and show nothing; for all processes of a run but the first.
         gather: collects a value of every process, where several take in scalars.
-        track: told every row as well: (values, step).
+        track: called with every row as well: (values, step).
     """
 
     def __init__(

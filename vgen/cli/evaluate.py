@@ -117,8 +117,7 @@ def evaluate(
 
     read_measures(tasks)
     if report_from is not None:
-        _report_again(report_from, report, overwrite)
-        return
+        return _report_again(report_from, report, overwrite)
     if export is not None:
         scored = (output, report, choose_guidance, tiers, seeds, batch_size, workers, clip_model, fvd_model, lpips)
         if tasks != "basic" or quick or any(value is not None for value in scored):
@@ -136,14 +135,32 @@ def evaluate(
     }  # fmt: skip
     words = ["vgen", "evaluate", "--model", model, "--tasks", tasks, "--seed", seed, *(["--quick"] if quick else [])]
     words += [str(word) for pair in repeated.items() if pair[1] is not None for word in pair]
+    how_much = {"prompts": num_prompts, "seeds": seeds, "batch": batch_size}
+    _score(
+        {"model": model, "seed": seed, "device": device}, quick, how_much, workers, choose_guidance, tiers,
+        tasks=tasks, output=output, report=report, command=shlex.join(words), weights=(clip_model, fvd_model, lpips),
+    )  # fmt: skip
+
+
+def _score(
+    fields: dict[str, Any],
+    quick: bool,
+    how_much: dict[str, int | None],
+    workers: int | None,
+    choose_guidance: str | None,
+    tiers: str | None,
+    *,
+    weights: tuple[str | None, str | None, str | None],
+    **given: Any,
+) -> None:
+    """Check what was asked for, choose device and budget, and score; `given` is handed to `evaluate_model`."""
     from vgen.hub.model import Model
     from vgen.request.request import GenerateRequest
 
-    request = GenerateRequest.create(prompt="scores", model=model, seed=seed, device=device)
-    chosen: dict[str, Any] = {
-        "guidance": _scales(choose_guidance),
-        **({} if tiers is None else {"tiers": _tiers(tiers)}),
-    }
+    request = GenerateRequest.create(prompt="scores", **fields)
+    given["guidance"] = _scales(choose_guidance)
+    if tiers is not None:
+        given["tiers"] = _tiers(tiers)
     Model.find(request.model)
     starting(f"loading {request.model}")
     from vgen.engine.device import choose_device
@@ -151,17 +168,13 @@ def evaluate(
     device = choose_device(request.device or "auto")
     from vgen.training.evaluate.evaluate import FULL, QUICK, evaluate_model
 
-    usual, on_cpu = QUICK if quick else FULL, device == "cpu"
-    budget = usual._replace(
-        prompts=num_prompts or usual.prompts, seeds=seeds or usual.seeds,
-        batch=batch_size or (usual.batch if on_cpu else _GPU_BATCH),
-    )  # fmt: skip
+    on_cpu = device == "cpu"
+    budget = (QUICK if quick else FULL)._replace(**({} if on_cpu else {"batch": _GPU_BATCH}))
+    budget = budget._replace(**{name: count for name, count in how_much.items() if count is not None})
     if workers is None:  # on a CPU the model has its cores
         workers = 0 if on_cpu else min(os.cpu_count() or 1, 16) - 1
-    evaluate_model(
-        request.model, output=output, device=device, seed=request.seed or 0, tasks=tasks, budget=budget, report=report,
-        command=shlex.join(words), workers=workers, **chosen, **_field_weights(clip_model, fvd_model, lpips),
-    )  # fmt: skip
+    given |= _field_weights(*weights)
+    evaluate_model(request.model, device=device, seed=request.seed or 0, budget=budget, workers=workers, **given)
 
 
 def _scales(text: str | None) -> tuple[float, ...]:
