@@ -6,9 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from vgen.pipelines import TextToVideoPipeline
 
 STORED = Path(__file__).with_name("fingerprints.json")
 WRITE = "VGEN_WRITE_FINGERPRINTS"
@@ -73,3 +76,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_pipeline_folder: Path) -> TextToVideoPipeline:
+    """The tiny model's pipeline, without a progress bar; one per file, whose tests may not change it."""
+    from vgen.pipelines import TextToVideoPipeline
+
+    pipeline = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

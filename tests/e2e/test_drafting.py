@@ -22,35 +22,28 @@ FRAMES, SIDE = 9, 32
 Calls = list[dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def pipeline(tiny_pipeline_folder: Path) -> TextToVideoPipeline:
-    loaded = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder)
-    loaded.set_progress_bar_config(disable=True)
-    return loaded
-
-
 @pytest.fixture
-def calls(pipeline: TextToVideoPipeline) -> Iterator[Calls]:
+def calls(pipe: TextToVideoPipeline) -> Iterator[Calls]:
     seen: Calls = []
-    hook = pipeline.transformer.register_forward_pre_hook(
+    hook = pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(dict(kwargs)), with_kwargs=True
     )
     yield seen
     hook.remove()
 
 
-def latents(pipeline: TextToVideoPipeline, *seeds: int, prompt: Any = "a red circle", **settings: Any) -> torch.Tensor:
+def latents(pipe: TextToVideoPipeline, *seeds: int, prompt: Any = "a red circle", **settings: Any) -> torch.Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return pipeline(prompt, generator=generators, output_type="latent", **settings).frames
+    return pipe(prompt, generator=generators, output_type="latent", **settings).frames
 
 
-def test_the_clip_begins_with_the_first_frame_of_its_draft(pipeline: TextToVideoPipeline, calls: Calls) -> None:
-    draft = latents(pipeline, 0, num_inference_steps=2)
+def test_the_clip_begins_with_the_first_frame_of_its_draft(pipe: TextToVideoPipeline, calls: Calls) -> None:
+    draft = latents(pipe, 0, num_inference_steps=2)
     calls.clear()
-    made = latents(pipeline, 0, num_inference_steps=4, draft_steps=2)
+    made = latents(pipe, 0, num_inference_steps=4, draft_steps=2)
     assert torch.equal(made[:, :, :1], draft[:, :, :1])
     assert not torch.allclose(made[:, :, 1:], draft[:, :, 1:], atol=1e-2)
-    assert len(calls) == 2 + 2 + 2 + 4 and pipeline.num_timesteps == 8, "two drafts, a look at each, and the clip"
+    assert len(calls) == 2 + 2 + 2 + 4 and pipe.num_timesteps == 8, "two drafts, a look at each, and the clip"
     first = made[0, 0, 0].numel()  # a token each
     for number, call in enumerate(calls):
         given = torch.broadcast_to(call["timestep"].reshape(len(call["timestep"]), -1), call["hidden_states"].shape[:2])
@@ -59,7 +52,7 @@ def test_the_clip_begins_with_the_first_frame_of_its_draft(pipeline: TextToVideo
 
 
 def test_the_second_draft_begins_the_clips_whose_first_is_clearly_worse(
-    pipeline: TextToVideoPipeline, monkeypatch: pytest.MonkeyPatch
+    pipe: TextToVideoPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second draft is that of the negative noise, and the noise of the clip is the same either way."""
     seen: list[tuple[torch.Tensor, ...]] = []
@@ -70,16 +63,16 @@ def test_the_second_draft_begins_the_clips_whose_first_is_clearly_worse(
 
     prompts, call = ["a red circle", "a blue square"], {"draft_steps": 2, "num_inference_steps": 2}
     monkeypatch.setattr("vgen.pipelines.passes.draft.loss_on", lambda pipe, made, *rest: torch.ones(2))
-    plain = latents(pipeline, 0, 1, prompt=prompts, **call)
+    plain = latents(pipe, 0, 1, prompt=prompts, **call)
     monkeypatch.setattr("vgen.pipelines.passes.draft.loss_on", losses)
-    made = latents(pipeline, 0, 1, prompt=prompts, **call)
+    made = latents(pipe, 0, 1, prompt=prompts, **call)
     (first, _), (second, _) = seen
     assert torch.equal(made[0, :, :1], second[0, :, :1])
     assert torch.equal(made[1], plain[1])
     assert torch.equal(plain[:, :, :1], first[:, :, :1])
     noise = torch.stack([torch.randn(made.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
     for start, draft in ((noise, first), (-noise, second)):
-        alone = pipeline(prompts, latents=start, output_type="latent", num_inference_steps=2, draft_steps=0).frames
+        alone = pipe(prompts, latents=start, output_type="latent", num_inference_steps=2, draft_steps=0).frames
         torch.testing.assert_close(alone, draft, rtol=0, atol=1e-6)
 
 
@@ -109,28 +102,28 @@ def test_the_models_own_loss_tells_a_second_object() -> None:
     assert wrong == 0, losses
 
 
-def test_every_clip_of_a_batch_has_a_draft_of_its_own(pipeline: TextToVideoPipeline) -> None:
+def test_every_clip_of_a_batch_has_a_draft_of_its_own(pipe: TextToVideoPipeline) -> None:
     settings: dict[str, Any] = {"draft_steps": 2, "num_inference_steps": 2}
-    both = latents(pipeline, 0, 1, prompt=["a red circle", "a blue square"], **settings)
+    both = latents(pipe, 0, 1, prompt=["a red circle", "a blue square"], **settings)
     for row, (seed, prompt) in enumerate(((0, "a red circle"), (1, "a blue square"))):
-        torch.testing.assert_close(both[row], latents(pipeline, seed, prompt=prompt, **settings)[0], rtol=0, atol=1e-5)
-    twice = latents(pipeline, 0, 1, num_videos_per_prompt=2, **settings)
+        torch.testing.assert_close(both[row], latents(pipe, seed, prompt=prompt, **settings)[0], rtol=0, atol=1e-5)
+    twice = latents(pipe, 0, 1, num_videos_per_prompt=2, **settings)
     torch.testing.assert_close(twice[0], both[0], rtol=0, atol=1e-5)
     assert not torch.allclose(twice[0, :, 0], twice[1, :, 0], atol=1e-2)
 
 
 def test_without_a_motion_to_make_or_with_something_given_there_is_none(
-    pipeline: TextToVideoPipeline, calls: Calls
+    pipe: TextToVideoPipeline, calls: Calls
 ) -> None:
     clip = np.random.default_rng(0).integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
-    animate, restyle = (cls(**pipeline.components) for cls in (ImageToVideoPipeline, VideoToVideoPipeline))
+    animate, restyle = (cls(**pipe.components) for cls in (ImageToVideoPipeline, VideoToVideoPipeline))
     for pipe in (animate, restyle):
         pipe.set_progress_bar_config(disable=True)
 
     def made(draft_steps: int) -> list[torch.Tensor]:
         call: dict[str, Any] = {"draft_steps": draft_steps, "output_type": "latent", "num_inference_steps": 2}
         return [
-            latents(pipeline, 0, num_frames=1, draft_steps=draft_steps, num_inference_steps=2),
+            latents(pipe, 0, num_frames=1, draft_steps=draft_steps, num_inference_steps=2),
             animate(clip[0], "a", generator=torch.Generator().manual_seed(0), **call).frames,
             restyle(clip, "a", denoise_strength=0.5, generator=torch.Generator().manual_seed(0), **call).frames,
         ]
@@ -154,10 +147,10 @@ def test_without_a_motion_to_make_or_with_something_given_there_is_none(
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_computed(
-    settings: dict[str, Any], message: str, pipeline: TextToVideoPipeline, calls: Calls
+    settings: dict[str, Any], message: str, pipe: TextToVideoPipeline, calls: Calls
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        latents(pipeline, 0, **settings)
+        latents(pipe, 0, **settings)
     assert not calls
 
 

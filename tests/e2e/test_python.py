@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -115,13 +114,6 @@ def _calls(pipe: TextToVideoPipeline, clip: Any, **settings: Any) -> dict[str, A
         other.set_progress_bar_config(disable=True)
         found[cls.__name__] = other(**{**call, **own}).frames
     return found
-
-
-@pytest.fixture(scope="module")
-def pipe(tiny_pipeline_folder: Path) -> TextToVideoPipeline:
-    pipeline = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def test_what_a_pipeline_gives_out_goes_back_into_every_pipeline(pipe) -> None:

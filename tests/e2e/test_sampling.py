@@ -26,45 +26,38 @@ def _clip(frames=FRAMES, seed=0):
 
 
 @pytest.fixture(scope="module")
-def text_to_video(tiny_pipeline_folder):
-    pipeline = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-@pytest.fixture(scope="module")
-def video_to_video(text_to_video):
-    pipeline = VideoToVideoPipeline.from_pipe(text_to_video)
+def video_to_video(pipe):
+    pipeline = VideoToVideoPipeline.from_pipe(pipe)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @pytest.fixture
-def generate(text_to_video):
+def generate(pipe):
     def run(**call):
         call = {"prompt": "a", "negative_prompt": "b", "output_type": "latent", "generator": _seed(0), **call}
-        return text_to_video(**call).frames
+        return pipe(**call).frames
 
     return run
 
 
 @pytest.fixture
-def transformer_calls(text_to_video):
+def transformer_calls(pipe):
     calls = []
-    hook = text_to_video.transformer.register_forward_pre_hook(
+    hook = pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True
     )
     yield calls
     hook.remove()
 
 
-def test_schedules_by_hand(text_to_video, generate, transformer_calls):
+def test_schedules_by_hand(pipe, generate, transformer_calls):
     by_sigmas = generate(sigmas=[1.0, 0.8, 0.3])
     assert [round(float(call["timestep"][0])) for call in transformer_calls] == [1000, 800, 300]
-    assert text_to_video.num_timesteps == 3
+    assert pipe.num_timesteps == 3
     torch.testing.assert_close(generate(timesteps=[1000, 800, 300, 0]), by_sigmas, rtol=0, atol=1e-5)
     assert not torch.allclose(generate(), by_sigmas, atol=1e-3)
-    own = text_to_video.scheduler.sigmas[:-1].tolist()
+    own = pipe.scheduler.sigmas[:-1].tolist()
     torch.testing.assert_close(generate(sigmas=own), generate(), rtol=0, atol=1e-5)
 
 
@@ -72,11 +65,11 @@ def test_one_step_is_finite(generate):
     assert torch.isfinite(generate(num_inference_steps=1)).all()
 
 
-def test_stochastic_sampling(text_to_video, generate):
+def test_stochastic_sampling(pipe, generate):
     plain, stochastic, again = (generate(stochastic_sampling=on) for on in (None, True, True))
     assert not torch.allclose(plain, stochastic, atol=1e-3)
     assert torch.equal(stochastic, again)
-    assert text_to_video.scheduler.config.stochastic_sampling is False
+    assert pipe.scheduler.config.stochastic_sampling is False
     both = generate(prompt=["a", "c"], generator=_seed(0, 1), stochastic_sampling=True)
     torch.testing.assert_close(both[:1], stochastic, rtol=0, atol=1e-4)
 
@@ -135,15 +128,15 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_before_anything_is_computed(text_to_video, monkeypatch, case):
+def test_bad_input_is_refused_before_anything_is_computed(pipe, monkeypatch, case):
     def fail(*args, **kwargs):
         raise AssertionError("computed something")
 
-    monkeypatch.setattr(text_to_video, "encode_prompt", fail)
-    monkeypatch.setattr(text_to_video, "prepare_latents", fail)
+    monkeypatch.setattr(pipe, "encode_prompt", fail)
+    monkeypatch.setattr(pipe, "prepare_latents", fail)
     call, message = BAD[case]
     with pytest.raises(RequestError, match=message):
-        text_to_video("a", **call)
+        pipe("a", **call)
 
 
 def test_a_distilled_model_holds_its_schedule(tiny_pipeline_folder, tmp_path):
@@ -169,9 +162,9 @@ def test_a_distilled_model_holds_its_schedule(tiny_pipeline_folder, tmp_path):
 # Video to video.
 
 
-def test_full_strength_is_text_to_video(text_to_video, video_to_video):
+def test_full_strength_is_text_to_video(pipe, video_to_video):
     call = {"prompt": "a", "output_type": "pt"}
-    expected = text_to_video(**call, generator=_seed(3)).frames
+    expected = pipe(**call, generator=_seed(3)).frames
     for seed in (0, 1):
         frames = video_to_video(_clip(seed=seed), **call, denoise_strength=1.0, generator=_seed(3)).frames
         assert torch.equal(frames, expected)

@@ -31,13 +31,6 @@ USABLE = {
 }
 
 
-@pytest.fixture(scope="module")
-def pipe(tiny_pipeline_folder: Path) -> TextToVideoPipeline:
-    pipeline = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 @pytest.mark.parametrize("kind", USABLE)
 def test_every_configuration_of_it_steps_as_a_plain_loop_does(pipe, kind) -> None:
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(**USABLE[kind])

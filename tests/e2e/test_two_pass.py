@@ -16,7 +16,6 @@ from vgen.pipelines import (
     ImageToVideoPipeline,
     InterpolationPipeline,
     MaskedPredictionPipeline,
-    TextToVideoPipeline,
     TwoPass,
     VideoCondition,
     VideoToVideoPipeline,
@@ -47,17 +46,10 @@ def two_pass(upsampler_folder):
     return TwoPass(load_upsampler(upsampler_folder))
 
 
-@pytest.fixture(scope="module")
-def text_to_video(tiny_pipeline_folder):
-    pipeline = TextToVideoPipeline.from_pretrained(tiny_pipeline_folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 @pytest.fixture
-def task(text_to_video):
+def task(pipe):
     def make(cls):
-        pipeline = cls.from_pipe(text_to_video)
+        pipeline = cls.from_pipe(pipe)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -65,10 +57,10 @@ def task(text_to_video):
 
 
 @pytest.fixture
-def calls(text_to_video):
+def calls(pipe):
     """What the transformer is called with."""
     found = []
-    hook = text_to_video.transformer.register_forward_pre_hook(
+    hook = pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: found.append(kwargs), with_kwargs=True
     )
     yield found
@@ -101,8 +93,8 @@ def _steps(calls):
     return [(call["hidden_states"].shape[1], round(float(call["timestep"].max()), 1)) for call in calls]
 
 
-def test_the_second_pass_starts_from_the_enlarged_latents_of_the_first(text_to_video, two_pass, calls, between):
-    latents = text_to_video(**CALL, two_pass=two_pass, generator=_seed(0)).frames
+def test_the_second_pass_starts_from_the_enlarged_latents_of_the_first(pipe, two_pass, calls, between):
+    latents = pipe(**CALL, two_pass=two_pass, generator=_seed(0)).frames
     assert latents.shape == (1, 4, 3, 4, 4)
     ((small, large),) = between
     assert [tokens for tokens, _ in _steps(calls)] == [3 * 2 * 2] * 3 + [3 * 4 * 4]
@@ -114,7 +106,7 @@ def test_the_second_pass_starts_from_the_enlarged_latents_of_the_first(text_to_v
     start = ((1 - sigma) * large + sigma * noise).flatten(2).transpose(1, 2)
     torch.testing.assert_close(calls[-1]["hidden_states"], start, rtol=0, atol=1e-5)
     # The upsampler sees latents as the encoder gives them, and its output has the statistics of the small ones.
-    vae, upsampler = text_to_video.vae, two_pass.upsampler
+    vae, upsampler = pipe.vae, two_pass.upsampler
     with torch.no_grad():
         raised = vae.normalize(upsampler(vae.denormalize(small)))
     torch.testing.assert_close(large, match_statistics(raised, small), rtol=0, atol=1e-5)
@@ -122,49 +114,49 @@ def test_the_second_pass_starts_from_the_enlarged_latents_of_the_first(text_to_v
     torch.testing.assert_close(large.mean((2, 3, 4)), small.mean((2, 3, 4)), rtol=0, atol=1e-5)
 
 
-def test_an_interrupt_in_the_first_pass_ends_both(text_to_video, two_pass, calls):
+def test_an_interrupt_in_the_first_pass_ends_both(pipe, two_pass, calls):
     def interrupt(pipeline, index, timestep, tensors):
         pipeline._interrupt = True
         return {}
 
-    stopped = text_to_video(**CALL, two_pass=two_pass, generator=_seed(0), callback_on_step_end=interrupt).frames
+    stopped = pipe(**CALL, two_pass=two_pass, generator=_seed(0), callback_on_step_end=interrupt).frames
     assert stopped.shape == (1, 4, 3, 4, 4)
     assert len(calls) == 1
-    text_to_video(**CALL, two_pass=two_pass, generator=_seed(0))
+    pipe(**CALL, two_pass=two_pass, generator=_seed(0))
     assert len(calls) == 5, "the next call is a new one"
 
 
-def test_the_clip_has_the_size_asked_for(text_to_video, two_pass, calls):
+def test_the_clip_has_the_size_asked_for(pipe, two_pass, calls):
     call = {**CALL, "height": 48, "width": 40, "two_pass": two_pass}
-    frames = text_to_video(**{**call, "output_type": "pt"}, generator=_seed(0)).frames
+    frames = pipe(**{**call, "output_type": "pt"}, generator=_seed(0)).frames
     assert frames.shape == (1, 9, 3, 48, 40)
     assert {tokens for tokens, _ in _steps(calls)} == {3 * 3 * 3, 3 * 6 * 6}
-    latents = text_to_video(**call, generator=_seed(0)).frames
+    latents = pipe(**call, generator=_seed(0)).frames
     with torch.no_grad():
-        video = text_to_video.vae.decode(text_to_video.vae.denormalize(latents)).sample
+        video = pipe.vae.decode(pipe.vae.denormalize(latents)).sample
     video = (video / 2 + 0.5).clamp(0, 1)[0].transpose(0, 1)
     expected = torch.nn.functional.interpolate(video, (48, 40), mode="bilinear")
     torch.testing.assert_close(frames[0], expected, rtol=0, atol=1e-5)
-    (pictures,) = text_to_video(**{**call, "output_type": "pil", "return_dict": False}, generator=_seed(0))
+    (pictures,) = pipe(**{**call, "output_type": "pil", "return_dict": False}, generator=_seed(0))
     assert (len(pictures[0]), pictures[0][0].size) == (9, (40, 48))
 
 
-def test_seeds_and_batches(text_to_video, two_pass):
+def test_seeds_and_batches(pipe, two_pass):
     call = {**CALL, "two_pass": two_pass, "guidance_scale": 3.0}
-    together = text_to_video(**{**call, "prompt": ["a", "c"]}, generator=_seed(3, 4)).frames
+    together = pipe(**{**call, "prompt": ["a", "c"]}, generator=_seed(3, 4)).frames
     for index, (prompt, seed) in enumerate((("a", 3), ("c", 4))):
-        alone = text_to_video(**{**call, "prompt": prompt}, generator=_seed(seed)).frames
+        alone = pipe(**{**call, "prompt": prompt}, generator=_seed(seed)).frames
         torch.testing.assert_close(together[index : index + 1], alone, rtol=0, atol=1e-4)
-    assert torch.equal(text_to_video(**{**call, "prompt": "c"}, generator=_seed(4)).frames, alone)
-    assert not torch.allclose(text_to_video(**{**call, "prompt": "c"}, generator=_seed(5)).frames, alone, atol=1e-2)
-    several = text_to_video(**call, num_videos_per_prompt=2, generator=_seed(3, 4)).frames
+    assert torch.equal(pipe(**{**call, "prompt": "c"}, generator=_seed(4)).frames, alone)
+    assert not torch.allclose(pipe(**{**call, "prompt": "c"}, generator=_seed(5)).frames, alone, atol=1e-2)
+    several = pipe(**call, num_videos_per_prompt=2, generator=_seed(3, 4)).frames
     torch.testing.assert_close(several[:1], together[:1], rtol=0, atol=1e-4)
 
 
-def test_a_prompt_is_encoded_once(text_to_video, two_pass):
+def test_a_prompt_is_encoded_once(pipe, two_pass):
     seen = []
-    hook = text_to_video.text_encoder.register_forward_hook(lambda *_: seen.append(1))
-    text_to_video(**{**CALL, "guidance_scale": 3.0}, two_pass=two_pass, generator=_seed(0))
+    hook = pipe.text_encoder.register_forward_hook(lambda *_: seen.append(1))
+    pipe(**{**CALL, "guidance_scale": 3.0}, two_pass=two_pass, generator=_seed(0))
     hook.remove()
     assert len(seen) == 1
 
@@ -233,9 +225,9 @@ def test_interpolation_and_restyling(task, two_pass, calls):
     assert not torch.allclose(restyle(clip, **call, denoise_strength=0.34, generator=_seed(0)).frames, other, atol=1e-3)
 
 
-def test_time_is_enlarged_too(task, text_to_video, calls):
+def test_time_is_enlarged_too(task, pipe, calls):
     two_pass = TwoPass(_upsampler(temporal_upsample=True))
-    latents = text_to_video(**CALL, two_pass=two_pass, generator=_seed(0)).frames
+    latents = pipe(**CALL, two_pass=two_pass, generator=_seed(0)).frames
     assert latents.shape == (1, 4, 3, 4, 4)
     assert [tokens for tokens, _ in _steps(calls)] == [2 * 2 * 2] * 3 + [3 * 4 * 4]
     # The last latent starts at second 1 / 4 of 5 frames at 4 a second, and at 5 / 8 of 9 frames at 8 a second.
@@ -255,50 +247,48 @@ def test_time_is_enlarged_too(task, text_to_video, calls):
             )
 
 
-def test_distilled_presets(text_to_video, calls, upsampler_folder):
+def test_distilled_presets(pipe, calls, upsampler_folder):
     upsampler = load_upsampler(upsampler_folder)
     two_pass = TwoPass(upsampler, "distilled")
-    text_to_video(**{**CALL, "guidance_scale": 5.0}, two_pass=two_pass, generator=_seed(0))
+    pipe(**{**CALL, "guidance_scale": 5.0}, two_pass=two_pass, generator=_seed(0))
     expected = [1000, 993.7, 987.5, 981.2, 975.0, 909.4, 725.0, 909.4, 725.0, 421.9]
     assert [timestep for _, timestep in _steps(calls)] == pytest.approx(expected, abs=0.11)
     assert {call["hidden_states"].shape[0] for call in calls} == {1}, "without guidance"
     call = {**CALL, "output_type": "pt", "two_pass": two_pass}
     mapped = {**call, "two_pass": TwoPass(upsampler, "distilled-13b")}
-    plain, toned = (text_to_video(**each, generator=_seed(0)).frames for each in (call, mapped))
+    plain, toned = (pipe(**each, generator=_seed(0)).frames for each in (call, mapped))
     assert not torch.allclose(plain, toned, atol=1e-3)
     latents, toned_latents = (
-        text_to_video(**{**each, "output_type": "latent"}, generator=_seed(0)).frames for each in (call, mapped)
+        pipe(**{**each, "output_type": "latent"}, generator=_seed(0)).frames for each in (call, mapped)
     )
     assert torch.equal(latents, toned_latents), "tones are mapped after the second pass"
-    vae = text_to_video.vae
+    vae = pipe.vae
     with torch.no_grad():
         video = vae.decode(vae.denormalize(tone_map(latents, 0.6))).sample
     expected = (video / 2 + 0.5).clamp(0, 1).transpose(1, 2)
     torch.testing.assert_close(toned, expected, rtol=0, atol=1e-5)
 
 
-def test_skipped_steps_are_those_of_the_pass_own_schedule(text_to_video, upsampler_folder, calls):
+def test_skipped_steps_are_those_of_the_pass_own_schedule(pipe, upsampler_folder, calls):
     dev = presets()["dev"]
     off = {"guidance_scale": 1.0, "stg_scale": 0.0, "guidance_rescale": 0.0, "stg_blocks": None}
     two_pass = TwoPass(load_upsampler(upsampler_folder), dev, first_pass=off, second_pass=off)
     call = {name: value for name, value in CALL.items() if name != "guidance_scale"}
-    text_to_video(**call, two_pass=two_pass, generator=_seed(0))
+    pipe(**call, two_pass=two_pass, generator=_seed(0))
     found = _steps(calls)
     assert [tokens for tokens, _ in found] == [12] * 27 + [48] * 13
     for tokens, side, here in ((12, 16, slice(0, 27)), (48, 32, slice(17, 30))):
         calls.clear()
-        text_to_video(**CALL, height=side, width=side, num_inference_steps=30, generator=_seed(0))
+        pipe(**CALL, height=side, width=side, num_inference_steps=30, generator=_seed(0))
         whole = [timestep for _, timestep in _steps(calls)]
         assert [timestep for count, timestep in found if count == tokens] == pytest.approx(whole[here], abs=0.11)
 
 
-def test_what_cannot_be_done_is_refused_before_anything_is_computed(
-    text_to_video, two_pass, upsampler_folder, monkeypatch
-):
+def test_what_cannot_be_done_is_refused_before_anything_is_computed(pipe, two_pass, upsampler_folder, monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("computed something")
 
-    monkeypatch.setattr(text_to_video, "encode_prompt", fail)
+    monkeypatch.setattr(pipe, "encode_prompt", fail)
     upsampler = load_upsampler(upsampler_folder)
     for call, message in (
         ({"two_pass": TwoPass(_upsampler(8))}, "latents of 8 channels and the model's VAE gives 4"),
@@ -316,9 +306,9 @@ def test_what_cannot_be_done_is_refused_before_anything_is_computed(
         ({"two_pass": upsampler}, "two_pass is a LatentUpsampler: give TwoPass"),
     ):
         with pytest.raises(RequestError, match=message):
-            text_to_video(**{**CALL, **call})
+            pipe(**{**CALL, **call})
     with pytest.raises(TypeError, match="did you mean 'num_inference_steps'"):
-        text_to_video(**CALL, two_pass=TwoPass(upsampler, first_pass={"num_inference_step": 3}))
+        pipe(**CALL, two_pass=TwoPass(upsampler, first_pass={"num_inference_step": 3}))
     with pytest.raises(RequestError, match=r"upscale_preset='distiled' is not known: .*did you mean 'distilled'"):
         TwoPass(upsampler, "distiled")
 

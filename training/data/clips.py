@@ -77,13 +77,9 @@ class SpriteClips:
         )
 
     def turns(self, indices: list[int], num_frames: int, turn: int, draws: Tensor) -> Tensor:
-        """Clips in which something else happened up to frame `turn`: uint8 [B, F, H, W, 3].
+        """Clips that show what their keys say from frame `turn` on only: uint8 [B, F, H, W, 3].
 
-        Args:
-            indices: of the clips.
-            num_frames: of each.
-            turn: frame from which on they show what their keys say.
-            draws: [B, 2] in [0, 1), which way and how fast before.
+        `draws`, [B, 2] in [0, 1), says which way and how fast the object moves before.
         """
         clips = []
         for index, (way, pace) in zip(indices, draws.tolist(), strict=True):
@@ -102,14 +98,10 @@ class SpriteClips:
 
 
 def crop_to_objects(batch: Batch, side: int, generator: torch.Generator) -> Batch:
-    """Cut a square out of every clip, the same in all its frames, that holds a random pixel of the object.
+    """Cut a square of `side` pixels out of every clip of a batch that holds a random pixel of the object.
 
-    Small objects leave most of a clip empty; a crop spends the same work on more of them.
-
-    Args:
-        batch: {"frames", "masks", ...} as `SpriteClips` gives it.
-        side: pixels; at most the clips' sides.
-        generator: draws the places.
+    Small objects leave most of a clip empty; a crop spends the same work on more of them. It is at the same place in
+    all frames of a clip.
     """
     masks = batch["masks"]
     height, width = masks.shape[2:]

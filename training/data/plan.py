@@ -74,14 +74,11 @@ class ChoosingSource(Source, Protocol):
 
 
 class BatchPlan:
-    """Clip length and sample indices of every step.
+    """Clip length and sample indices of every step of a recipe's stages.
 
-    All processes agree on the length and the samples of a step, drawn with replacement; each takes its part.
+    All processes agree on the length and the samples of a step, drawn with replacement; process `rank` of `world` takes
+    its part.
 
-    Args:
-        stages: of the recipe.
-        seed: of the recipe.
-        rank, world: which of how many processes.
     Raises:
         RequestError: a batch cannot be split evenly.
     """
@@ -158,12 +155,11 @@ def batches(
     """All micro-batches from `start_step` on, in order.
 
     Args:
-        plan: what each step gets.
-        source: where the samples come from.
-        start_step: first optimiser step to serve.
+        plan, source: what each step gets, and from where.
+        start_step: first optimiser step.
         accumulation: micro-batches per step.
         workers: processes that load ahead; 0 loads in the calling process.
-        prepare: of the objective; done by the workers, too.
+        prepare: of the objective; run by the workers, too.
         pin_memory: put batches where a GPU can fetch them while it computes.
     """
     dataset = StepDataset(plan, source, accumulation, prepare)

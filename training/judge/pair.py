@@ -87,7 +87,7 @@ def _two_colours(front: Foreground, labels: NDArray[np.int64], inner: Flags) -> 
     """[2, 3] Lab of the colours that the inner pixels of most parts have, each part counted by its frame."""
     frames_of: dict[int, set[int]] = {}
     pixels_of: dict[int, list[NDArray[np.uint8]]] = {}
-    for frame in np.flatnonzero(inner.any(axis=(1, 2))):
+    for frame in map(int, np.flatnonzero(inner.any(axis=(1, 2)))):
         pixels, parts = front.smooth[frame][inner[frame]], labels[frame][inner[frame]]
         nearest = nearest_colours(pixels)
         for part in np.unique(parts):

@@ -37,16 +37,14 @@ class FootageSamples:
 
     def _check_unchanged(self) -> None:
         """Refuse samples that the data set would not give any more: other footage, another crop, a clip refused."""
-        cached = {sample.clip for sample in self.samples}
-        present = [clip for name, clip in self.clips.items() if name in cached]
-        planned, _ = plan_samples(present, self.index.geometry)
+        planned, _ = plan_samples(self.data.clips, self.index.geometry)
         keys = {(sample.clip, sample.key) for sample in planned}
-        for sample in self.samples:
-            if (sample.clip, sample.key) not in keys:
-                raise RequestError(
-                    f"{self.index.data}: clip {sample.clip} is gone or has changed since it was cached: run `vgen data "
-                    "cache` again."
-                )
+        changed = next((sample.clip for sample in self.samples if (sample.clip, sample.key) not in keys), None)
+        if changed is not None:
+            raise RequestError(
+                f"{self.index.data}: clip {changed} is gone or has changed since it was cached: run `vgen data cache` "
+                "again."
+            )
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -64,10 +62,10 @@ class FootageSamples:
 
     def buckets(self) -> dict[Bucket, list[int]]:
         """Indices of the samples of each bucket."""
-        found: dict[Bucket, list[int]] = {}
+        buckets: dict[Bucket, list[int]] = {}
         for place, sample in enumerate(self.samples):
-            found.setdefault(sample.bucket, []).append(place)
-        return dict(sorted(found.items()))
+            buckets.setdefault(sample.bucket, []).append(place)
+        return dict(sorted(buckets.items()))
 
     def choose(self, num_frames: int, count: int, generator: torch.Generator) -> list[int]:
         """Samples of one bucket of that length, buckets and samples by weight; a small bucket repeats its samples."""

@@ -207,14 +207,12 @@ class SpriteWorld:
     def picture(self, index: int, x: float, y: float) -> NDArray[np.uint8]:
         """What clip `index` shows, at rest in front of its background: uint8 [1, H, W, 3].
 
-        Args:
-            index: 0 or more.
-            x, y: where, from 0 to 1 of the room that it has; two objects keep their places to each other.
+        `x` and `y` are shares of the room that it has, 0 to 1; two objects keep their places to each other.
         """
         return _paint(moved(self.scene(index, 1), x, y, self.height, self.width), self.height, self.width).frames
 
     def turn(self, index: int, num_frames: int, turn: int, way: str, pace: float) -> NDArray[np.uint8]:
-        """Clip `index` as a stretch of a longer one, uint8 [F, H, W, 3]: see `scene.turned`.
+        """Clip `index` as a part of a longer one, uint8 [F, H, W, 3]: see `scene.turned`.
 
         Only a single object's straight motions and rest are turned into, and from another way; other clips are
         themselves.
@@ -292,12 +290,9 @@ def answer_prompts(
     triples: str | None = None,
     forms: tuple[str, ...] | None = None,
 ) -> list[tuple[str, AnswerKey]]:
-    """Prompts whose text states all that is judged (colour, shape, motion), with their keys.
+    """`count` prompts whose text states all that is judged (colour, shape, motion), with their keys.
 
-    Args:
-        split, tier, triples: as for `SpriteWorld`.
-        count: how many.
-        forms: sentence forms; None takes those of the split, for "test" also the unseen ones.
+    `split`, `tier` and `triples` are those of `SpriteWorld`; `forms` are sentence forms, by default the split's.
     """
     world = SpriteWorld(split, tier, triples=triples)
     found = []
