@@ -117,8 +117,8 @@ def test_without_a_motion_to_make_or_with_something_given_there_is_none(
 ) -> None:
     clip = np.random.default_rng(0).integers(0, 256, (FRAMES, SIDE, SIDE, 3), dtype=np.uint8)
     animate, restyle = (cls(**pipe.components) for cls in (ImageToVideoPipeline, VideoToVideoPipeline))
-    for pipe in (animate, restyle):
-        pipe.set_progress_bar_config(disable=True)
+    for given_pipe in (animate, restyle):
+        given_pipe.set_progress_bar_config(disable=True)
 
     def made(draft_steps: int) -> list[torch.Tensor]:
         call: dict[str, Any] = {"draft_steps": draft_steps, "output_type": "latent", "num_inference_steps": 2}
