@@ -94,7 +94,7 @@ def place(frames: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.n
     inner = frames.shape[1:3]
     if inner == (height, width):
         raise RequestError(
-            f"width={width}, height={height} is filled by the video: nothing is around it; use a larger width or "
+            f"width={width}, height={height} is filled by the video: nothing lies around it; use a larger width or "
             "height, or another shape."
         )
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
