@@ -52,9 +52,13 @@ def write_report(data: DataSet, notes: Sequence[str]) -> bool:
     return True
 
 
+def _entries(data: DataSet) -> list[Clip | Dropped]:
+    return [*data.clips, *data.dropped]
+
+
 def _page(data: DataSet, notes: Sequence[str]) -> str:
     frames = sum(clip.num_frames for clip in data.clips)
-    rows = [_row(data.folder, entry) for entry in (*data.clips, *data.dropped)]
+    rows = [_row(data.folder, entry) for entry in _entries(data)]
     said = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return (
         f"<!doctype html><meta charset=utf-8><title>Footage</title><style>{_STYLE}</style><h1>Footage</h1>"
@@ -77,7 +81,7 @@ def _row(folder: Path, entry: Clip | Dropped) -> str:
 
 def _sheet(data: DataSet) -> Image.Image:
     """The first rows of the report as one picture."""
-    shown = [entry for entry in (*data.clips, *data.dropped) if _thumbnail(data.folder, entry.id).is_file()]
+    shown = [entry for entry in _entries(data) if _thumbnail(data.folder, entry.id).is_file()]
     strips = [(entry, Image.open(_thumbnail(data.folder, entry.id))) for entry in shown[:_SHEET_ROWS]]
     width = max([strip.width for _, strip in strips], default=200)
     height = sum(strip.height + _TEXT + 4 for _, strip in strips)
