@@ -14,7 +14,8 @@ Scores = dict[str, Any]
 """Plain numbers, as the JSON file holds them; a share is {"mean", "low", "high", "count"}, with its 95 % interval."""
 
 
-class Series(NamedTuple):
+@dataclass(frozen=True)
+class Series:
     """Clips to make for a measure.
 
     Attributes:

@@ -106,7 +106,7 @@ def _seeds(count: int) -> str:
 def _table(lines: Iterable[Line]) -> list[str]:
     head = ["measure", "score", "95 % interval", "aim", "ceiling", "floors", "clips"]
     rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return rows + ["| " + " | ".join(line[: len(head)]) + " |" for line in lines if line.on_page]
+    return rows + ["| " + " | ".join(map(str, line[: len(head)])) + " |" for line in lines if line.on_page]
 
 
 def tier_lines(name: str, tier: dict[str, Any]) -> Iterator[Line]:
