@@ -96,7 +96,7 @@ def _two_colours(front: Foreground, labels: NDArray[np.int64], inner: Flags) -> 
                 continue
             counts = np.bincount(nearest[mine], minlength=len(COLOURS))
             colour = int(counts.argmax())
-            frames_of.setdefault(colour, set()).add(frame)
+            frames_of.setdefault(colour, set()).add(int(frame))
             pixels_of.setdefault(colour, []).append(pixels[mine & (nearest == colour)])
     least = max(1.0, OWN_FRAMES * len(labels))
     found = [colour for colour, where in frames_of.items() if len(where) >= least]
