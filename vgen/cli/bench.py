@@ -102,8 +102,10 @@ def bench(
     from vgen.bench.run import run
     from vgen.io.files import write_json
 
-    settings = {"rounds": rounds, "within": within, "seed": seed, "stages": wanted, "clock": clock}
-    found = run(work, tuple(against or ()), device=torch.device(chosen_device), say=_say, **settings)
+    found = run(
+        work, tuple(against or ()), device=torch.device(chosen_device), say=_say,
+        rounds=rounds, within=within, seed=seed, stages=wanted, clock=clock,
+    )  # fmt: skip
     _console().print(reports.tables(found))
     if output is not None:
         write_json(Path(output), found)

@@ -83,7 +83,7 @@ def open_picture(path: str | Path, formats: Sequence[str] = FORMATS, load: bool 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(found, formats=formats) as opened:
+            with Image.open(found, formats=tuple(formats)) as opened:
                 check_picture_size(found, *opened.size)
                 if load:
                     opened.load()
