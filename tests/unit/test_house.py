@@ -93,6 +93,21 @@ def test_no_modules_import_each_other() -> None:
     assert sorted(imports) == []
 
 
+def test_nobody_asks_for_the_kind_of_an_objective_or_a_guidance() -> None:
+    """A variant is one file in one room; what differs is asked of it, by a method."""
+    rooms = {"Objective": "training/objectives/", "Guidance": "vgen/diffusion/guidance/"}
+    asked = []
+    for path in _python_files():
+        place = path.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                kinds = ast.unparse(node.args[1])
+                asked += [
+                    f"{place}:{node.lineno}" for kind, room in rooms.items() if kind in kinds and room not in place
+                ]
+    assert asked == []
+
+
 def test_fields_name_their_default() -> None:
     """Field(default=...): a default by place makes the field a required argument to type checkers of users."""
     by_place = [
