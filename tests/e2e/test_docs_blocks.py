@@ -174,7 +174,7 @@ def test_commands_in_blocks_exist() -> None:
             after = _after_vgen(words)
             if after is not None and (fault := _fault(after, exact=True)):
                 faults.append(f"{block}: {fault}")
-            scripts = [word for word in words if re.fullmatch(r"docs/\w+\.py", word)]
+            scripts = [word for word in words if re.fullmatch(r"docs/[\w/]+\.py", word)]
             faults += [f"{block}: there is no {script}" for script in scripts if not (ROOT / script).exists()]
     assert faults == []
 
@@ -211,9 +211,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A reader's folder: a clone's recipes and scripts, and files by the names that the pages use."""
     for name in ("configs", "assets"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "docs").mkdir()
-    for script in (ROOT / "docs").glob("*.py"):
-        shutil.copy(script, tmp_path / "docs")
+    shutil.copytree(ROOT / "docs" / "scripts", tmp_path / "docs" / "scripts")
     frames = np.zeros((17, 64, 64, 3), np.uint8)
     for index in range(17):
         frames[index, 24:40, 40 - 2 * index : 56 - 2 * index, 0] = 255

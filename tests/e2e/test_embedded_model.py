@@ -61,10 +61,10 @@ def test_it_obeys_where_random_weights_do_not(folder: Path) -> None:
     shipped = TextToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     shipped.set_progress_bar_config(disable=True)
     budget = Budget(clips=0, prompts=PROMPTS, seeds=1, batch=12)
-    model = ScoredModel(shipped, 1, budget, settings={"num_inference_steps": 12})
-    obeyed = text_to_video("seen").run(model)
+    settings = {"num_inference_steps": 12}
+    obeyed = text_to_video("seen").run(ScoredModel(shipped, 1, budget, settings=settings))
     shipped.transformer.init_weights(torch.Generator().manual_seed(0))
-    random = text_to_video("seen").run(model)
+    random = text_to_video("seen").run(ScoredModel(shipped, 1, budget, settings=settings))
     assert obeyed["colour"]["mean"] >= 0.9
     assert random["colour"]["mean"] <= 0.4
     assert obeyed["shape"]["mean"] >= 0.75
