@@ -79,7 +79,7 @@ def make_windows(
             picture = frames.first() if window.start else None
         if picture is not None:
             known.append(VideoCondition(picture, reference=True))
-        made = pipe(
+        video = pipe(
             conditions=known,
             **_prompt(pipe, parts, window, window.start - starts[window.segment], settings),
             **{**settings, **parts[window.segment].settings},
@@ -87,7 +87,7 @@ def make_windows(
             generator=[torch.Generator("cpu").manual_seed(seed + number)],
             output_type="uint8",
         ).frames[0]
-        frames.append(made[window.known : window.known + window.new])
+        frames.append(video[window.known : window.known + window.new])
         after_window(number, window)
 
 

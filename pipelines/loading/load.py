@@ -207,8 +207,8 @@ def _check_tensors(model: nn.Module, files: Sequence[Path]) -> None:
     _refuse_faults(expected, stored, files[0].parent)
 
 
-def _refuse_faults(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    faults = tensor_faults(expected, found)
+def _refuse_faults(expected: Mapping[str, tuple[int, ...]], saved: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    faults = tensor_faults(expected, saved)
     if faults:
         raise CheckpointError(
             f"The weights in {folder} {faults}. They do not belong to its config.json, or are incomplete: copy or "

@@ -271,9 +271,9 @@ def put_changes(transformer: nn.Module, name: str, changes: Mapping[str, WeightC
         while hasattr(layer, "base_layer") and not isinstance(layer, ChangedLayer):
             owner, leaf, layer = layer, "base_layer", layer.base_layer
         if not isinstance(layer, ChangedLayer):
-            made = (ChangedNorm if isinstance(layer, AcrossHeadsNorm) else ChangedLayer)(layer)
-            setattr(owner, leaf, made)
-            layer = made
+            wrapper = (ChangedNorm if isinstance(layer, AcrossHeadsNorm) else ChangedLayer)(layer)
+            setattr(owner, leaf, wrapper)
+            layer = wrapper
         layer.add(name, change)
 
 

@@ -110,19 +110,19 @@ def error_of(reference: Reference, arm: Any) -> dict[str, float]:
         largest difference. `psnr`: of the decoded pixels, decibels (infinite where they are equal). `other_seed`:
         `relative_rms` of another noise, what "another clip altogether" comes to. `clips`: how many.
     """
-    found = arm.clips(0)
-    mean = float((arm.decoded(found) - reference.pixels).square().mean())
+    latents = arm.clips(0)
+    mean = float((arm.decoded(latents) - reference.pixels).square().mean())
     return {
-        "relative_rms": _relative(found, reference.latents),
-        "largest": float((found - reference.latents).abs().max()),
+        "relative_rms": _relative(latents, reference.latents),
+        "largest": float((latents - reference.latents).abs().max()),
         "psnr": math.inf if mean == 0 else -10 * math.log10(mean),
         "other_seed": reference.other_seed,
-        "clips": float(len(found)),
+        "clips": float(len(latents)),
     }
 
 
-def _relative(found: Tensor, exact: Tensor) -> float:
-    return float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+def _relative(latents: Tensor, exact: Tensor) -> float:
+    return float((latents - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
 def noise_tokens(scenario: Scenario, strides: Any, channels: int, patch: int, seed: int, count: int) -> Tensor:

@@ -39,13 +39,13 @@ def check_parity(arms: Sequence[Arm]) -> dict[str, Any]:
         ParityError: they differ by more.
     """
     half = arms[0].scenario.dtype != "float32"
-    found: dict[str, Any] = {"against": arms[-1].name, "dtype": arms[0].scenario.dtype, "stages": {}}
+    report: dict[str, Any] = {"against": arms[-1].name, "dtype": arms[0].scenario.dtype, "stages": {}}
     for stage, tolerance in _STAGES.items():
         if half and stage == "denoise":
             continue  # a loop in half precision is compared by its steps
         results = [_result(arm, stage) for arm in arms]
         if half:
-            found["stages"][stage] = _half(arms, stage, results)
+            report["stages"][stage] = _half(arms, stage, results)
             continue
         differences = {
             arm.name: _difference(result, results[-1]) for arm, result in zip(arms[:-1], results[:-1], strict=True)
@@ -56,8 +56,8 @@ def check_parity(arms: Sequence[Arm]) -> dict[str, Any]:
                     f"{name} and {arms[-1].name} differ by {difference:.2e} in {stage!r}, more than {tolerance:.0e}: "
                     "their times say nothing about each other. Leave out the part that differs (VGEN_WITHOUT)."
                 )
-        found["stages"][stage] = differences
-    return found
+        report["stages"][stage] = differences
+    return report
 
 
 def _result(arm: Arm, stage: str) -> Tensor:

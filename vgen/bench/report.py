@@ -50,13 +50,13 @@ def tables(report: dict[str, Any]) -> Group:
     for label, show in _FACTS.items():
         facts.add_row(label, *(show(arm) for arm in report["arms"].values()))
     lossy = {name for name, arm in report["arms"].items() if arm["lossy"]}
-    exact_ratios = {peer: found for peer, found in report["ratios"].items() if peer not in lossy}
-    lossy_ratios = {peer: found for peer, found in report["ratios"].items() if peer in lossy}
+    exact_ratios = {peer: by_stage for peer, by_stage in report["ratios"].items() if peer not in lossy}
+    lossy_ratios = {peer: by_stage for peer, by_stage in report["ratios"].items() if peer in lossy}
     titles = (
         (exact_ratios, "how many times as long the other takes (above 1: vgen is faster)"),
         (lossy_ratios, "LOSSY, another result: how many times as long it takes (below 1: faster than exact)"),
     )
-    shown = [_ratios(found, title) for found, title in titles if found]
+    shown = [_ratios(ratios, title) for ratios, title in titles if ratios]
     return Group(times, facts, *shown, *([_errors(report, lossy)] if lossy else []))
 
 
@@ -78,11 +78,11 @@ def _errors(report: dict[str, Any], lossy: set[str]) -> Table:
     return table
 
 
-def _ratios(found: dict[str, Any], title: str) -> Table:
+def _ratios(by_peer: dict[str, Any], title: str) -> Table:
     ratios = Table(title=title)
     for column in ("against", "stage", "median", "interval", "confidence"):
         ratios.add_column(column)
-    for peer, by_stage in found.items():
+    for peer, by_stage in by_peer.items():
         for stage, ratio in by_stage.items():
             between = f"{ratio['low']:.3f} to {ratio['high']:.3f}"
             ratios.add_row(peer, stage, f"{ratio['median']:.3f}", between, f"{ratio['confidence']:.1%}")

@@ -149,10 +149,10 @@ def _gate(arms: list[Arm], say: Callable[[str], None]) -> dict[str, Any]:
         exact = [*exact, plain]
     else:  # the peer comes last: everything is compared with it
         exact = sorted(exact, key=lambda arm: not arm.ours)
-    found = check_parity(exact)
-    for stage, differences in found["stages"].items():
+    parity = check_parity(exact)
+    for stage, differences in parity["stages"].items():
         say(f"parity, {stage}: " + ", ".join(f"{name} {value:.1e}" for name, value in differences.items()))
-    return found
+    return parity
 
 
 def _arm_report(
@@ -166,11 +166,11 @@ def _arm_report(
     scenario = arm.scenario
     call, step = arm.stage("end_to_end"), arm.stage("step")
     assert call is not None and step is not None
-    made: list[Any] = []
+    outputs: list[Any] = []
 
     def work() -> None:
-        made.clear()
-        made.append(call())
+        outputs.clear()
+        outputs.append(call())
 
     peak, allocated = memory_peaks(work, device)
     models = (arm.pipeline.transformer, arm.pipeline.vae, arm.pipeline.text_encoder)
@@ -189,7 +189,7 @@ def _arm_report(
         "compiled": arm.compiled,
         "lossy": list(arm.lossy),
         "parts": [name for name in switches.PARTS if name not in arm.off and arm.off != ("all",)] if arm.ours else [],
-        "output_sha256": hashlib.sha256(made[0].tobytes()).hexdigest(),
+        "output_sha256": hashlib.sha256(outputs[0].tobytes()).hexdigest(),
     }
     if "end_to_end" in stages:
         whole = stages["end_to_end"]["p50"]

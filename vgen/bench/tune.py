@@ -51,14 +51,14 @@ def tune(
     say(f"attention of {scenario.config}, {scenario.width}x{scenario.height}x{scenario.num_frames}")
     with attention_chosen_by(tuner), fast_path(transformer):
         step()
-    found = dict(tuner.met)
+    measurements = dict(tuner.met)
     if combinations if combinations is not None else device.type == "cuda":
         say("blocks as they are, and compiled (this takes minutes when it is first done)")
         samples = 2 if scenario.guidance_scale > 1 else 1
         key = combination_key(transformer, samples, arm.inputs.latents.shape[1])
-        found[key] = _combinations(arm, rounds, device)
-        store.put(key, found[key])
-    return found
+        measurements[key] = _combinations(arm, rounds, device)
+        store.put(key, measurements[key])
+    return measurements
 
 
 def _combinations(arm: Arm, rounds: int, device: torch.device) -> Measured:
@@ -83,12 +83,12 @@ def _combinations(arm: Arm, rounds: int, device: torch.device) -> Measured:
     return Measured(fastest(seconds, "eager"), seconds)
 
 
-def table(found: dict[str, Measured]) -> Table:
+def table(measurements: dict[str, Measured]) -> Table:
     """What was measured, in milliseconds, the choice first."""
     shown = Table(title="measured and remembered; milliseconds, the fastest first", caption="* is used")
     shown.add_column("what")
     shown.add_column("times")
-    for key, measured in found.items():
+    for key, measured in measurements.items():
         ordered = sorted(measured.seconds.items(), key=lambda pair: pair[1])
         times = [f"{name}{'*' if name == measured.choice else ''} {value * 1e3:.3f}" for name, value in ordered]
         shown.add_row(key, "\n".join(times))

@@ -102,15 +102,15 @@ def bench(
     from vgen.bench.run import run
     from vgen.io.files import write_json
 
-    found = run(
+    report = run(
         work, tuple(against or ()), device=torch.device(chosen_device), say=_say,
         rounds=rounds, within=within, seed=seed, stages=wanted, clock=clock,
     )  # fmt: skip
-    _console().print(reports.tables(found))
+    _console().print(reports.tables(report))
     if output is not None:
-        write_json(Path(output), found)
+        write_json(Path(output), report)
     if plot is not None:
-        reports.plot(found, Path(plot))
+        reports.plot(report, Path(plot))
 
 
 def _check_outputs(output: str | None, plot: str | None, overwrite: bool) -> None:
@@ -202,8 +202,8 @@ def calibrate(
     asked = prompts or examples
     given = {"num_inference_steps": steps, "seed": seed, "device": device}
     fields = {name: value for name, value in given.items() if value is not None}
-    found = Model.find(model)
-    job = prepare(GenerateRequest.create(prompt=asked[0], model=model, **fields), found, "unwritten.mp4", True)
+    model_info = Model.find(model)
+    job = prepare(GenerateRequest.create(prompt=asked[0], model=model, **fields), model_info, "unwritten.mp4", True)
     with showing():
         show(Loading(model))
         pipe = load_pipeline(replace(job, request=settle_machine(job.request)), asked, say)
@@ -213,7 +213,7 @@ def calibrate(
 
         settings = {"num_frames": job.request.num_frames, **job.request.call_settings()}
         measured = measure_magnitudes(pipe, asked, seed, **settings)
-    file = magnitudes_file(found.folder)
+    file = magnitudes_file(model_info.folder)
     write_magnitudes(measured, file)
     ratios = f"ratios {min(measured.ratios):.3f} to {max(measured.ratios):.3f}"
     typer.echo(f"{file}: {counted(len(measured.sigmas), 'step')}, {ratios}")

@@ -35,8 +35,8 @@ def convert(
     from vgen.io.files import exists_message
 
     entry = None if version is None else entry_named(version)
-    found, path = resolve_model(source), Path(target).expanduser()
-    to_file = found.is_dir()
+    source_path, path = resolve_model(source), Path(target).expanduser()
+    to_file = source_path.is_dir()
     if to_file != (path.suffix == ".safetensors"):
         rule = "a folder becomes a file that ends in .safetensors" if to_file else "a file becomes a folder"
         raise RequestError(f"DST={target!r} does not fit SRC={source!r}: {rule}.")
@@ -44,15 +44,15 @@ def convert(
         raise RequestError("--text-encoder and --version are for the way from a file to a folder.")
     if path.exists() and not overwrite:
         raise RequestError(exists_message(path))
-    texts = None if text_encoder is None else find_text_encoder(found, text_encoder)
-    starting(f"converting {found}")
+    texts = None if text_encoder is None else find_text_encoder(source_path, text_encoder)
+    starting(f"converting {source_path}")
     from vgen.models.empty import model_shapes
 
     if to_file:
-        folder_to_file(found, path, model_shapes, overwrite=overwrite)
+        folder_to_file(source_path, path, model_shapes, overwrite=overwrite)
         note = "Text encoder and tokenizer have no place in it."
     else:
-        file_to_folder(found, path, model_shapes, overwrite=overwrite, text_encoder=texts, entry=entry)
+        file_to_folder(source_path, path, model_shapes, overwrite=overwrite, text_encoder=texts, entry=entry)
         note = "" if texts else "It has no text encoder (--text-encoder FOLDER): one from the hub's cache will be used."
     files = [path] if to_file else [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)

@@ -44,20 +44,20 @@ def ingest(
     from vgen.training.data.footage.ingest import ingest as run
 
     settings = IngestSettings(cut_threshold, min_frames, static_below, black_below, duplicate_below, crop_bars)
-    made = run(Path(footage), Path(output), settings, typer.echo)
-    for entry in made.data.dropped:
+    result = run(Path(footage), Path(output), settings, typer.echo)
+    for entry in result.data.dropped:
         if entry.id:
             typer.echo(f"dropped {entry.id} ({counted(entry.num_frames, 'frame')}): {entry.reason}")
-    kept, frames = made.data.clips, sum(clip.num_frames for clip in made.data.clips)
-    shots = counted(len(made.data.dropped) - len(made.failed), "shot")
+    kept, frames = result.data.clips, sum(clip.num_frames for clip in result.data.clips)
+    shots = counted(len(result.data.dropped) - len(result.failed), "shot")
     typer.echo(f"{counted(len(kept), 'clip')}, {counted(frames, 'frame')}; {shots} dropped.")
-    others = ", ".join(f"{count} {kind}" for kind, count in made.others.items())
+    others = ", ".join(f"{count} {kind}" for kind, count in result.others.items())
     typer.echo(
-        f"{counted(made.used, 'file')} used, {len(made.failed)} skipped, {sum(made.others.values())} not "
+        f"{counted(result.used, 'file')} used, {len(result.failed)} skipped, {sum(result.others.values())} not "
         f"footage{f' ({others})' if others else ''}."
     )
-    typer.echo(f"{'See' if made.changed else 'Nothing new; see'} {output}/report.html.")
-    if not made.data.clips:
+    typer.echo(f"{'See' if result.changed else 'Nothing new; see'} {output}/report.html.")
+    if not result.data.clips:
         raise typer.Exit(2)
 
 

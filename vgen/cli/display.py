@@ -196,14 +196,14 @@ def warn(text: str, source: str = "note") -> None:
 @contextmanager
 def notes_of_warnings() -> Iterator[None]:
     """Inside, each `UntrainedWarning` is said at once and only once."""
-    said: set[str] = set()
+    messages: set[str] = set()
     show_warning = warnings.showwarning
 
     def say_once(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
         if not issubclass(category, UntrainedWarning):
             show_warning(message, category, *rest, **named)
-        elif str(message) not in said and processes.leads():
-            said.add(str(message))
+        elif str(message) not in messages and processes.leads():
+            messages.add(str(message))
             warn(str(message))
 
     with warnings.catch_warnings():

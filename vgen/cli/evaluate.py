@@ -265,8 +265,8 @@ def _export_vbench(
         run_clips(missing, show)
     table = write_prompt_table(target, clips)
     kept = len(jobs) - len(missing)
-    made = f"{counted(len(jobs), 'clip')} of {counted(len(texts), 'prompt')} ({kept} were there)"
-    typer.echo(f"{target}: {made}; prompts in {table}")
+    summary = f"{counted(len(jobs), 'clip')} of {counted(len(texts), 'prompt')} ({kept} were there)"
+    typer.echo(f"{target}: {summary}; prompts in {table}")
 
 
 def _vbench_job(clip: Clip, folder: Path, fields: dict[str, Any], model: Model) -> Job:
@@ -289,15 +289,15 @@ def _is_made(job: Job, overwrite: bool) -> bool:
     if not path.exists():
         return False
     try:
-        found = read_metadata(path) or {}
+        metadata = read_metadata(path) or {}
     except VgenError:
-        found = {}
+        metadata = {}
     wanted = {
         key: value
         for key, value in job.request.to_metadata(job.model.model_hash, contents=used).items()
         if key not in _OF_THE_MACHINE
     }
-    if all(found.get(key) == value for key, value in wanted.items()):
+    if all(metadata.get(key) == value for key, value in wanted.items()):
         return True
     if overwrite:
         return False

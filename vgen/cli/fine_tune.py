@@ -171,15 +171,15 @@ def vae(
     from vgen.training.data.footage.records import DataSet
     from vgen.training.fine_tune.presets import FineTune, vae_recipe, write_recipe
 
-    place, found = find_index(DataSet.open(data).folder.resolve(), model, cache), resolve_model(model)
-    if found.is_file():
+    place, model_path = find_index(DataSet.open(data).folder.resolve(), model, cache), resolve_model(model)
+    if model_path.is_file():
         raise RequestError(f"model={model!r} is a single file: make it a folder first, with `vgen convert`.")
     folder = Path(output)
     asked = FineTune(
         mode="full", steps=steps, batch=batch, gradient_accumulation=accumulate, lr=lr,
         weights=shares("weights", weights), seed=seed, device=device, mixed_precision=precision,
     )  # fmt: skip
-    vae, index = (found / "vae").resolve(), CacheIndex.open(place)
+    vae, index = (model_path / "vae").resolve(), CacheIndex.open(place)
     recipe = vae_recipe(folder.name, folder.resolve(), place, index, vae, asked, train)
     _run(write_recipe(folder, recipe, _settings(settings)), None)
 
@@ -218,11 +218,11 @@ def clip(
     geometry = geometry_for(parts, num_frames, size)
     place_on = choose_device(device)
     data = Path(output) / "data"
-    made = ingest(Path(video), data, WHOLE, typer.echo)
-    if made.failed:
+    result = ingest(Path(video), data, WHOLE, typer.echo)
+    if result.failed:
         raise typer.Exit(2)
-    caption(made.data, same_text(prompt), typer.echo, overwrite=True)
-    place, _, _ = fill_cache(made.data, parts, geometry, place_on, typer.echo)
+    caption(result.data, same_text(prompt), typer.echo, overwrite=True)
+    place, _, _ = fill_cache(result.data, parts, geometry, place_on, typer.echo)
     fine_tune(
         str(data), output, model, place.parent.name, tasks="text=0.5,first=0.25,prefix=0.15,other=0.1", steps=steps,
         batch=batch, lr=lr, seed=seed, device=device, precision=precision,

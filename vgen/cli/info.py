@@ -18,21 +18,21 @@ def info(
     from vgen.errors import MediaError
     from vgen.io.media.video import probe
 
-    found = probe(file)
-    if found.metadata is None and as_json:
-        raise MediaError(f"{file} is a {found.container} of {found.width} x {found.height} that holds no vgen request.")
+    clip = probe(file)
+    if clip.metadata is None and as_json:
+        raise MediaError(f"{file} is a {clip.container} of {clip.width} x {clip.height} that holds no vgen request.")
     if as_json:
-        typer.echo(json.dumps(found.metadata, indent=1))
+        typer.echo(json.dumps(clip.metadata, indent=1))
         return
-    frames = f"{counted(found.num_frames, 'frame')} of " if found.num_frames else ""
-    rate = f" at {found.frame_rate:.5g} fps" if found.frame_rate else ""
-    typer.echo(f"{file}: {found.container} ({found.codec}), {frames}{found.width} x {found.height}{rate}")
-    more = [what for what, there in (("alpha", found.has_alpha), ("sound", found.has_sound)) if there]
-    typer.echo(", ".join([f"colours: {found.colours}", *more]))
-    if found.metadata is None:
+    frames = f"{counted(clip.num_frames, 'frame')} of " if clip.num_frames else ""
+    rate = f" at {clip.frame_rate:.5g} fps" if clip.frame_rate else ""
+    typer.echo(f"{file}: {clip.container} ({clip.codec}), {frames}{clip.width} x {clip.height}{rate}")
+    more = [what for what, there in (("alpha", clip.has_alpha), ("sound", clip.has_sound)) if there]
+    typer.echo(", ".join([f"colours: {clip.colours}", *more]))
+    if clip.metadata is None:
         typer.echo("It holds no vgen request.")
         return
-    width = max(len(key) for key in found.metadata) if found.metadata else 0
-    for key, value in found.metadata.items():
+    width = max(len(key) for key in clip.metadata) if clip.metadata else 0
+    for key, value in clip.metadata.items():
         shown = value if isinstance(value, (int, float)) else json.dumps(value, ensure_ascii=False)
         typer.echo(f"  {key:<{width}}  {shown}")

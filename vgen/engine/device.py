@@ -52,8 +52,9 @@ def lacks(*instructions: str) -> bool:
         instructions: names as in `torch.cpu.get_capabilities()`, for instance avx512_vnni.
     """
     read: Any = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch cannot say
-    found = read()
-    return str(found.get("architecture", "")).lower() in _X86 and not any(found.get(name) for name in instructions)
+    capabilities = read()
+    is_x86 = str(capabilities.get("architecture", "")).lower() in _X86
+    return is_x86 and not any(capabilities.get(name) for name in instructions)
 
 
 def free_bytes(device: torch.device) -> int:

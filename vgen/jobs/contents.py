@@ -30,19 +30,19 @@ def contents(request: ResolvedRequest, folder: Path) -> dict[str, Any]:
     from vgen.io.weights.lora_file import LoraFile
     from vgen.request.fields import split_lora
 
-    found: dict[str, Any] = {}
+    hashes: dict[str, Any] = {}
     if request.lora:
         loras = [LoraFile.open(split_lora(entry)[0]) for entry in request.lora]
-        found["lora"] = [_with_config([lora.path], lora.config) for lora in loras]
+        hashes["lora"] = [_with_config([lora.path], lora.config) for lora in loras]
     encoder = find_text_encoder(folder, request.text_encoder)
     if encoder != folder:
-        found["text_encoder"] = [model_hash(encoder / part) for part in ("text_encoder", "tokenizer")]
+        hashes["text_encoder"] = [model_hash(encoder / part) for part in ("text_encoder", "tokenizer")]
     if request.upscale is not None:
         upsampler = find_upsampler(request.upscale)
-        found["upscale"] = _with_config(upsampler.weights, upsampler.config)
+        hashes["upscale"] = _with_config(upsampler.weights, upsampler.config)
     if request.step_cache is not None and request.step_cache.startswith("magcache"):
-        found["magnitudes"] = model_hash(magnitudes_file(folder))
-    return found
+        hashes["magnitudes"] = model_hash(magnitudes_file(folder))
+    return hashes
 
 
 def _with_config(weights: Sequence[Path], config: Mapping[str, Any]) -> str:

@@ -31,16 +31,16 @@ def check_upscale(request: ResolvedRequest, model: Model) -> list[str]:
     from vgen.request.resolve import check_amount
     from vgen.request.two_pass_presets import PLAIN, pass_shapes, preset_named
 
-    found = find_upsampler(request.upscale)
+    upsampler = find_upsampler(request.upscale)
     channels, strides = model.component_number("vae", "latent_channels", 128), model.strides
-    if found.channels != channels:
+    if upsampler.channels != channels:
         raise RequestError(
-            f"upscale={request.upscale!r} takes latents of {counted(found.channels, 'channel')} and the model's VAE "
-            f"gives {channels}: use the upsampler that was made for it."
+            f"upscale={request.upscale!r} takes latents of {counted(upsampler.channels, 'channel')} and the model's "
+            f"VAE gives {channels}: use the upsampler that was made for it."
         )
     target = VideoShape(request.num_frames, request.height, request.width)
     factor = preset_named(request.upscale_preset or PLAIN).downscale_factor
-    first, second = pass_shapes(target, strides, found.scale, factor)
+    first, second = pass_shapes(target, strides, upsampler.scale, factor)
     check_amount(second, strides)
     resized = "" if second == target else f", resized to {target.width} x {target.height}"
     frames = f" of {first.num_frames} and {second.num_frames} frames" if first.num_frames != second.num_frames else ""

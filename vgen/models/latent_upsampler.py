@@ -168,30 +168,30 @@ class LatentUpsampler(LocalWeights, ModelMixin, ConfigMixin):
 
     @classmethod
     def from_files(
-        cls, found: UpsamplerFiles, *, torch_dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+        cls, files: UpsamplerFiles, *, torch_dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> Self:
         """Load what `find_upsampler` found, a single file or a folder.
 
         Args:
-            found: checked.
+            files: checked.
             torch_dtype: of the weights, None: as stored.
             device: the tensors are mapped straight there.
         Raises:
             CheckpointError: tensors that are missing, too many or of another shape; names the first five.
         """
         with torch.device("meta"):
-            model = cls(**found.config)
-        tensors = {key: value for file in found.weights for key, value in load_file(file, device=str(device)).items()}
+            model = cls(**files.config)
+        tensors = {key: value for file in files.weights for key, value in load_file(file, device=str(device)).items()}
         expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
         faults = tensor_faults(expected, {key: tuple(value.shape) for key, value in tensors.items()})
         if faults:
             raise CheckpointError(
-                f"{found.path} is not a whole latent upsampler: its weights {faults}. Fetch it again."
+                f"{files.path} is not a whole latent upsampler: its weights {faults}. Fetch it again."
             )
         if torch_dtype is not None:
             tensors = {key: value.to(torch_dtype) for key, value in tensors.items()}
         model.load_state_dict(tensors, assign=True)
-        model.register_to_config(_name_or_path=str(found.path))
+        model.register_to_config(_name_or_path=str(files.path))
         return model.eval()
 
 

@@ -224,9 +224,9 @@ def check_device(kind: str, device: torch.device, layers: dict[str, nn.Linear]) 
     if kind == "fp8":
         capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
         if capability is None or capability < (8, 9):
-            found = device.type if capability is None else f"a GPU of capability {capability[0]}.{capability[1]}"
+            device_name = device.type if capability is None else f"a GPU of capability {capability[0]}.{capability[1]}"
             raise RequestError(
-                f"quantize='fp8' needs an NVIDIA GPU of capability 8.9 or higher, this is {found}: use int8 on a "
+                f"quantize='fp8' needs an NVIDIA GPU of capability 8.9 or higher, this is {device_name}: use int8 on a "
                 "CPU, or int8-weights."
             )
         odd = [name for name, layer in layers.items() if layer.in_features % 16 or layer.out_features % 16]
@@ -247,7 +247,7 @@ def check_device(kind: str, device: torch.device, layers: dict[str, nn.Linear]) 
 
 def _layers(transformer: VideoDiT, endings: tuple[str, ...]) -> dict[str, nn.Linear]:
     """The layers by name; what wraps them for a fused LoRA is left away."""
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for index, block in enumerate(transformer.transformer_blocks):
         for ending in endings:
             layer = block.get_submodule(ending)
@@ -257,9 +257,9 @@ def _layers(transformer: VideoDiT, endings: tuple[str, ...]) -> dict[str, nn.Lin
                     "quantize: a LoRA is loaded and not fused, and what is quantised cannot be adapted: call "
                     "fuse_lora() first, or delete the adapters."
                 )
-            found[f"transformer_blocks.{index}.{ending}"] = layer if base is None else base
-    linear = {name: layer for name, layer in found.items() if isinstance(layer, nn.Linear)}
-    for name, layer in found.items():
+            layers[f"transformer_blocks.{index}.{ending}"] = layer if base is None else base
+    linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+    for name, layer in layers.items():
         if name not in linear:
             raise RequestError(f"quantize: {name} is a {type(layer).__name__}, which is not a linear layer.")
     return linear

@@ -139,7 +139,7 @@ def _unwrap(transformer: nn.Module) -> None:
 @contextmanager
 def _sizes(transformer: VideoDiT) -> Iterator[list[float]]:
     """Inside, every forward adds one number: the ratio of what all blocks added, token by token, to the last time."""
-    found: list[float] = []
+    ratios: list[float] = []
     kept: dict[str, Tensor] = {}
 
     def begin(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -148,7 +148,7 @@ def _sizes(transformer: VideoDiT) -> Iterator[list[float]]:
     def end(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
         size = (output - kept["input"]).float().norm(dim=-1)
         before = kept.get("size")
-        found.append(1.0 if before is None or before.shape != size.shape else float((size / (before + 1e-8)).mean()))
+        ratios.append(1.0 if before is None or before.shape != size.shape else float((size / (before + 1e-8)).mean()))
         kept["size"] = size
 
     blocks = transformer.transformer_blocks
@@ -157,7 +157,7 @@ def _sizes(transformer: VideoDiT) -> Iterator[list[float]]:
         blocks[-1].register_forward_hook(end),
     ]
     try:
-        yield found
+        yield ratios
     finally:
         for handle in handles:
             handle.remove()
@@ -182,14 +182,14 @@ def measure_magnitudes(pipeline: Any, prompts: Sequence[str], seed: int = 0, **s
     rows: list[list[float]] = []
     for index, prompt in enumerate(prompts):
         generator = torch.Generator().manual_seed(seed + index)
-        with _sizes(pipeline.transformer) as found:
+        with _sizes(pipeline.transformer) as ratios:
             pipeline(prompt, generator=generator, output_type="latent", **{**settings, **UNDRAFTED})
-        if len(found) != pipeline.num_timesteps:
+        if len(ratios) != pipeline.num_timesteps:
             raise RequestError(
-                f"{len(found)} forwards in {pipeline.num_timesteps} steps: magnitudes are measured with one batch "
+                f"{len(ratios)} forwards in {pipeline.num_timesteps} steps: magnitudes are measured with one batch "
                 "per step; leave out spatiotemporal guidance and guidance_batching."
             )
-        rows.append(found)
+        rows.append(ratios)
     scale = pipeline.scheduler.config.num_train_timesteps
     sigmas = tuple(float(timestep) / scale for timestep in pipeline.scheduler.timesteps)
     return Magnitudes(sigmas, tuple(sum(column) / len(rows) for column in zip(*rows, strict=True)))

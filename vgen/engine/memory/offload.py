@@ -45,11 +45,11 @@ class _Block:
 
     def views(self, memory: Tensor) -> list[Tensor]:
         """The weights in another piece of memory of the same layout."""
-        found = []
+        views = []
         for weight, (start, shape, stride) in zip(self.weights, self.places, strict=True):
             flat = memory[start : start + _extent(shape, stride) * weight.element_size()].view(weight.dtype)
-            found.append(flat.as_strided(shape, stride, flat.storage_offset()))
-        return found
+            views.append(flat.as_strided(shape, stride, flat.storage_offset()))
+        return views
 
 
 class BlockOffload:
@@ -126,9 +126,9 @@ class BlockOffload:
             if not torch.is_grad_enabled():
                 self._show_host(index)
                 return
-            for made in output if isinstance(output, (tuple, list)) else (output,):
-                if isinstance(made, Tensor) and made.requires_grad:
-                    made.register_hook(lambda gradient: self._bring(index, -1))
+            for tensor in output if isinstance(output, (tuple, list)) else (output,):
+                if isinstance(tensor, Tensor) and tensor.requires_grad:
+                    tensor.register_hook(lambda gradient: self._bring(index, -1))
 
         return leave
 

@@ -74,7 +74,7 @@ class Sizes:
             device: type of the one that it will work on.
             tiles: whether blended tiles may be used.
         """
-        found: list[CodingPlan] = []
+        plans: list[CodingPlan] = []
         for frames, tile in ways_of_coding(self.vae, work.shape):
             if tile is not None and not tiles:
                 break
@@ -82,12 +82,12 @@ class Sizes:
             if key not in self._known:
                 plan = CodingPlan(frames, tile, 0)
                 self._known[key] = peak(self.vae, work.shape, work.clips, plan=plan, device=device)
-            found.append(CodingPlan(frames, tile, self._known[key]))
-            if found[-1].peak_bytes <= room:
-                return found[-1]
-            if len(found) > 1 and found[-2].tile is not None and found[-1].peak_bytes > 0.95 * found[-2].peak_bytes:
+            plans.append(CodingPlan(frames, tile, self._known[key]))
+            if plans[-1].peak_bytes <= room:
+                return plans[-1]
+            if len(plans) > 1 and plans[-2].tile is not None and plans[-1].peak_bytes > 0.95 * plans[-2].peak_bytes:
                 break  # the tiles are not what takes the rest
-        return min(found, key=lambda plan: plan.peak_bytes)
+        return min(plans, key=lambda plan: plan.peak_bytes)
 
 
 @dataclass(frozen=True)

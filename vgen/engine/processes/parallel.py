@@ -56,13 +56,13 @@ class BranchParallel(Group):
         Returns:
             By name, in the order of `branches`.
         """
-        found: dict[str, Tensor] = {}
+        gathered: dict[str, Tensor] = {}
         for index, branch in enumerate(branches):
             owner = index % self.size
             prediction = predictions[branch.name].contiguous() if owner == self.rank else torch.empty_like(like)
             dist.broadcast(prediction, src=self.peer(owner), group=self.group)
-            found[branch.name] = prediction
-        return found
+            gathered[branch.name] = prediction
+        return gathered
 
 
 def spread(pipeline: Any, layout: Layout) -> None:

@@ -189,9 +189,9 @@ def _work(name: str, numbers: list[Tensor], mask: Tensor | None) -> Callable[[],
     return work
 
 
-def _error(found: Tensor, truth: Tensor) -> float:
+def _error(output: Tensor, truth: Tensor) -> float:
     """The largest difference; infinite where it is not a number."""
-    error = float((found[:, :_ROWS].float() - truth).abs().max())
+    error = float((output[:, :_ROWS].float() - truth).abs().max())
     return error if error == error else float("inf")
 
 

@@ -99,7 +99,7 @@ def weight_digest(weights: Iterable[Tensor]) -> Hashable:
         if here and type(weight) in (Tensor, nn.Parameter) and weight.numel() and not weight.is_complex():
             bits = _as_integers(weight.detach().contiguous().reshape(-1))
             sums.setdefault(weight.device, []).append(_numbered_sum(bits))
-    return (*known, *(tuple(torch.stack(found).tolist()) for found in sums.values()))
+    return (*known, *(tuple(torch.stack(tensors).tolist()) for tensors in sums.values()))
 
 
 def _as_integers(values: Tensor) -> Tensor:

@@ -71,12 +71,12 @@ class TuningStore:
         try:
             if self.path.stat().st_size > _LARGEST:
                 return {}
-            found = json.loads(self.path.read_text(encoding="utf-8"))
+            data = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
-        if not isinstance(found, dict) or found.get("schema") != SCHEMA or not isinstance(found.get("entries"), dict):
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("entries"), dict):
             return {}
-        read = {key: _measured(value) for key, value in found["entries"].items()}
+        read = {key: _measured(value) for key, value in data["entries"].items()}
         return {key: value for key, value in read.items() if value is not None}
 
 

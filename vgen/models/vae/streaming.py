@@ -49,10 +49,10 @@ class FrameStream:
     def once(self, layer: nn.Module, make: Callable[[], Tensor | None], name: str) -> Tensor | None:
         """A tensor made at the first piece and used for all."""
         if (layer, name) not in self._kept:
-            made = make()
-            if made is None:
+            tensor = make()
+            if tensor is None:
                 return None
-            self._kept[(layer, name)] = made
+            self._kept[(layer, name)] = tensor
         return self._kept[(layer, name)]
 
 
